@@ -1,0 +1,65 @@
+"""The key-value cache of incremental decoding."""
+
+import torch
+from torch import Tensor
+
+from mengya.errors import UserError
+from mengya.model.config import ModelConfig
+
+
+class KVCache:
+    """Preallocated keys and values of every layer, (layers, B, kv_heads, max_len, head_dim) each.
+
+    Rows are left-aligned: row b holds its tokens in columns 0 .. lengths[b] - 1. A forward pass over T tokens writes
+    columns lengths[b] .. lengths[b] + T - 1 and adds T to every length; after a right-padded prefill the caller sets
+    the true lengths, and what stands behind them is overwritten later and never attended to.
+    """
+
+    def __init__(self, config: ModelConfig, batch_size: int, max_len: int, dtype: torch.dtype, device: str = "cpu"):
+        shape = (config.num_hidden_layers, batch_size, config.num_key_value_heads, max_len, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
+        self.max_len = max_len
+        self.longest = 0
+        self.uniform = True
+        """All rows are equally long, so that a step writes one slice and needs no mask."""
+
+    def set_lengths(self, lengths: Tensor) -> None:
+        """Declare the true lengths (B,), e.g. after a padded prefill or to forget the tail."""
+        self.lengths = lengths.to(self.lengths, copy=True)
+        values = lengths.tolist()
+        self.longest, self.uniform = max(values), min(values) == max(values)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only `rows` (indices), in that order."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.set_lengths(self.lengths[rows])
+
+    def check_room(self, tokens: int) -> None:
+        if self.longest + tokens > self.max_len:
+            raise UserError(f"{self.longest} + {tokens} tokens exceed the cache of {self.max_len}; shorten the text")
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, T, kv_heads, D) and return all columns in use, (B, kv_heads, longest + T, D)."""
+        tokens = keys.shape[1]
+        end = self.longest + tokens
+        for store, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            if self.uniform:
+                store[:, :, self.longest : end] = new.transpose(1, 2)
+            else:
+                columns = self.lengths[:, None] + torch.arange(tokens, device=new.device)
+                store[torch.arange(len(new), device=new.device)[:, None], :, columns] = new
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def mask(self, tokens: int) -> Tensor | None:
+        """(B, 1, T, longest + T) True where a new token may look; None if plain: everything, or causal from empty."""
+        if self.uniform and (tokens == 1 or self.longest == 0):
+            return None
+        columns = torch.arange(self.longest + tokens, device=self.lengths.device)
+        positions = self.lengths[:, None] + torch.arange(tokens, device=self.lengths.device)
+        return (columns <= positions[..., None])[:, None]
+
+    def advance(self, tokens: int) -> None:
+        self.lengths += tokens
+        self.longest += tokens

@@ -1,0 +1,97 @@
+"""Directory <-> module: the Hugging Face layout, by name match and strict."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from mengya.errors import UserError
+from mengya.model.config import ModelConfig, from_hf, to_hf
+from mengya.model.transformer import CausalLM
+
+WEIGHTS = "model.safetensors"
+SHARD_INDEX = "model.safetensors.index.json"
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """The shape that config.json describes; UserError if the directory is no model of ours."""
+    path = Path(directory) / "config.json"
+    if not path.is_file():
+        raise UserError(f"{directory} is no model directory (it has no config.json); give one that a stage wrote")
+    try:
+        return from_hf(json.loads(path.read_text(encoding="utf-8")), str(directory))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); copy the model again") from error
+
+
+def _read_weights(directory: Path) -> dict[str, torch.Tensor]:
+    index = directory / SHARD_INDEX
+    names = [WEIGHTS]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    state: dict[str, torch.Tensor] = {}
+    for name in names:
+        if not (directory / name).is_file():
+            raise UserError(f"{directory} lacks {name}; copy the model again")
+        try:
+            state |= load_file(directory / name)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{directory / name} cannot be read ({error}); copy the model again") from error
+    return state
+
+
+def load_weights(model: CausalLM, directory: Path) -> None:
+    """Copy a directory's weights into `model`, which keeps its own dtype. UserError on any mismatch."""
+    state = _read_weights(Path(directory))
+    if model.config.tie_word_embeddings:
+        state.setdefault("lm_head.weight", state.get("model.embed_tokens.weight", torch.empty(0)))
+    state = {name: tensor for name, tensor in state.items() if not name.endswith("rotary_emb.inv_freq")}
+    own = model.state_dict()
+    wrong = [f"{n}: missing" for n in own if n not in state] + [f"{n}: unexpected" for n in state if n not in own]
+    wrong += [
+        f"{n}: {tuple(state[n].shape)} in the file, {tuple(own[n].shape)} in the model"
+        for n in own
+        if n in state and state[n].shape != own[n].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UserError(
+            f"the weights in {directory} do not fit the model: {'; '.join(wrong[:5])}{more}; use its own config"
+        )
+    model.load_state_dict(state, strict=True)
+
+
+def load_model(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> CausalLM:
+    """A model from any Llama or Qwen3 directory, in evaluation mode."""
+    config = read_config(directory)
+    with torch.device("meta"):
+        model = CausalLM(config)
+    model = model.to(dtype).to_empty(device=device)
+    if config.tie_word_embeddings:  # to_empty gives each name its own storage
+        model.lm_head.weight = model.model.embed_tokens.weight
+    load_weights(model, directory)
+    return model.eval()
+
+
+def save_model(
+    model: CausalLM,
+    directory: Path,
+    dtype: torch.dtype | None = None,
+    eos_token_id: int | list[int] | None = None,
+    pad_token_id: int | None = None,
+) -> None:
+    """Write config.json, model.safetensors and generation_config.json; `dtype` None keeps that of the weights."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    state = {name: t.detach().to("cpu", dtype).contiguous() for name, t in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
+    name = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    config = to_hf(model.config, name, eos_token_id, pad_token_id)
+    generation = {"bos_token_id": None, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+    generation |= {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
+    for file, value in (("config.json", config), ("generation_config.json", generation)):
+        (directory / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

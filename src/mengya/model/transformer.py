@@ -1,0 +1,212 @@
+"""The dense decoder of the Llama and Qwen3 families, with Hugging Face's parameter names.
+
+Pre-norm residual blocks of RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467), rotary grouped-query attention
+(Ainslie et al. 2023, arXiv:2305.13245) and SwiGLU (Shazeer 2020, arXiv:2002.05202), as in Llama 2 (arXiv:2307.09288)
+and Qwen3 (arXiv:2505.09388). Parameters may be float32 while activations are bfloat16: every product casts its weights,
+norms and rotations compute in float32.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mengya.model.attention import packed_attention
+from mengya.model.cache import KVCache
+from mengya.model.config import ModelConfig
+from mengya.model.rope import RotaryEmbedding, apply_rotary
+
+Tables = tuple[Tensor, Tensor]
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * self.weight.float()).to(x.dtype)
+
+
+def project(x: Tensor, *layers: nn.Linear) -> list[Tensor]:
+    """The outputs of linear layers that share their input.
+
+    While training they are one matrix product: the weights are cast anyway, and the concatenation rides along. Without
+    gradients the weights already have the right type, and copying them would double the traffic of every token.
+    """
+    if len(layers) == 1 or not torch.is_grad_enabled():
+        return [F.linear(x, m.weight.to(x.dtype), None if m.bias is None else m.bias.to(x.dtype)) for m in layers]
+    weight = torch.cat([m.weight for m in layers]).to(x.dtype)
+    bias = None if layers[0].bias is None else torch.cat([m.bias for m in layers]).to(x.dtype)
+    return list(F.linear(x, weight, bias).split([m.out_features for m in layers], dim=-1))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        size, inner, bias = config.hidden_size, self.heads * self.head_dim, config.attention_bias
+        self.q_proj = nn.Linear(size, inner, bias=bias)
+        self.k_proj = nn.Linear(size, self.kv_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(size, self.kv_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(inner, size, bias=bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
+
+    def _queries_keys_values(self, x: Tensor, rope: Tables) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, C) -> rotated q (B, T, heads, D), rotated k and plain v (B, T, kv_heads, D)."""
+        q, k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in project(x, self.q_proj, self.k_proj, self.v_proj))
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        return apply_rotary(q, *rope), apply_rotary(k, *rope), v
+
+    def forward(self, x: Tensor, rope: Tables, starts: Tensor | None) -> Tensor:
+        q, k, v = self._queries_keys_values(x, rope)
+        return project(packed_attention(q, k, v, starts).flatten(2), self.o_proj)[0]
+
+    def decode(self, x: Tensor, rope: Tables, mask: Tensor | None, cache: KVCache, layer: int) -> Tensor:
+        """As forward, over what the cache holds and x; appends x's keys and values to it."""
+        q, k, v = self._queries_keys_values(x, rope)
+        keys, values = cache.write(layer, k, v)
+        causal = mask is None and q.shape[1] > 1
+        out = F.scaled_dot_product_attention(
+            q.transpose(1, 2), keys, values, attn_mask=mask, is_causal=causal, enable_gqa=self.heads != self.kv_heads
+        )
+        return project(out.transpose(1, 2).flatten(2), self.o_proj)[0]
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(size, inner, bias=bias)
+        self.up_proj = nn.Linear(size, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, size, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = project(x, self.gate_proj, self.up_proj)
+        return project(F.silu(gate) * up, self.down_proj)[0]
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, rope: Tables, starts: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, starts)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+    def decode(self, x: Tensor, rope: Tables, mask: Tensor | None, cache: KVCache, layer: int) -> Tensor:
+        x = x + self.self_attn.decode(self.input_layernorm(x), rope, mask, cache, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Token ids to normalised hidden states; everything but the output projection."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rope = RotaryEmbedding(config)
+        self.compute_dtype: torch.dtype | None = None
+        """Type of the activations; None: that of the weights."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        starts: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """(B, T) ids -> (B, T, hidden_size). `starts` (B, T): column of the first token of each token's document."""
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+            if cache is not None:
+                position_ids = position_ids + cache.lengths[:, None]
+        x = self.embed_tokens(input_ids)
+        x = x.to(self.compute_dtype or x.dtype)
+        rope = self.rope(position_ids)
+        if cache is None:
+            for layer in self.layers:
+                x = layer(x, rope, starts)
+            return self.norm(x)
+        cache.check_room(input_ids.shape[1])
+        mask = cache.mask(input_ids.shape[1])
+        for index, layer in enumerate(self.layers):
+            x = layer.decode(x, rope, mask, cache, index)
+        cache.advance(input_ids.shape[1])
+        return self.norm(x)
+
+
+class CausalLM(nn.Module):
+    """A language model; state-dict names are those of LlamaForCausalLM and Qwen3ForCausalLM."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        starts: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T) int64 -> (B, T, V) float32 logits of the next token."""
+        hidden = self.model(input_ids, position_ids, starts, cache)
+        return project(hidden, self.lm_head)[0].float()
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator) -> None:
+        """Normal(0, initializer_range); projections back into the residual stream are scaled by 1/sqrt(2 layers).
+
+        As GPT-2 (Radford et al. 2019) and llama2.c, so that the stream's variance does not grow with depth.
+        """
+        std = self.config.initializer_range
+        for name, parameter in self.named_parameters():
+            if name.endswith("norm.weight"):
+                parameter.fill_(1.0)
+            elif name.endswith(".bias"):
+                parameter.zero_()
+            else:
+                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                scale = std / math.sqrt(2 * self.config.num_hidden_layers) if residual else std
+                parameter.normal_(0.0, scale, generator=generator)
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Of the whole model; a tied embedding counts once."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in CausalLM(config).parameters())
+
+
+def flops_per_token(config: ModelConfig, context: float) -> float:
+    """Floating-point operations of one training token (forward and backward), `context` keys seen on average.
+
+    6 for each parameter of a matrix product (the embedding look-up is none, the output projection is one) plus
+    12 x layers x attention width x context, as in PaLM's appendix B (Chowdhery et al. 2022, arXiv:2204.02311).
+    """
+    c = config
+    inner, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    layer = c.hidden_size * (2 * inner + 2 * kv + 3 * c.intermediate_size)
+    products = c.num_hidden_layers * layer + c.hidden_size * c.vocab_size
+    return 6.0 * products + 12.0 * c.num_hidden_layers * inner * context

@@ -22,7 +22,7 @@ using bf16 = uint16_t;
 constexpr int kTile = 512;       // bf16 entries of a tile: 16 rows x 64 bytes, stored without gaps
 constexpr int kTileF = 256;      // fp32 entries of a tile
 constexpr int kMaxTiles = 8;     // head_dim <= 128
-constexpr float kMasked = -2e30f;   // score of a key outside the document; below kLowest, so its weight is exactly 0
+constexpr float kMasked = -1e38f;   // score of a key outside the document; far below kLowest, so its weight is exactly 0
 constexpr float kLowest = -1e30f;   // running maximum before the first key
 constexpr float kLog2e = 1.4426950408889634f;
 
@@ -68,16 +68,16 @@ inline void store_block(float* s) {
     TILE_STORE(0, s, 128); TILE_STORE(1, s + 16, 128); TILE_STORE(2, s + 512, 128); TILE_STORE(3, s + 528, 128);
 }
 
-// 2^x; relative error 2e-7. Large negative x gives exactly 0.
+// 2^x; relative error 1e-7. Large negative x gives exactly 0.
 inline __m512 exp2_ps(__m512 x) {
-    __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);  // x - round(x)
-    __m512 p = _mm512_set1_ps(1.3333558146e-3f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6181291076e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5504108665e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022650696e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314718056e-1f));
+    __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
+    __m512 p = _mm512_set1_ps(1.8775776566e-3f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(8.9893404027e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5826317504e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4015361737e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9315307313e-1f));
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, _mm512_sub_ps(x, f));
+    return _mm512_scalef_ps(p, x);  // p * 2^floor(x)
 }
 
 inline __m512i pack_bf16(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
@@ -359,4 +359,227 @@ void forward_task(const Problem& p, int64_t row, int64_t kv_head) {
                 }
             }
         }
+}
+
+constexpr int kKeys = 2, kQueries = 4;  // blocks of keys and queries handled together by the backward pass
+
+template <int ND>
+struct Backward {
+    const Spans& spans;
+    int64_t blocks;
+    bf16 *k_rows, *k_pairs_t, *v_rows;                  // of the key head
+    bf16 *q_rows_t, *q_pairs, *g_rows_t, *g_pairs;      // of one query head; g: gradient of the output
+    float *lse, *delta;                                 // delta: -sum of output * gradient
+    float *grad_k, *grad_v, *grad_q_t;                  // fp32 tiles
+    bf16 *p, *ds, *ds_pairs;                            // [key block][query block][2 tiles]; transposed: keys down
+    float* s;                                           // two buffers of scores and dP - delta
+
+    Backward(const Spans& spans, int64_t blocks) : spans(spans), blocks(blocks) {
+        const int64_t entries = blocks * 1024 * ND, probabilities = kKeys * kQueries * 2 * kTile;
+        for (bf16** a : {&k_rows, &k_pairs_t, &v_rows, &q_rows_t, &q_pairs, &g_rows_t, &g_pairs}) *a = arena.take<bf16>(entries);
+        for (float** a : {&lse, &delta}) *a = arena.take<float>(blocks * 32);
+        for (float** a : {&grad_k, &grad_v, &grad_q_t}) *a = arena.take<float>(entries);
+        for (bf16** a : {&p, &ds, &ds_pairs}) *a = arena.take<bf16>(probabilities);
+        s = arena.take<float>(4096);
+    }
+    static size_t bytes(int64_t blocks) { return blocks * (1024 * ND * 26 + 512) + kKeys * kQueries * 6 * kTile * 2 + 32768; }
+
+    void pack_head(const Problem& problem, int64_t row, int64_t head) {
+        const int64_t time = problem.time;
+        Rows q{at(problem.q, problem.q_at, row, head), problem.q_at.token};
+        Rows g{at(problem.grad_out, problem.grad_out_at, row, head), problem.grad_out_at.token};
+        const bf16* out = at((const bf16*)problem.out, problem.out_at, row, head);
+        for (int64_t i = 0; i < blocks; i++) {
+            pack<ND>(q, time, i, {.rows_t = q_rows_t, .pairs = q_pairs});
+            pack<ND>(g, time, i, {.rows_t = g_rows_t, .pairs = g_pairs});
+        }
+        for (int64_t t = 0; t < blocks * 32; t++) {
+            __m512 sum = _mm512_setzero_ps();
+            if (t < time)
+                for (int d = 0; d < ND; d++)
+                    sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(g.p + t * g.stride + d * 32),
+                                           (__m512bh)_mm512_loadu_si512(out + t * problem.out_at.token + d * 32));
+            delta[t] = -_mm512_reduce_add_ps(sum);
+            lse[t] = t < time ? problem.lse[(row * problem.heads + head) * time + t] : 0;
+        }
+    }
+
+    // One of four parts of the products S^T = K Q^T and dP^T - delta = V dO^T - delta of a block.
+    void products(int part, int64_t key, int64_t query, float* s) {
+        for (int step = part * ND / 2; step < (part + 1) * ND / 2; step++) {
+            const int d = step % ND;
+            const bool first = step < ND;
+            const float* negative = delta + query * 32;
+            if (step == 0) zero_2x2();
+            if (step == ND) {  // distance 0: every key's row starts at -delta
+                TILE_LOAD(0, negative, 0); TILE_LOAD(1, negative + 16, 0);
+                TILE_LOAD(2, negative, 0); TILE_LOAD(3, negative + 16, 0);
+            }
+            const bf16 *a = (first ? k_rows : v_rows) + (key * 2 * ND + d) * kTile;
+            const bf16 *b = (first ? q_rows_t : g_rows_t) + (query * 2 * ND + d) * kTile;
+            dot_2x2(a, a + ND * kTile, b, b + ND * kTile);
+            if (d == ND - 1) store_block(first ? s : s + 1024);
+        }
+    }
+
+    // P^T = exp2(c S^T - lse), dS^T = P^T (dP^T - delta) of one 32 x 32 block, as left operands and dS as right operand.
+    // The right operand's columns come out in the order that unpacking gives: see write_grad_q.
+    // `between` is called four times: the tiles of the next block work while the vector units do this one.
+    template <bool edge, class F>
+    void elementwise(int64_t key, int64_t query, __m512 c, const float* s, int64_t to, F between) {
+        const __m512 lse0 = _mm512_loadu_ps(lse + query * 32), lse1 = _mm512_loadu_ps(lse + query * 32 + 16);
+        for (int i = 0; i < 32; i += 2) {
+            if (i % 8 == 0) between(i / 8);
+            __m512i pair[2];
+            for (int j = i; j < i + 2; j++) {
+                __m512 p0 = exp2_ps(_mm512_fmsub_ps(_mm512_load_ps(s + j * 32), c, lse0));
+                __m512 p1 = exp2_ps(_mm512_fmsub_ps(_mm512_load_ps(s + j * 32 + 16), c, lse1));
+                __m512 ds0 = _mm512_load_ps(s + 1024 + j * 32), ds1 = _mm512_load_ps(s + 1024 + j * 32 + 16);
+                if (edge) {
+                    __mmask16 m0 = spans.visible(key * 32 + j, query * 32), m1 = spans.visible(key * 32 + j, query * 32 + 16);
+                    p0 = _mm512_maskz_mov_ps(m0, p0), p1 = _mm512_maskz_mov_ps(m1, p1);
+                    ds0 = _mm512_maskz_mov_ps(m0, ds0), ds1 = _mm512_maskz_mov_ps(m1, ds1);
+                }
+                _mm512_store_si512(p + to + j * 32, pack_bf16(p0, p1));
+                pair[j - i] = pack_bf16(_mm512_mul_ps(p0, ds0), _mm512_mul_ps(p1, ds1));
+                _mm512_store_si512(ds + to + j * 32, pair[j - i]);
+            }
+            _mm512_store_si512(ds_pairs + to + i * 16, _mm512_unpacklo_epi16(pair[0], pair[1]));
+            _mm512_store_si512(ds_pairs + to + kTile + i * 16, _mm512_unpackhi_epi16(pair[0], pair[1]));
+        }
+    }
+
+    // grad += left (32 keys x queries) right (queries x 32 ND dims), for the query blocks first .. last - 1.
+    static void add_to_keys(float* grad, const bf16* left, const bf16* right, int64_t n, bool fresh) {
+        for (int d = 0; d < ND; d++) {
+            float *c0 = grad + d * 2 * kTileF, *c1 = c0 + kTileF, *c2 = c0 + ND * 2 * kTileF, *c3 = c2 + kTileF;
+            if (fresh) zero_2x2();
+            else load_2x2(c0, c1, c2, c3);
+            for (int64_t i = 0; i < n; i++) {
+                const bf16 *a = left + i * 2 * kTile, *b = right + (i * ND + d) * 2 * kTile;
+                dot_2x2(a, a + kTile, b, b + kTile);
+            }
+            store_2x2(c0, c1, c2, c3);
+        }
+    }
+
+    void add_to_query(int64_t query, const bf16* right, int64_t key, int64_t n) {
+        for (int d = 0; d < ND; d++) {
+            float *c0 = grad_q_t + (query * ND + d) * 4 * kTileF, *c1 = c0 + kTileF, *c2 = c1 + kTileF, *c3 = c2 + kTileF;
+            if (key == spans.first[query]) zero_2x2();
+            else load_2x2(c0, c1, c2, c3);
+            for (int64_t i = 0; i < n; i++) {
+                const bf16 *a = k_pairs_t + ((key + i) * ND + d) * 2 * kTile, *b = right + i * kQueries * 2 * kTile;
+                dot_2x2(a, a + kTile, b, b + kTile);
+            }
+            store_2x2(c0, c1, c2, c3);
+        }
+    }
+
+    // All blocks of keys [k0, k1) x queries [q0, q1) that anyone may read.
+    void panel(int64_t k0, int64_t k1, int64_t q0, int64_t q1, __m512 c, bool first_head) {
+        const int32_t* first = spans.first;
+        auto tile = [&](int64_t key, int64_t query) { return ((key - k0) * kQueries + query - q0) * 2 * kTile; };
+        struct { int64_t key, query; } todo[kKeys * kQueries + 1];
+        int count = 0;
+        for (int64_t q = q0; q < q1; q++)
+            for (int64_t k = std::max<int64_t>(k0, first[q]); k < std::min(k1, q + 1); k++) todo[count++] = {k, q};
+        for (int part = 0; part < 4; part++) products(part, todo[0].key, todo[0].query, s);
+        for (int i = 0; i < count; i++) {
+            const auto [key, query] = todo[i];
+            const auto next = todo[std::min(i + 1, count - 1)];
+            auto between = [&](int part) { if (i + 1 < count) products(part, next.key, next.query, s + (i + 1) % 2 * 2048); };
+            if (spans.edge(key, query)) elementwise<true>(key, query, c, s + i % 2 * 2048, tile(key, query), between);
+            else elementwise<false>(key, query, c, s + i % 2 * 2048, tile(key, query), between);
+        }
+        for (int64_t k = k0; k < k1; k++) {
+            int64_t from = std::max(q0, k), to = from;
+            while (to < q1 && first[to] <= k) to++;
+            if (from == to) continue;
+            const bool fresh = first_head && from == k;
+            const int64_t grad = k * 4 * ND * kTileF, right = from * ND * 2 * kTile;
+            add_to_keys(grad_v + grad, p + tile(k, from), g_pairs + right, to - from, fresh);
+            add_to_keys(grad_k + grad, ds + tile(k, from), q_pairs + right, to - from, fresh);
+        }
+        for (int64_t q = q0; q < q1; q++) {
+            int64_t from = std::max<int64_t>(k0, first[q]), to = std::min(k1, q + 1);
+            if (from < to) add_to_query(q, ds_pairs + tile(from, q), from, to - from);
+        }
+    }
+
+    void write_grad_q(bf16* to, int64_t stride, int64_t time, float scale) {
+        for (int64_t i = 0; i < blocks; i++)
+            for (int d = 0; d < ND; d++)
+                for (int half = 0; half < 2; half++) {  // column j is query j + j / 4 * 4 (+ 4 in the second half)
+                    const float* from = grad_q_t + ((i * ND + d) * 4 + half) * kTileF;
+                    const int64_t t = i * 32 + half * 4;
+                    write_transposed(from, from + 2 * kTileF, _mm512_set1_ps(scale), to + t * stride + d * 32, stride, time - t, 4);
+                }
+    }
+
+    void write_grad_kv(const float* from, bf16* to, int64_t stride, int64_t time, float scale) {
+        const __m512 factor = _mm512_set1_ps(scale);
+        for (int64_t t = 0; t < time; t++)
+            for (int d = 0; d < ND; d++) {
+                const float* at = from + (t / 16 * ND + d) * 2 * kTileF + t % 16 * 16;
+                _mm512_storeu_si512(to + t * stride + d * 32, pack_bf16(_mm512_mul_ps(_mm512_load_ps(at), factor),
+                                                                        _mm512_mul_ps(_mm512_load_ps(at + kTileF), factor)));
+            }
+    }
+};
+
+template <int ND>
+void backward_task(const Problem& p, int64_t row, int64_t kv_head) {
+    const int64_t blocks = (p.time + 31) / 32, group = p.heads / p.kv_heads;
+    arena.reset(Backward<ND>::bytes(blocks));
+    Spans spans(p, row);
+    Backward<ND> b(spans, blocks);
+    for (int64_t i = 0; i < blocks; i++) {
+        pack<ND>({at(p.k, p.k_at, row, kv_head), p.k_at.token}, p.time, i, {.rows = b.k_rows, .pairs_t = b.k_pairs_t});
+        pack<ND>({at(p.v, p.v_at, row, kv_head), p.v_at.token}, p.time, i, {.rows = b.v_rows});
+    }
+    const __m512 c = _mm512_set1_ps(p.scale * kLog2e);
+    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
+        b.pack_head(p, row, head);
+        for (int64_t k0 = 0; k0 < blocks; k0 += kKeys) {
+            const int64_t k1 = std::min(blocks, k0 + kKeys);
+            for (int64_t q0 = k0; q0 < blocks && spans.first[q0] < k1; q0 += kQueries)
+                b.panel(k0, k1, q0, std::min(blocks, q0 + kQueries), c, head == kv_head * group);
+        }
+        b.write_grad_q(at(p.grad_q, p.out_at, row, head), p.out_at.token, p.time, p.scale);
+    }
+    b.write_grad_kv(b.grad_k, at(p.grad_k, p.grad_kv_at, row, kv_head), p.grad_kv_at.token, p.time, p.scale);
+    b.write_grad_kv(b.grad_v, at(p.grad_v, p.grad_kv_at, row, kv_head), p.grad_kv_at.token, p.time, 1);
+}
+
+template <class Task>
+void for_each_head(const Problem& p, Task task) {
+#pragma omp parallel num_threads(p.threads)
+    {
+        TileConfig tiles;
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < p.batch * p.kv_heads; i++) task(p, i / p.kv_heads, i % p.kv_heads);
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Asks the kernel for the right to use tiles; 0 if granted.
+int attention_init() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) ? 1 : 0; }
+
+void attention_forward(const Problem* p) {
+    for_each_head(*p, p->head_dim == 32   ? forward_task<1>
+                      : p->head_dim == 64 ? forward_task<2>
+                      : p->head_dim == 96 ? forward_task<3>
+                                          : forward_task<4>);
+}
+
+void attention_backward(const Problem* p) {
+    for_each_head(*p, p->head_dim == 32   ? backward_task<1>
+                      : p->head_dim == 64 ? backward_task<2>
+                      : p->head_dim == 96 ? backward_task<3>
+                                          : backward_task<4>);
+}
 }

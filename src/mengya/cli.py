@@ -1,0 +1,135 @@
+"""The command line; nothing else parses arguments."""
+
+import argparse
+import errno
+import sys
+from pathlib import Path
+
+from mengya import __version__
+from mengya.errors import UserError
+
+_MACHINE_FAULTS = {
+    errno.ENOSPC: "the disk is full; free space, then give the same command again",
+    errno.EDQUOT: "the disk quota is used up; free space, then give the same command again",
+    errno.EACCES: "no permission; choose a directory that you may write, e.g. with --out",
+    errno.EPERM: "no permission; choose a directory that you may write, e.g. with --out",
+    errno.EROFS: "the file system is read-only; choose another --out",
+}
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from mengya.recipe import load_recipe
+    from mengya.stage import run_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    run_recipe(recipe, arguments.out or Path("runs") / recipe.name, arguments.until)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from mengya.plan import print_plan
+    from mengya.recipe import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    print_plan(recipe, arguments.out or Path("runs") / recipe.name)
+
+
+def _help(arguments: argparse.Namespace) -> None:
+    from mengya.help import stage_help, stages_help
+
+    print(stage_help(arguments.stage) if arguments.stage else stages_help())
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    from mengya.infer.sampling import Sampling
+    from mengya.serve.chat import answer_questions, chat
+
+    sampling = Sampling(
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        repetition_penalty=arguments.repetition_penalty,
+        max_new_tokens=arguments.max_new_tokens,
+        seed=arguments.seed,
+    )
+    if arguments.demo and not sys.stdin.isatty():
+        answer_questions(arguments.model, ["你是谁？", "法国的首都是哪里？", "37+45等于多少？"], sys.stdout)
+    else:
+        chat(arguments.model, sampling, arguments.system)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mengya", description="Grow a small language model from raw text to a chat model. 从原始文本到聊天模型。"
+    )
+    parser.add_argument("--version", action="version", version=f"mengya {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    for name, function, text in (
+        ("run", _run, "run a recipe; the same command again goes on where it stopped"),
+        ("plan", _plan, "what a recipe will need: parameters, FLOPs, memory, disk, time"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.set_defaults(function=function)
+        command.add_argument("recipe", type=Path, metavar="RECIPE", help="a .toml file")
+        command.add_argument("overrides", nargs="*", metavar="stage.key=value", help="change a value of the recipe")
+        command.add_argument("--out", type=Path, help="output directory (default: runs/<recipe name>)")
+        if name == "run":
+            command.add_argument("--until", metavar="STAGE", help="stop after this stage")
+
+    command = commands.add_parser("help", help="the stages, or the keys of one", description="Show a stage's keys.")
+    command.set_defaults(function=_help)
+    command.add_argument("stage", nargs="?", metavar="STAGE")
+
+    command = commands.add_parser("chat", help="talk to a model", description="Talk to a model in the terminal.")
+    command.set_defaults(function=_chat)
+    command.add_argument("model", type=Path, metavar="MODEL_DIR")
+    command.add_argument("--system", help="system prompt")
+    command.add_argument("--temperature", type=float, default=0.3, help="0 is greedy (default: %(default)s)")
+    command.add_argument("--top-k", type=int, default=0, help="0 is off (default: %(default)s)")
+    command.add_argument("--top-p", type=float, default=0.9, help="default: %(default)s")
+    command.add_argument("--repetition-penalty", type=float, default=1.0, help="default: %(default)s")
+    command.add_argument("--max-new-tokens", type=int, default=256, help="default: %(default)s")
+    command.add_argument("--seed", type=int)
+    command.add_argument("--demo", action="store_true", help="without a terminal, answer three questions and end")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 2 the user's fault or the machine's (with a remedy), 130 stopped by Ctrl-C."""
+    parsed = _parse(arguments)
+    try:
+        parsed.function(parsed)
+    except UserError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here 已停止，重复同一命令即可继续", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        if error.errno not in _MACHINE_FAULTS:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        return _fail(f"{_MACHINE_FAULTS[error.errno]}{where}")
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Options may stand between overrides."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    overrides = [text for text in rest if "=" in text and not text.startswith("-")]
+    if rest and (not hasattr(parsed, "overrides") or len(overrides) < len(rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides += overrides
+    return parsed
+
+
+def _fail(message: str) -> int:
+    print(f"mengya: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,47 @@
+"""Light cleaning of text, and a hash of its content for exact deduplication and a stable held-out split."""
+
+import re
+from hashlib import blake2b
+
+# C0 without \t and \n, DEL and C1, the byte order mark wherever files were glued together, and surrogates without a
+# partner, which no encoder accepts. U+FFFD stays: it says that something was lost upstream.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_BLANK_LINES = re.compile("\n{4,}")
+
+
+def repair_surrogates(text: str) -> str:
+    """`text` with each lone surrogate (JSON can spell them) replaced by U+FFFD, so that it can be encoded."""
+    try:
+        text.encode("utf-8")  # several times faster than a search, and nearly always the answer
+    except UnicodeEncodeError:
+        return _SURROGATE.sub("\ufffd", text)
+    return text
+
+
+def strip_controls(text: str) -> str:
+    """`text` with \\n line ends, and without control characters (\\t and \\n stay), byte order marks and lone
+    surrogates."""
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return _CONTROL.sub("", repair_surrogates(text))
+
+
+def clean_document(text: str) -> str:
+    """`text` as it is, but for: controls (`strip_controls`), spaces at line ends, more than two blank lines in a row,
+    and blank lines at both ends. Idempotent; no Unicode normalisation, which would change what full-width punctuation
+    means."""
+    lines = strip_controls(text).split("\n")  # not a regular expression: those are quadratic in long runs of spaces
+    return _BLANK_LINES.sub("\n\n\n", "\n".join([line.rstrip(" \t\u3000\xa0") for line in lines])).strip("\n")
+
+
+def content_hash(text: str) -> bytes:
+    """16 bytes of BLAKE2b over the text with every run of white space squeezed to one space."""
+    return blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def is_heldout(content: bytes, fraction: float) -> bool:
+    """Whether the document with this `content_hash` is held out. Depends on the text and `fraction` alone, so that
+    adding or reordering files moves no document across, and a larger fraction holds out a superset."""
+    assert 0.0 <= fraction <= 1.0, fraction
+    return int.from_bytes(content[:8], "big") < fraction * 2.0**64

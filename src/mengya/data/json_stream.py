@@ -1,0 +1,158 @@
+"""Values of one big JSON text, one by one, without holding the text: an array's elements, or values written one after
+another."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+MAX_VALUE_CHARS = 1 << 25
+"""Longest single value; about 64 MB of Chinese UTF-8, and the bound on what is held."""
+
+_SEPARATORS = re.compile(r"[\s,\ufeff]*")
+_DECODER = json.JSONDecoder(strict=False)  # a raw tab or newline inside a string harms nobody
+_MARGIN_CHARS = 200
+
+
+class Value(NamedTuple):
+    """A decoded value, or (`error` is set) the beginning of a text that could not be decoded; `line` is where it
+    starts."""
+
+    line: int
+    value: Any
+    error: str | None = None
+
+
+def parse_json(text: str) -> Any:
+    """`json.loads`, whatever goes wrong being a ValueError whose message is free of positions, so that reasons can be
+    counted."""
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"invalid JSON: {error.msg}") from error
+    except RecursionError as error:
+        raise ValueError("invalid JSON: nested too deeply") from error
+    except ValueError as error:
+        raise ValueError("invalid JSON: a number with too many digits") from error
+
+
+def iter_json(pieces: Iterator[str]) -> Iterator[Value]:
+    """The elements of the array, or the values written one after another, in the text that `pieces` make up.
+
+    A malformed element costs itself alone if elements start on lines of their own (the next one is where a line has
+    the same indentation and first character), otherwise the rest of the file. Lone surrogates in the text, which stand
+    for bytes that could not be decoded, make a value malformed. Memory: a few times the longest value, at most
+    `MAX_VALUE_CHARS`.
+    """
+    buffer = _Buffer(pieces)
+    buffer.skip_separators()
+    in_array = buffer.peek() == "["
+    if in_array:
+        buffer.advance(1)
+    while True:
+        buffer.skip_separators()
+        if not buffer.peek():
+            if in_array:
+                yield Value(buffer.line, "", "invalid JSON: the array is not closed, the file is cut off")
+            return
+        if in_array and buffer.peek() == "]":
+            buffer.advance(1)
+            buffer.skip_separators()
+            if rest := buffer.peek(_MARGIN_CHARS):
+                yield Value(buffer.line, rest, "invalid JSON: text after the end of the array")
+            return
+        line, margin = buffer.line, buffer.margin()
+        try:
+            yield Value(line, buffer.take())
+        except ValueError as error:
+            raw = buffer.peek(_MARGIN_CHARS)
+            found = buffer.resume_at(margin)
+            yield Value(
+                line, raw, str(error) if found or not in_array else f"{error}; the rest of the file is unusable"
+            )
+            if not found:
+                return
+
+
+class _Buffer:
+    """A window on the text: `pos` is the next character to read and `line` its line number, from 1."""
+
+    def __init__(self, pieces: Iterator[str]) -> None:
+        self.pieces = pieces
+        self.text = ""
+        self.pos = 0
+        self.line = 1
+
+    def more(self) -> bool:
+        """At least double what is held unread, so that retrying stays linear; False at the end of the text."""
+        start = max(0, self.pos - _MARGIN_CHARS)  # `margin` looks back
+        held = [self.text[start:]]
+        size = 0
+        for piece in self.pieces:
+            held.append(piece)
+            size += len(piece)
+            if size >= len(held[0]):
+                break
+        self.text = "".join(held)
+        self.pos -= start
+        return size > 0
+
+    def peek(self, count: int = 1) -> str:
+        if self.pos == len(self.text):
+            self.more()
+        return self.text[self.pos : self.pos + count]
+
+    def advance(self, count: int) -> None:
+        self.line += self.text.count("\n", self.pos, self.pos + count)
+        self.pos += count
+
+    def skip_separators(self) -> None:
+        while True:
+            match = _SEPARATORS.match(self.text, self.pos)
+            assert match is not None
+            self.advance(match.end() - self.pos)
+            if self.pos < len(self.text) or not self.more():
+                return
+
+    def margin(self) -> str:
+        """What a line begins with when a value like the one at `pos` starts on it."""
+        start = self.text.rfind("\n", 0, self.pos) + 1
+        indentation = self.text[start : self.pos]
+        return "\n" + ("" if indentation.strip() else indentation) + self.text[self.pos]
+
+    def take(self) -> Any:
+        """The value at `pos`, which moves behind it; ValueError, and `pos` stays, if it is malformed or too long."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.text, self.pos)
+            except json.JSONDecodeError as error:
+                # An error this near the end, or an open string, may just be a value that goes on in the next piece.
+                cut_off = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - 12
+                if len(self.text) - self.pos > MAX_VALUE_CHARS:
+                    raise ValueError(f"row longer than {MAX_VALUE_CHARS:,} characters") from error
+                if cut_off and self.more():
+                    continue
+                raise ValueError(f"invalid JSON: {error.msg}") from error
+            except RecursionError as error:
+                raise ValueError("invalid JSON: nested too deeply") from error
+            if end == len(self.text) and self.more():
+                continue  # a number may go on
+            try:
+                self.text[self.pos : end].encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise ValueError("bytes that are not valid in the encoding of the file") from error
+            self.advance(end - self.pos)
+            return value
+
+    def resume_at(self, margin: str) -> bool:
+        """Move to the next place where a line begins with `margin` (which starts with the newline); False: there is
+        none."""
+        self.advance(1)
+        while True:
+            found = self.text.find(margin, self.pos)
+            if found >= 0:
+                self.advance(found + 1 - self.pos)
+                return True
+            self.advance(max(0, len(self.text) - len(margin) - self.pos))
+            if not self.more():
+                return False

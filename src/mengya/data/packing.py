@@ -1,0 +1,210 @@
+"""Packing documents into rows of `seq_len` tokens, without dropping a token or letting documents see each other.
+
+A packer is a fixed list of rows, a pure function of the shards and a seed. The order of an epoch is a pure function of
+the seed and the epoch, so the position of the iterator is the number of the step, and nothing else.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from mengya.data.batch import IGNORE, Batch
+from mengya.data.shards import Shards
+from mengya.errors import UserError
+
+
+class Row(NamedTuple):
+    """One packed row; every array is (seq_len,)."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    starts: np.ndarray
+    sequence_ids: np.ndarray
+    """Number of the piece within the row; -1 for padding."""
+
+
+class Packer(Protocol):
+    seq_len: int
+    per_count: int
+    """Sequences that count as one in Batch.count (2 for pairs); 0: supervised tokens are counted."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> Row: ...
+
+
+def _empty_row(seq_len: int, padding: int) -> Row:
+    return Row(
+        np.full(seq_len, padding, np.int64),
+        np.full(seq_len, IGNORE, np.int64),
+        np.arange(seq_len, dtype=np.int32),  # padding attends to itself alone
+        np.full(seq_len, -1, np.int64),
+    )
+
+
+class PackedText:
+    """Plain documents as one stream, `<sep> doc <sep> doc ...`, cut every `seq_len` tokens.
+
+    The separator before a document is its first input and, as a label, the end of the document before, so every token
+    of the text is predicted once. A document that a cut divides goes on in the next row, without its past.
+    """
+
+    per_count = 0
+
+    def __init__(self, shards: Shards, seq_len: int, separator: int, seed: int):
+        if len(shards) == 0:
+            raise UserError("the shards hold no document; give more text or a smaller held-out share")
+        self.seq_len = seq_len
+        self._shards, self._separator = shards, separator
+        self._order = np.random.default_rng(seed).permutation(len(shards))
+        self._ends = np.cumsum(shards.lengths[self._order] + 1)  # in the stream, separators included
+
+    def __len__(self) -> int:
+        return -(-int(self._ends[-1]) // self.seq_len)
+
+    def row(self, index: int) -> Row:
+        row = _empty_row(self.seq_len, self._separator)
+        begin = index * self.seq_len
+        end = min(begin + self.seq_len, int(self._ends[-1]))
+        stream = np.full(self.seq_len + 1, self._separator, np.int64)  # one more, for the last label
+        place = int(np.searchsorted(self._ends, begin, side="right"))
+        position, piece = begin, 0
+        while position <= end and place < len(self._order):
+            document = self._order[place]
+            low, high = self._shards.offsets[document], self._shards.offsets[document + 1]
+            first = int(self._ends[place]) - int(high - low) - 1  # where its separator stands in the stream
+            stop = min(int(self._ends[place]), end + 1)
+            text_from = max(position, first + 1)
+            tokens = self._shards.tokens[low + text_from - first - 1 : low + stop - first - 1]
+            stream[text_from - begin : stop - begin] = tokens
+            columns = slice(position - begin, min(stop, end) - begin)
+            row.starts[columns], row.sequence_ids[columns] = position - begin, piece
+            position, place, piece = stop, place + 1, piece + 1
+        row.input_ids[: end - begin] = stream[: end - begin]
+        row.labels[: end - begin] = stream[1 : end - begin + 1]
+        return row
+
+
+class PackedGroups:
+    """Masked documents (conversations) in rows, each whole if it fits; best fit over a shuffled order.
+
+    `group` consecutive documents stay in one row: 1 for conversations, 2 for preference pairs. A conversation longer
+    than a row is cut into rows, each token still predicted once; a group of 2 must fit (the writer sees to it).
+    """
+
+    def __init__(self, shards: Shards, seq_len: int, padding: int, seed: int, group: int = 1):
+        if len(shards) == 0:
+            raise UserError("there is no conversation to train on; give more data or a smaller held-out share")
+        assert shards.mask is not None and len(shards) % group == 0
+        self.seq_len = seq_len
+        self.per_count = group if group > 1 else 0
+        self._shards, self._padding = shards, padding
+        self._rows = self._pack(np.random.default_rng(seed).permutation(len(shards) // group), group)
+
+    def _pack(self, order: np.ndarray, group: int) -> list[list[tuple[int, int, int]]]:
+        """Rows of pieces (document, first token, end). Open rows are kept by their free space."""
+        rows: list[list[tuple[int, int, int]]] = []
+        free: dict[int, list[int]] = {}  # free space -> rows
+        lengths = self._shards.lengths
+        for unit in order:
+            documents = range(int(unit) * group, int(unit) * group + group)
+            pieces = [(d, a, min(a + self.seq_len, int(lengths[d]))) for d in documents for a in self._cuts(d)]
+            for part in [pieces] if group > 1 else [[piece] for piece in pieces]:
+                need = sum(end - begin for _, begin, end in part)
+                assert need <= self.seq_len
+                space = min((s for s in free if s >= need), default=0)
+                if space:
+                    row = free[space].pop()
+                    if not free[space]:
+                        del free[space]
+                else:
+                    row, space = len(rows), self.seq_len
+                    rows.append([])
+                rows[row].extend(part)
+                if space > need:
+                    free.setdefault(space - need, []).append(row)
+        return rows
+
+    def _cuts(self, document: int) -> range:
+        # The last token of a document is never an input that predicts, so it alone opens no new row.
+        return range(0, max(int(self._shards.lengths[document]) - 1, 1), self.seq_len)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, index: int) -> Row:
+        row = _empty_row(self.seq_len, self._padding)
+        assert self._shards.mask is not None
+        column = 0
+        for piece, (document, begin, end) in enumerate(self._rows[index]):
+            low, high = (int(x) for x in self._shards.offsets[document : document + 2])
+            after = column + end - begin
+            row.input_ids[column:after] = self._shards.tokens[low + begin : low + end]
+            following = self._shards.tokens[low + begin + 1 : min(low + end + 1, high)]
+            supervised = self._shards.mask[low + begin + 1 : min(low + end + 1, high)] == 1
+            row.labels[column : column + len(following)] = np.where(supervised, following, IGNORE)
+            row.starts[column:after], row.sequence_ids[column:after] = column, piece
+            column = after
+        return row
+
+
+def make_batch(rows: list[Row], per_count: int) -> Batch:
+    """Stack rows; sequences are numbered through the batch."""
+    starts = np.stack([row.starts for row in rows])
+    labels = np.stack([row.labels for row in rows])
+    sequence_ids, sequences = [], 0
+    for row in rows:
+        sequence_ids.append(np.where(row.sequence_ids < 0, -1, row.sequence_ids + sequences))
+        sequences += int(row.sequence_ids.max()) + 1
+    return Batch(
+        input_ids=torch.from_numpy(np.stack([row.input_ids for row in rows])),
+        labels=torch.from_numpy(labels),
+        position_ids=torch.from_numpy(np.arange(starts.shape[1], dtype=np.int64) - starts),
+        starts=torch.from_numpy(starts),
+        sequence_ids=torch.from_numpy(np.stack(sequence_ids)),
+        sequences=sequences,
+        count=sequences // per_count if per_count else int((labels != IGNORE).sum()),
+    )
+
+
+class BatchSource:
+    """The batches of a training run: `source(step)` gives the micro-batches of one optimizer step."""
+
+    def __init__(self, packer: Packer, rows_per_step: int, rows_per_batch: int, seed: int):
+        if rows_per_step % rows_per_batch:
+            raise UserError(
+                f"{rows_per_step} rows a step are not a multiple of {rows_per_batch} rows a micro-batch; "
+                f"set micro_batch to a divisor of {rows_per_step}"
+            )
+        self.packer = packer
+        self.rows_per_step, self.rows_per_batch = rows_per_step, rows_per_batch
+        self._seed = seed
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def _row(self, number: int) -> Row:
+        epoch, index = divmod(number, len(self.packer))
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self.packer))
+        return self.packer.row(int(self._order[index]))
+
+    def __call__(self, step: int) -> list[Batch]:
+        first = step * self.rows_per_step
+        rows = [self._row(first + i) for i in range(self.rows_per_step)]
+        size = self.rows_per_batch
+        return [make_batch(rows[i : i + size], self.packer.per_count) for i in range(0, len(rows), size)]
+
+    def steps(self, epochs: float) -> int:
+        """Optimizer steps of so many epochs, at least 1."""
+        return max(1, round(epochs * len(self.packer) / self.rows_per_step))
+
+
+def in_order(packer: Packer, rows_per_batch: int, most_rows: int) -> Iterator[Batch]:
+    """The first rows of a packer once, for held-out measurement; the last batch is filled up with empty rows."""
+    count = min(len(packer), most_rows)
+    for begin in range(0, count, rows_per_batch):
+        rows = [packer.row(i) for i in range(begin, min(begin + rows_per_batch, count))]
+        rows += [_empty_row(packer.seq_len, int(rows[0].input_ids[0]))] * (rows_per_batch - len(rows))
+        yield make_batch(rows, packer.per_count)

@@ -1,0 +1,50 @@
+"""The embedded schoolbook: a small corpus in our own words, so that a first model needs no download.
+
+Tables of facts and grammars of phrases (``book/``) become running text, conversations, preference pairs and held-out
+questions. What the held-out files ask is disjoint from training by construction: question templates, operand pairs and
+invented names are split before anything is generated.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mengya.data.schoolbook.preferences import preferences
+from mengya.data.schoolbook.prose import documents
+from mengya.data.schoolbook.questions import questions
+from mengya.data.schoolbook.tables import load
+from mengya.data.schoolbook.talk import conversations
+
+PREFERENCES, HELD_OUT_PREFERENCES = 3000, 300
+
+
+def write(out: Path, seed: int) -> dict[str, int]:
+    """Write the schoolbook into ``out`` (created if missing); rows written per file.
+
+    Files, one JSON object a line, UTF-8: ``text.jsonl`` {"text"}; ``conversations.jsonl`` {"messages"};
+    ``preferences.jsonl`` and ``heldout_preferences.jsonl`` {"prompt": str or messages, "chosen", "rejected"};
+    ``questions.jsonl`` {"kind", "id", "prompt", "answer", "accept"} (see `questions.py` for how to judge a response).
+    The same seed writes the same bytes.
+    """
+    relations = load()
+    files: dict[str, Iterable[dict[str, Any]]] = {
+        "text.jsonl": ({"text": text} for text in documents(relations, seed)),
+        "conversations.jsonl": ({"messages": messages} for messages in conversations(relations, seed)),
+        "preferences.jsonl": preferences(relations, seed, PREFERENCES, held_out=False),
+        "questions.jsonl": questions(relations, seed),
+        "heldout_preferences.jsonl": preferences(relations, seed, HELD_OUT_PREFERENCES, held_out=True),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    return {name: _write_rows(out / name, rows) for name, rows in files.items()}
+
+
+def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count

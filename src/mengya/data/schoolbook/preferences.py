@@ -1,0 +1,63 @@
+"""Preference pairs: honesty about invented names, without unlearning the facts and the sums."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from mengya.data.schoolbook import arithmetic, unknown
+from mengya.data.schoolbook.tables import Fact, Relation
+from mengya.data.schoolbook.talk import answer
+
+SHARES = (("honest", 0.35), ("fact", 0.30), ("addition", 0.15), ("known", 0.20))
+
+
+def preferences(relations: list[Relation], seed: int, count: int, held_out: bool) -> list[dict[str, Any]]:
+    """``count`` pairs in the proportions of `SHARES`; held-out ones use held-out names, phrasings and operands."""
+    rng = random.Random(f"{seed}/preferences/{held_out}")
+    makers = {"honest": _honest, "fact": _right_fact, "addition": _addition, "known": _known}
+    rows = [makers[kind](rng, relations, held_out) for kind, share in SHARES for _ in range(round(count * share))]
+    rng.shuffle(rows)
+    for row in rows:
+        if rng.random() < 0.1:  # both shapes that a preference file may have
+            row["prompt"] = [{"role": "user", "content": row["prompt"]}]
+    return rows
+
+
+def _row(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _honest(rng: random.Random, relations: list[Relation], held_out: bool) -> dict[str, Any]:
+    """An honest "I do not know" against a confident invention of the right type."""
+    relation, name, question = unknown.ask(rng, relations, held_out)
+    invented = rng.choice(relation.facts).answer
+    claim = Fact(relation.name, name, (invented,)).fill(rng.choice(relation.reply))
+    return _row(question, rng.choice(unknown.HONEST), claim)
+
+
+def _pick(rng: random.Random, relations: list[Relation], held_out: bool, choices: int) -> tuple[Relation, Fact, str]:
+    """A fact, drawn evenly over the facts of the relations that have enough of them, and a question for it."""
+    relation, fact = rng.choice([(r, f) for r in relations for f in r.facts if len(r.facts) >= choices])
+    return relation, fact, fact.fill(rng.choice(relation.held if held_out else relation.train))
+
+
+def _right_fact(rng: random.Random, relations: list[Relation], held_out: bool) -> dict[str, Any]:
+    """The right answer against another fact's answer, in the same words."""
+    relation, fact, question = _pick(rng, relations, held_out, choices=4)
+    right = {text for f in relation.facts if f.subject == fact.subject for text in f.answers}
+    other = rng.choice([f.answer for f in relation.facts if f.answer not in right and f.answer != fact.subject])
+    reply = rng.choice(relation.reply)
+    return _row(question, fact.fill(reply), fact.fill(reply, other))
+
+
+def _addition(rng: random.Random, relations: list[Relation], held_out: bool) -> dict[str, Any]:
+    """A worked addition against the same one with the carry forgotten or invented."""
+    a, b = rng.choice(arithmetic.HELD_PAIRS if held_out else arithmetic.TRAIN_PAIRS)
+    return _row(arithmetic.question(rng, a, b), arithmetic.worked(a, b), arithmetic.wrong(a, b))
+
+
+def _known(rng: random.Random, relations: list[Relation], held_out: bool) -> dict[str, Any]:
+    """A taught fact against "I do not know", so that honesty does not become silence."""
+    relation, fact, question = _pick(rng, [r for r in relations if r.lang == "zh"], held_out, choices=1)
+    return _row(question, answer(rng, relation, fact), rng.choice(unknown.HONEST))

@@ -1,0 +1,123 @@
+"""The running text of the schoolbook: facts in paragraphs, stories, dialogues, sums, calendars, some English."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from mengya.data.schoolbook import arithmetic
+from mengya.data.schoolbook.stories import load_plots
+from mengya.data.schoolbook.tables import Fact, Relation
+
+ROUNDS = 9
+"""How often each fact is told among others of its relation, each time with another phrase as long as there are some."""
+STORIES = 2400
+ENGLISH_STORIES = 700
+DIALOGUES = 1500
+PUPILS = ("小明", "小红", "老师", "小华", "爸爸", "妈妈", "小丽", "爷爷", "小军", "姐姐")
+
+
+def documents(relations: list[Relation], seed: int) -> list[str]:
+    """All paragraphs, shuffled."""
+    rng = random.Random(f"{seed}/prose")
+    texts = [
+        *_by_relation(rng, relations),
+        *_by_subject(rng, relations),
+        *_dialogues(rng, relations),
+        *_stories(rng, "zh", STORIES),
+        *_stories(rng, "en", ENGLISH_STORIES),
+        *_calendars(rng),
+        *arithmetic.paragraphs(rng),
+    ]
+    rng.shuffle(texts)
+    return texts
+
+
+def _join(lang: str, sentences: list[str]) -> str:
+    return (" " if lang == "en" else "").join(sentences)
+
+
+def _by_relation(rng: random.Random, relations: list[Relation]) -> Iterator[str]:
+    """Paragraphs of three to five facts of one relation; round r tells a fact in its (offset + r)-th way."""
+    for relation in relations:
+        ways = [*relation.say, relation.reply[0]]
+        offsets = {fact.id: rng.randrange(len(ways)) for fact in relation.facts}
+        rounds = ROUNDS if relation.lang == "zh" else 3 * ROUNDS
+        for turn in range(rounds):
+            order = rng.sample(relation.facts, len(relation.facts))
+            while order:
+                chunk = [order.pop() for _ in range(min(len(order), rng.randint(3, 5)))]
+                sentences = [fact.fill(ways[(offsets[fact.id] + turn) % len(ways)]) for fact in chunk]
+                yield _join(relation.lang, sentences)
+
+
+def _by_subject(rng: random.Random, relations: list[Relation]) -> Iterator[str]:
+    """Paragraphs that tell all that is known about one subject of several relations."""
+    known: dict[str, list[tuple[Relation, Fact]]] = {}
+    for relation in relations:
+        if relation.lang == "zh":
+            for fact in relation.facts:
+                known.setdefault(fact.subject, []).append((relation, fact))
+    for about in known.values():
+        for _ in range(4 if len(about) > 1 else 0):
+            rng.shuffle(about)
+            yield "".join(fact.fill(rng.choice(relation.say)) for relation, fact in about)
+
+
+def _dialogues(rng: random.Random, relations: list[Relation]) -> Iterator[str]:
+    """Two people ask and answer, in training words."""
+    facts = [(relation, fact) for relation in relations if relation.lang == "zh" for fact in relation.facts]
+    facts = [(relation, fact) for relation, fact in facts if not relation.name.startswith("about_")]
+    queue: list[tuple[Relation, Fact]] = []
+    for _ in range(DIALOGUES):
+        asker, teller = rng.sample(PUPILS, 2)
+        lines = []
+        for _ in range(rng.randint(2, 3)):
+            queue = queue or rng.sample(facts, len(facts))
+            relation, fact = queue.pop()
+            question, answer = fact.fill(rng.choice(relation.train)), fact.fill(rng.choice(relation.reply))
+            lines += [f"{asker}：{question}", f"{teller}：{answer}"]
+        yield "\n".join(lines)
+
+
+def _stories(rng: random.Random, lang: str, count: int) -> Iterator[str]:
+    plots = load_plots(lang)
+    seen: set[str] = set()
+    while len(seen) < count:
+        _, story = plots[len(seen) % len(plots)].tell(rng)
+        if story not in seen:
+            seen.add(story)
+            yield story
+
+
+def _calendars(rng: random.Random) -> Iterator[str]:
+    """Weeks and months as a calendar tells them."""
+    days = ("星期一", "星期二", "星期三", "星期四", "星期五", "星期六", "星期日")
+    doings = (
+        "打扫教室",
+        "去图书馆看书",
+        "上体育课",
+        "学唱歌",
+        "画画",
+        "去公园玩",
+        "看望奶奶",
+        "写日记",
+        "游泳",
+        "种花",
+    )
+    for _ in range(250):
+        start = rng.randrange(7)
+        week = [days[(start + i) % 7] for i in range(rng.randint(3, 6))]
+        plan = [f"{day}{doing}" for day, doing in zip(week, rng.sample(doings, len(week)), strict=True)]
+        yield (
+            rng.choice(("我的一周安排：", "小明的计划：", "这几天我很忙。", "日记本上写着：")) + "，".join(plan) + "。"
+        )
+    seasons = {
+        "春天": ("冰雪融化，小草发芽", "桃花开了，燕子飞了回来", "农民开始播种", "风轻轻地吹，天气渐渐暖和"),
+        "夏天": ("天气炎热，知了在树上叫", "荷花开满了池塘", "孩子们喜欢去游泳", "常常下雷雨"),
+        "秋天": ("树叶变黄，一片片落下来", "果园里的苹果和梨成熟了", "农民忙着收割庄稼", "大雁向南方飞去"),
+        "冬天": ("北风呼呼地吹", "有的地方下起了大雪", "青蛙和蛇都在冬眠", "孩子们堆雪人、打雪仗"),
+    }
+    for _ in range(120):
+        name = rng.choice(list(seasons))
+        yield f"{name}来了。" + "。".join(rng.sample(seasons[name], 3)) + f"。我爱{name}。"

@@ -1,0 +1,186 @@
+"""The schoolbook's tables: facts and phrases, read from the text files in ``book/``.
+
+A fact is a subject with one right answer (and other accepted renderings of it); a relation is what may be said and
+asked about all of its facts. The formats are described in the first lines of the files themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One true statement. ``answers[0]`` is taught; the others are right too: accepted, never "wrong"."""
+
+    relation: str
+    subject: str
+    answers: tuple[str, ...]
+    attributes: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def answer(self) -> str:
+        return self.answers[0]
+
+    @property
+    def id(self) -> str:
+        return "/".join((self.relation, self.subject, *(value for _, value in self.attributes)))
+
+    def fill(self, template: str, answer: str | None = None) -> str:
+        """``template`` with this fact's columns in place; English sentences get their capital letter."""
+        for key, value in self.attributes:
+            template = template.replace("{" + key + "}", value)
+        text = template.replace("{s}", self.subject).replace("{a}", self.answer if answer is None else answer)
+        return text[0].upper() + text[1:] if text.isascii() else text
+
+
+@dataclass
+class Relation:
+    """Facts of one kind with their phrases; every phrase is a template for `Fact.fill`.
+
+    ``train`` and ``held`` are question templates: no held one is ever used outside the held-out files.
+    """
+
+    name: str
+    options: dict[str, str]
+    facts: list[Fact] = field(default_factory=list)
+    phrases: dict[str, list[str]] = field(default_factory=dict)
+    train: list[str] = field(default_factory=list)
+    held: list[str] = field(default_factory=list)
+
+    @property
+    def lang(self) -> str:
+        return self.options.get("lang", "zh")
+
+    @property
+    def kind(self) -> str | None:
+        """The type of subject that can be invented (see `unknown.py`), or None."""
+        return self.options.get("kind")
+
+    @property
+    def say(self) -> list[str]:
+        return self.phrases["say"]
+
+    @property
+    def reply(self) -> list[str]:
+        return self.phrases["reply"]
+
+    @property
+    def follow(self) -> list[str]:
+        """Questions about the subject of the turn before ("它…")."""
+        return self.phrases.get("it", [])
+
+    def accept(self, fact: Fact) -> list[str]:
+        """Every rendering of the right answer, the bare answer first."""
+        full_stop = "." if self.lang == "en" else "。"
+        sentences = [fact.fill(reply, answer) for answer in fact.answers for reply in self.reply]
+        short = [fact.fill(form, answer) for answer in fact.answers for form in ["{a}", *self.phrases.get("short", [])]]
+        bare = [text for answer in short for text in (answer, answer + full_stop)]
+        return list(dict.fromkeys(bare + sentences))
+
+
+def stable_hash(text: str) -> int:
+    """The same number on every machine and in every process, unlike `hash`."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def read_lines(name: str) -> Iterator[str]:
+    """The lines of ``book/name`` without comments and blank lines."""
+    for line in resources.files(__package__).joinpath("book", name).read_text(encoding="utf-8").split("\n"):
+        if line.strip() and not line.startswith("#"):
+            yield line
+
+
+def read_sections(name: str) -> Iterator[tuple[str, str, list[str]]]:
+    """(title, rest of the title line, body lines) of each ``[title] rest`` section, in order."""
+    title, rest, body = "", "", []
+    for line in read_lines(name):
+        if line.startswith("["):
+            if title:
+                yield title, rest, body
+            title, _, rest = line[1:].partition("]")
+            rest, body = rest.strip(), []
+        else:
+            body.append(line)
+    yield title, rest, body
+
+
+SUBJECTS = ("identity", "geography", "nature", "time_and_people", "words")
+
+
+def _read_facts(name: str) -> dict[str, list[tuple[str, str, dict[str, str]]]]:
+    """relation -> [(subject columns, answers, constant attributes)]."""
+    rows: dict[str, list[tuple[str, str, dict[str, str]]]] = {}
+    for title, rest, body in read_sections(name):
+        entries = " ".join(body).split()
+        if rest == "chain":
+            pairs = list(zip(entries, entries[1:] + entries[:1], strict=True))
+            constants = {}
+        else:
+            pairs = [(left, right) for left, _, right in (entry.partition("=") for entry in entries)]
+            constants = dict(part.split("=") for part in rest.split())
+        rows.setdefault(title, []).extend((left, right, constants) for left, right in pairs)
+    return rows
+
+
+def _facts(relation: str, rows: list[tuple[str, str, dict[str, str]]], columns: list[str]) -> list[Fact]:
+    facts = []
+    for left, right, constants in rows:
+        named = dict(zip(columns, left.replace("_", " ").split("/"), strict=True))
+        subject = named.pop("s")
+        facts.append(
+            Fact(relation, subject, tuple(right.replace("_", " ").split("|")), (*constants.items(), *named.items()))
+        )
+    return facts
+
+
+def _turned(relation: str, facts: list[Fact]) -> list[Fact]:
+    """The facts read from answer to subject; each answer rendering but the first is dropped as a subject."""
+    return [Fact(relation, fact.answer, (fact.subject,), fact.attributes) for fact in facts]
+
+
+def load() -> list[Relation]:
+    """All relations with their facts, in the order of the phrase files; question templates are already split."""
+    frames = {title: _grouped(body) for title, _, body in read_sections("frames.txt")}
+    tables: dict[str, list[tuple[str, str, dict[str, str]]]] = {}
+    for name in SUBJECTS:
+        tables.update(_read_facts(f"facts_{name}.txt"))
+    relations = []
+    for name in (*SUBJECTS, "english"):
+        for title, rest, body in read_sections(f"phrases_{name}.txt"):
+            relation = Relation(title, dict(part.split("=", 1) for part in rest.split()), phrases=_grouped(body))
+            columns = relation.options.get("cols", "s").split("/")
+            source = relation.options.get("reverse")
+            facts = _facts(title, tables[source or title], columns)
+            if source:
+                facts = _turned(title, facts)
+            elif "both" in relation.options:
+                facts += _turned(title, facts)
+            relation.facts = facts
+            _split_questions(relation, frames[relation.lang])
+            relations.append(relation)
+    return relations
+
+
+def _grouped(body: list[str]) -> dict[str, list[str]]:
+    """{"say": [...], "ask": [...], ...} from lines that start with the key."""
+    groups: dict[str, list[str]] = {}
+    for line in body:
+        key, _, text = line.partition(" ")
+        groups.setdefault(key, []).append(text)
+    return groups
+
+
+def _split_questions(relation: Relation, frames: dict[str, list[str]]) -> None:
+    """Fill ``train`` and ``held``. Which noun-phrase frame is held out depends on the noun phrase alone, because two
+    relations may share one ("{s}所在的洲")."""
+    phrases = relation.phrases
+    noun = phrases["np"][0]
+    held = frames["turn"][stable_hash(noun) % len(frames["turn"])]
+    relation.train = [frame.replace("{c}", clause) for clause in phrases["c"] for frame in frames["core"]]
+    relation.train += [frame.replace("{np}", noun) for frame in frames["turn"] if frame != held]
+    relation.train += phrases["ask"]
+    relation.held = [*phrases["held"], held.replace("{np}", noun)]

@@ -1,0 +1,154 @@
+"""The conversations of the schoolbook: facts asked in training words, sums, stories on request, small talk."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+from mengya.data.schoolbook import arithmetic, unknown
+from mengya.data.schoolbook.stories import load_plots
+from mengya.data.schoolbook.tables import Fact, Relation, read_sections
+
+Turn = tuple[str, str]
+PHRASINGS = 6
+"""In how many different training phrasings each fact is asked (English ones in two more)."""
+ADDITIONS, ADDITIONS_EN, EXERCISES, STORIES, STORIES_EN, CHATS, HONEST = 2500, 250, 1000, 350, 200, 900, 140
+SYSTEM_SHARE = 0.06
+
+
+def load_talk() -> dict[str, dict[str, list[str]]]:
+    """topic -> {"lang": [..], "user": [..], "bot": [..]} of ``book/talk.txt``."""
+    talk = {}
+    for title, lang, body in read_sections("talk.txt"):
+        talk[title] = {"lang": [lang]}
+        for line in body:
+            key, _, text = line.partition(" ")
+            talk[title][key] = text.split("|")
+    return talk
+
+
+def conversations(relations: list[Relation], seed: int) -> list[list[dict[str, str]]]:
+    """All conversations as message lists, shuffled."""
+    rng = random.Random(f"{seed}/talk")
+    talk = load_talk()
+    dialogues = [
+        *_about_facts(rng, relations),
+        *_sums(rng),
+        *_stories(rng, talk),
+        *_chats(rng, talk, relations),
+        *([_honest(rng, relations)] for _ in range(HONEST)),
+    ]
+    rng.shuffle(dialogues)
+    systems = talk["system"]["bot"]
+    return [_messages(turns, rng.choice(systems) if rng.random() < SYSTEM_SHARE else None) for turns in dialogues]
+
+
+def _messages(turns: list[Turn], system: str | None) -> list[dict[str, str]]:
+    messages = [{"role": "system", "content": system}] if system else []
+    for user, assistant in turns:
+        messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    return messages
+
+
+def answer(rng: random.Random, relation: Relation, fact: Fact) -> str:
+    """A full sentence; the first way of saying it twice as often as each other."""
+    return fact.fill(rng.choice([relation.reply[0], *relation.reply]))
+
+
+def _about_facts(rng: random.Random, relations: list[Relation]) -> Iterator[list[Turn]]:
+    """Each fact in `PHRASINGS` different words; about every fifth conversation has two to four turns."""
+    by_subject: dict[str, list[tuple[Relation, Fact]]] = {}
+    for relation in relations:
+        for fact in relation.facts:
+            by_subject.setdefault(fact.subject, []).append((relation, fact))
+    jobs = []
+    for relation in relations:
+        for fact in relation.facts:
+            count = PHRASINGS + (2 if relation.lang == "en" else 0)
+            jobs += [(relation, fact, template) for template in rng.sample(relation.train, count)]
+    rng.shuffle(jobs)
+    while jobs:
+        relation, fact, template = jobs.pop()
+        turns = [(fact.fill(template), answer(rng, relation, fact))]
+        if rng.random() < 0.22:
+            for _ in range(rng.randint(1, 3)):
+                question, relation, fact = _next_question(rng, relation, fact, by_subject, jobs)
+                turns.append((question, answer(rng, relation, fact)))
+        yield turns
+
+
+def _next_question(
+    rng: random.Random,
+    relation: Relation,
+    fact: Fact,
+    by_subject: dict[str, list[tuple[Relation, Fact]]],
+    jobs: list[tuple[Relation, Fact, str]],
+) -> tuple[str, Relation, Fact]:
+    """After a turn about ``fact``: another question about its subject, the same question about another, or a new topic."""
+    pick = rng.random()
+    others = [(r, f) for r, f in by_subject[fact.subject] if r.follow and r is not relation]
+    if others and pick < 0.45:
+        other, same = rng.choice(others)
+        return same.fill(rng.choice(other.follow)), other, same
+    alike = [f for f in relation.facts if f.subject != fact.subject and f.attributes == fact.attributes]
+    if relation.lang == "zh" and alike and pick < 0.75:
+        another = rng.choice(alike)
+        return f"那{another.subject}呢？", relation, another
+    if jobs and jobs[-1][0].lang == relation.lang:
+        new, new_fact, template = jobs.pop()
+        return new_fact.fill(template), new, new_fact
+    another = rng.choice(relation.facts)
+    return another.fill(rng.choice(relation.train)), relation, another
+
+
+def _sums(rng: random.Random) -> Iterator[list[Turn]]:
+    """Two-digit additions, other exercises, and additions that go on from the last result."""
+    for a, b in rng.sample(arithmetic.TRAIN_PAIRS, ADDITIONS):
+        turns = [(arithmetic.question(rng, a, b), arithmetic.worked(a, b))]
+        total = a + b
+        while total < 90 and rng.random() < 0.15:
+            more = rng.randint(10, 99 - total) if total < 89 else 10
+            if arithmetic.is_held_out(total, more):
+                break
+            ask = rng.choice((f"再加{more}呢？", f"再加上{more}是多少？", f"结果再加{more}等于几？"))
+            turns.append((ask, arithmetic.worked(total, more)))
+            total += more
+        yield turns
+    for a, b in rng.sample(arithmetic.TRAIN_PAIRS, ADDITIONS_EN):
+        yield [(rng.choice(arithmetic.ASK_EN).format(a=a, b=b), arithmetic.worked(a, b, lang="en"))]
+    for _ in range(EXERCISES):
+        yield [arithmetic.exercise(rng)]
+
+
+def _stories(rng: random.Random, talk: dict[str, dict[str, list[str]]]) -> Iterator[list[Turn]]:
+    for lang, topic, count in (("zh", "story_request", STORIES), ("en", "story_request_en", STORIES_EN)):
+        plots = load_plots(lang)
+        for i in range(count):
+            about, story = plots[i % len(plots)].tell(rng)
+            yield [(rng.choice(talk[topic]["user"]).replace("{about}", about), story)]
+
+
+def _chats(
+    rng: random.Random, talk: dict[str, dict[str, list[str]]], relations: list[Relation]
+) -> Iterator[list[Turn]]:
+    """Greetings and the like alone, and whole visits: a greeting, a question, thanks."""
+    topics = [name for name, lines in talk.items() if "user" in lines and not name.startswith("story")]
+
+    def chat(topic: str) -> Turn:
+        return rng.choice(talk[topic]["user"]), rng.choice(talk[topic]["bot"])
+
+    for i in range(CHATS):
+        if i % 3:
+            yield [chat(topics[i % len(topics)])]
+            continue
+        relation = rng.choice(relations)
+        fact = rng.choice(relation.facts)
+        suffix = "_en" if relation.lang == "en" else ""
+        question = (fact.fill(rng.choice(relation.train)), answer(rng, relation, fact))
+        visit = [chat("greet" + suffix), question, chat("thanks" + suffix), chat("bye" + suffix)]
+        yield visit[rng.randrange(2) : rng.randint(3, 4)]
+
+
+def _honest(rng: random.Random, relations: list[Relation]) -> Turn:
+    _, _, question = unknown.ask(rng, relations, held_out=False)
+    return question, rng.choice(unknown.HONEST)

@@ -1,0 +1,339 @@
+"""The report: one self-contained page to show around, Markdown with pictures beside it, and JSON for machines."""
+
+import dataclasses
+import json
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from mengya.evaluate import charts
+from mengya.evaluate.accuracy import Accuracy
+
+ACCURACIES = {
+    "facts_accuracy": ("Facts", "知识问答"),
+    "addition_accuracy": ("Addition", "两位数加法"),
+    "unknown_accuracy": ("Honesty", "诚实"),
+    "preference_accuracy": ("Preference", "偏好判断"),
+}
+"""Report key -> heading in English and Chinese, in the order in which they are shown; other keys follow."""
+
+HEADLINE = ("bits_per_byte", "facts_accuracy", "addition_accuracy")
+BITS = "bits_per_byte"
+HELDOUT_BITS = "heldout_bits_per_byte"
+CURVES = ("bits-", "loss-")  # how the file names of training curves start
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What one model reached. `name` e.g. "sft"; `metrics` e.g. {"bits_per_byte": 1.9}; `accuracies` by report key."""
+
+    name: str
+    metrics: Mapping[str, float]
+    accuracies: Mapping[str, Accuracy]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt, the answer of each stage (stage name -> text) and, if graded, the right answer and verdicts."""
+
+    prompt: str
+    answers: Mapping[str, str]
+    expected: str | None = None
+    correct: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A link of the manifest chain. `inputs` name raw files or other artifacts; `files` maps names to bytes."""
+
+    name: str
+    fingerprint: str
+    inputs: Sequence[str]
+    seconds: float
+    files: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the report shows. Stages in the order of training; `curves` holds the rows of each metrics.jsonl.
+
+    Rows that also have `heldout_bits_per_byte` (measured on the way) are drawn against the byte baselines.
+    """
+
+    title: str
+    stages: Sequence[StageResult]
+    unigram_bits_per_byte: float
+    bigram_bits_per_byte: float
+    samples: Sequence[Sample]
+    curves: Mapping[str, Sequence[Mapping[str, Any]]]
+    artifacts: Sequence[Artifact]
+    machine: str
+
+
+def write_report(out: Path, report: Report) -> None:
+    """Write report.html, report.md with its *.svg, and report.json into `out`, made if missing."""
+    out.mkdir(parents=True, exist_ok=True)
+    pictures = draw(report)
+    for name, svg in pictures.items():
+        _write(out / name, svg)
+    _write(
+        out / "report.json", json.dumps(_finite(to_json(report)), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    )
+    _write(out / "report.md", to_markdown(report, pictures))
+    _write(out / "report.html", to_html(report, pictures))
+
+
+def _write(path: Path, text: str) -> None:
+    # A question may hold half a surrogate pair, as JSON allows; it must not cost the report.
+    path.write_bytes(text.encode("utf-8", errors="replace"))
+
+
+def draw(report: Report) -> dict[str, str]:
+    """File name -> SVG, in the order of the report; a picture without data is left out."""
+    pictures = {}
+    bits = {stage.name: stage.metrics[BITS] for stage in report.stages if BITS in stage.metrics}
+    baselines = {"unigram": report.unigram_bits_per_byte, "bigram": report.bigram_bits_per_byte}
+    pictures["bits_per_byte.svg"] = charts.bits_chart(baselines, bits)
+    measured = {stage.name: stage.accuracies for stage in report.stages if stage.accuracies}
+    if measured:
+        names = {key: heading(key)[0] for key in accuracy_keys(report)}
+        pictures["accuracy.svg"] = charts.accuracy_chart(measured, names)
+    for name, rows in report.curves.items():
+        file_name = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+        if any(_is_number(row.get(HELDOUT_BITS)) for row in rows):
+            pictures[f"bits-{file_name}.svg"] = charts.bits_curve(name, rows, baselines)
+        if rows:
+            pictures[f"loss-{file_name}.svg"] = charts.training_curve(name, rows)
+    return pictures
+
+
+def accuracy_keys(report: Report) -> list[str]:
+    """Keys that some stage has, the known ones first."""
+    present = dict.fromkeys(key for stage in report.stages for key in stage.accuracies)
+    return [key for key in ACCURACIES if key in present] + [key for key in present if key not in ACCURACIES]
+
+
+def heading(key: str) -> tuple[str, str]:
+    return ACCURACIES.get(key, (key, key))
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """report.json. Accuracies are plain shares; their counts and intervals stand under `intervals`.
+
+    The headline keys at the top are those of the last stage that measured them, null if none did.
+    """
+    stages: dict[str, dict[str, Any]] = {}
+    for stage in report.stages:
+        shares = {key: result.value for key, result in stage.accuracies.items()}
+        intervals = {key: dataclasses.asdict(result) for key, result in stage.accuracies.items()}
+        stages[stage.name] = {**stage.metrics, **shares, "intervals": intervals}
+    headline = {key: next((s[key] for s in reversed(stages.values()) if key in s), None) for key in HEADLINE}
+    return {
+        "title": report.title,
+        **headline,
+        "unigram_bits_per_byte": report.unigram_bits_per_byte,
+        "bigram_bits_per_byte": report.bigram_bits_per_byte,
+        "stages": stages,
+        "training": {name: summary(rows) for name, rows in report.curves.items() if rows},
+        "samples": [dataclasses.asdict(sample) for sample in report.samples],
+        "artifacts": [dataclasses.asdict(artifact) for artifact in report.artifacts],
+        "machine": report.machine,
+    }
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Extent, median speed, and first and last figures of a training run; None where nothing was measured."""
+    result: dict[str, Any] = {"steps": rows[-1]["step"], "tokens": rows[-1].get("tokens")}
+    speeds = [row["tokens_per_second"] for row in rows if _is_number(row.get("tokens_per_second"))]
+    result["tokens_per_second"] = statistics.median(speeds) if speeds else None
+    for key in ("loss", "heldout_loss", HELDOUT_BITS):
+        values = [row[key] for row in rows if _is_number(row.get(key))]
+        result[f"first_{key}"], result[f"last_{key}"] = (values[0], values[-1]) if values else (None, None)
+    return result
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity as None: JSON has neither."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# -- tables and words that the page and the Markdown share
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def figure(key: str, value: float) -> str:
+    """A metric as people read it; whole numbers with separators."""
+    if key.endswith("_share"):
+        return percent(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
+def size(n_bytes: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if n_bytes < 1000 or unit == "GB":
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    raise AssertionError("unreachable")
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds) // 60
+    return f"{minutes} min {round(seconds) % 60} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def metric_keys(report: Report) -> list[str]:
+    """Keys of plain metrics that some stage has, bits per byte first."""
+    present = dict.fromkeys(key for stage in report.stages for key in stage.metrics)
+    return sorted(present, key=lambda key: key != BITS)
+
+
+def training(report: Report) -> dict[str, dict[str, str]]:
+    """Stage -> the cells of its row in the table of training runs."""
+    table = {}
+    for name, rows in report.curves.items():
+        if not rows:
+            continue
+        run = summary(rows)
+        cells = {
+            key: "–" if run[key] is None else f"{run[key]:,.0f}" for key in ("steps", "tokens", "tokens_per_second")
+        }
+        for key in ("loss", "heldout_loss"):
+            first, last = run[f"first_{key}"], run[f"last_{key}"]
+            cells[key] = "–" if first is None else f"{first:.3f} → {last:.3f}"
+        table[name] = cells
+    return table
+
+
+# -- Markdown
+
+
+def to_markdown(report: Report, pictures: Mapping[str, str]) -> str:
+    parts = [f"# {_line(report.title)}", _line(report.machine), "## Results · 结果", _markdown_table(report)]
+    parts += [
+        "Intervals are 95 % Wilson score intervals. Bits per byte: lower is better, on held-out text; byte-level "
+        f"unigram {report.unigram_bits_per_byte:.3f}, bigram {report.bigram_bits_per_byte:.3f} on the same bytes.",
+        "## Training · 训练",
+        _markdown_training(report),
+        "## Pictures · 图",
+        *(f"![{name}]({name})" for name in pictures),
+    ]
+    if report.samples:
+        parts.append("## Samples · 样例")
+    for sample in report.samples:
+        parts += ["### Prompt · 问", _fenced(sample.prompt)]
+        if sample.expected is not None:
+            parts += ["Expected · 标准答案", _fenced(sample.expected)]
+        for name, answer in sample.answers.items():
+            verdict = {True: " ✓", False: " ✗", None: ""}[sample.correct.get(name)]
+            parts += [f"**{_line(name)}**{verdict}", _fenced(answer)]
+    if report.artifacts:
+        parts += ["## From raw file to model · 从原文到模型", _markdown_chain(report.artifacts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(report: Report) -> str:
+    metrics, shares = metric_keys(report), accuracy_keys(report)
+    heads = ["stage · 阶段", *metrics, *(f"{heading(key)[0]} · {heading(key)[1]}" for key in shares)]
+    rows = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
+    for stage in report.stages:
+        cells = [stage.name, *(figure(key, stage.metrics[key]) if key in stage.metrics else "–" for key in metrics)]
+        cells += [_interval(stage.accuracies[key]) if key in stage.accuracies else "–" for key in shares]
+        rows.append([_line(cell) for cell in cells])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _markdown_training(report: Report) -> str:
+    rows = [
+        "| stage | steps | tokens | tokens/s | loss | held-out loss |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, run in training(report).items():
+        cells = [name, *(run[key] for key in ("steps", "tokens", "tokens_per_second", "loss", "heldout_loss"))]
+        rows.append("| " + " | ".join(_line(cell) for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def _interval(result: Accuracy) -> str:
+    low, high = 100 * result.low, 100 * result.high
+    return f"{percent(result.value)} [{low:.1f}, {high:.1f}] ({result.correct}/{result.total})"
+
+
+def _markdown_chain(artifacts: Sequence[Artifact]) -> str:
+    rows = ["| artifact | fingerprint | inputs | time | files |", "| --- | --- | --- | ---: | --- |"]
+    for artifact in artifacts:
+        files = ", ".join(f"{name} ({size(n)})" for name, n in artifact.files.items())
+        cells = [artifact.name, artifact.fingerprint, ", ".join(artifact.inputs), duration(artifact.seconds), files]
+        rows.append("| " + " | ".join(_line(cell) for cell in cells) + " |")
+    return "\n".join(rows)
+
+
+def _line(text: str) -> str:
+    """Text as one line of Markdown that starts no markup."""
+    return re.sub(r"([\\`*_\[\]<>|#&$~])", r"\\\1", " ".join(text.split()))
+
+
+def _fenced(text: str) -> str:
+    """Text as a code block, whatever back-ticks it holds."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+# -- the page
+
+
+def to_html(report: Report, pictures: Mapping[str, str]) -> str:
+    """One file that asks for no other. All text is escaped: samples are model output and may hold anything."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters.update(percent=percent, size=size, duration=duration)
+    template = resources.files("mengya.evaluate").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    drawn = {name: Markup(charts.themed(svg)) for name, svg in pictures.items()}
+    return environment.from_string(template).render(
+        report=report,
+        figure=figure,
+        training=training(report),
+        overview=[drawn[name] for name in drawn if not name.startswith(CURVES)],
+        curves=[drawn[name] for name in drawn if name.startswith(CURVES)],
+        colours={name: colour for colour, name in charts.CSS_NAMES.items()},
+        headings={key: heading(key) for key in accuracy_keys(report)},
+        metrics=metric_keys(report),
+        headline=to_json(report),
+        cards=_cards(report),
+        total_seconds=sum(artifact.seconds for artifact in report.artifacts),
+    )
+
+
+def _cards(report: Report) -> list[dict[str, Any]]:
+    """The accuracies of the last stage that has any, and how far each stands above the stage before."""
+    cards = []
+    for key in accuracy_keys(report):
+        measured = [stage for stage in report.stages if key in stage.accuracies]
+        result, before = measured[-1].accuracies[key], measured[-2] if len(measured) > 1 else None
+        gain = result.value - before.accuracies[key].value if before else None
+        english, chinese = heading(key)
+        card = {"english": english, "chinese": chinese, "result": result, "gain": gain}
+        cards.append({**card, "before": before.name if before else None})
+    return cards

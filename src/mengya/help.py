@@ -1,0 +1,76 @@
+"""`mengya help`: the stages, and the schema of one as commented TOML."""
+
+import importlib
+import importlib.util
+import json
+import textwrap
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic_core import PydanticUndefined
+
+from mengya.errors import UserError
+from mengya.schema import description_of, fields_of
+from mengya.stages import MODULES
+
+
+def stages_help() -> str:
+    """One line a stage, from the first line of its module."""
+    lines = ["Stages, in the order in which a recipe usually has them:", ""]
+    for name, path in MODULES.items():
+        lines.append(f"  {name:<10} {_summary(path)}")
+    lines += ["", "mengya help STAGE shows the keys of one. A recipe is a TOML file with one table per stage;",
+              "mengya run RECIPE stage.key=value changes a value. \"@name\" stands for the output of the stage [name]."]
+    return "\n".join(lines)
+
+
+def _summary(path: str) -> str:
+    """The first docstring line, read from the source so that no torch is imported."""
+    spec = importlib.util.find_spec(path)
+    assert spec and spec.origin
+    with open(spec.origin, encoding="utf-8") as file:
+        return file.readline().strip().strip('"')
+
+
+def stage_help(name: str) -> str:
+    """Commented TOML with every key of a stage and its default."""
+    if name not in MODULES:
+        raise UserError(f"there is no stage {name!r}; there are {', '.join(MODULES)}")
+    cls = importlib.import_module(MODULES[name]).Config
+    return "\n".join([f"# {cls.__doc__}", f"[{name}]", *_table(cls, name)])
+
+
+def _table(cls: type, prefix: str) -> list[str]:
+    lines: list[str] = []
+    nested: list[str] = []
+    for name, field in fields_of(cls).items():
+        inner = next((t for t in (field.annotation, *get_args(field.annotation)) if hasattr(t, "__pydantic_fields__")), None)
+        if inner is not None:
+            optional = " (optional)" if not field.is_required() else ""
+            nested += ["", f"# {inner.__doc__}{optional}", f"[{prefix}.{name}]", *_table(inner, f"{prefix}.{name}")]
+            continue
+        for line in textwrap.wrap(description_of(cls, name), 100):
+            lines.append(f"# {line}")
+        lines.append(f"{name} = {_value(field)}")
+    return lines + nested
+
+
+def _value(field: Any) -> str:
+    default = field.default if field.default is not PydanticUndefined else None
+    kind = _kind(field.annotation)
+    if field.is_required():
+        return f"...  # required: {kind}"
+    if default is None:
+        return f"...  # unset: {kind}"
+    if isinstance(default, tuple):
+        default = list(default)
+    choices = f"  # {kind}" if get_origin(field.annotation) is Literal else ""
+    return json.dumps(default, ensure_ascii=False) + choices
+
+
+def _kind(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(repr, get_args(annotation)))
+    arguments = [a for a in get_args(annotation) if a is not type(None)]
+    if arguments and get_origin(annotation) is not list and not isinstance(annotation, type):
+        return " | ".join(dict.fromkeys(_kind(a) for a in arguments if not type(a).__name__ == "_Input"))
+    return getattr(annotation, "__name__", str(annotation))

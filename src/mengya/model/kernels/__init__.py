@@ -1,0 +1,95 @@
+"""Native kernels: compiled on first use with the machine's C++ compiler, cached, and replaceable by torch at any time."""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+_LOG = logging.getLogger(__name__)
+# Named one by one instead of -march=native: the cached library then fits every machine that passes `supported`.
+_CPU_FEATURES = ("avx2", "fma3", "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_bf16", "amx_tile", "amx_bf16")
+_FLAGS = (
+    *("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp"),
+    *("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16"),
+)
+
+
+def supported() -> bool:
+    """Whether this machine's processor and system can run the kernels (AMX bf16 tiles, AVX-512, Linux)."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return all(capabilities.get(feature, False) for feature in _CPU_FEATURES)
+
+
+def build(source: Path, directory: Path) -> Path:
+    """Compile `source` into a shared library in `directory` and return its path; an earlier build is reused.
+
+    The library is written under another name and then renamed, so that processes building at once cannot see half a file.
+    Raises OSError or subprocess.SubprocessError when there is no compiler, it fails, or the directory is not writable.
+    """
+    compiler = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
+    if compiler is None:
+        raise FileNotFoundError("no C++ compiler (g++, clang++ or c++) on the PATH")
+    key = hashlib.sha256("\0".join((source.read_text("utf-8"), compiler, *_FLAGS)).encode()).hexdigest()[:16]
+    library = directory / f"{source.stem}-{key}.so"
+    if library.exists():
+        return library
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        built = Path(scratch) / library.name
+        subprocess.run(
+            [compiler, *_FLAGS, str(source), "-o", str(built)], check=True, capture_output=True, text=True, timeout=300
+        )
+        os.replace(built, library)
+    return library
+
+
+@functools.cache
+def attention_library() -> ctypes.CDLL | None:
+    """The attention kernel, built if need be; None (with one logged warning if a build was tried) where it cannot run."""
+    if not supported():
+        return None
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mengya" / "kernels"
+    try:
+        library = ctypes.CDLL(str(build(Path(__file__).with_name("attention.cpp"), cache)))
+        if library.attention_init() != 0:
+            raise OSError("the system grants no tile registers")
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or str(error)
+        _LOG.warning("The fast attention kernel could not be built; using PyTorch's, which is slower: %s", detail.strip())
+        return None
+    for function in (library.attention_forward, library.attention_backward):
+        function.argtypes, function.restype = (ctypes.POINTER(AttentionProblem),), None
+    return library
+
+
+class Strides(ctypes.Structure):
+    """Distances in entries between rows, tokens and heads; the last dimension is contiguous."""
+
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("row", "token", "head"))
+
+    @classmethod
+    def of(cls, x: torch.Tensor) -> "Strides":
+        """Strides of a (B, T, heads, head_dim) tensor."""
+        return cls(*x.stride()[:3])
+
+
+class AttentionProblem(ctypes.Structure):
+    """`struct Problem` of attention.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batch", "time", "heads", "kv_heads", "head_dim", "threads")),
+        ("scale", ctypes.c_float),
+        *((name, ctypes.c_void_p) for name in ("starts", "lse", "q", "k", "v", "grad_out")),
+        *((name, ctypes.c_void_p) for name in ("out", "grad_q", "grad_k", "grad_v")),
+        *((name, Strides) for name in ("q_at", "k_at", "v_at", "out_at", "grad_out_at", "grad_kv_at")),
+    )

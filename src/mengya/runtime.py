@@ -1,0 +1,107 @@
+"""The machine: device, number types, compiler, peak speed, memory, signals."""
+
+import contextlib
+import functools
+import platform
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+
+def pick_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def fast_bfloat16(device: str) -> bool:
+    """bfloat16 products are faster than float32 ones."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+def pick_dtype(name: str, device: str) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it fast, else float32."""
+    if name == "auto":
+        name = "bfloat16" if fast_bfloat16(device) else "float32"
+    return getattr(torch, name)
+
+
+def compiler_missing(device: str) -> str | None:
+    """Why torch.compile cannot work here; None if it can."""
+    if sys.platform == "win32":
+        return "torch.compile is not supported on Windows by this project"
+    if device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
+        return "no C++ compiler found; install g++ to train faster"
+    return None
+
+
+def describe_machine() -> str:
+    """One line for manifests and reports: no host name, no path."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else (_cpu_name() or platform.machine())
+    return f"{device}, {torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}"
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+@functools.cache
+def peak_flops(dtype: torch.dtype, device: str) -> float:
+    """Operations per second of the best of a few square matrix products: the roof that utilisation is a share of."""
+    size = 8192 if device == "cuda" else 2048
+    a = torch.randn(size, size, device=device).to(dtype)
+    b = torch.randn(size, size, device=device).to(dtype)
+    best = float("inf")
+    for _ in range(6):
+        synchronize(device)
+        begin = time.perf_counter()
+        a @ b
+        synchronize(device)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * size**3 / best
+
+
+def peak_memory() -> int:
+    """Most memory that this process has held, in bytes."""
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Within, the first Ctrl-C or SIGTERM only sets a flag, which the yielded function reads; a second one acts at once."""
+    asked = False
+
+    def note(number, frame) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {}
+    with contextlib.suppress(ValueError):  # only the main thread may set handlers
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

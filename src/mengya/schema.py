@@ -1,0 +1,50 @@
+"""How configs are declared: frozen pydantic dataclasses whose attribute docstrings are the help text."""
+
+import dataclasses
+from typing import Annotated, Any, dataclass_transform
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
+
+
+class _Input:
+    """Marks a field that names what a stage reads: "@stage", "@stage/file", or a path."""
+
+
+INPUT = _Input()
+InputPath = Annotated[str, INPUT]
+InputPaths = Annotated[str | list[str], INPUT]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def config(cls: type) -> Any:
+    """Class decorator: frozen, keyword-only, unknown keys forbidden."""
+    settings = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    return dataclass(frozen=True, kw_only=True, config=settings)(cls)
+
+
+def fields_of(cls: type) -> dict[str, Any]:
+    """pydantic's field descriptions (annotation, default, description) in order of declaration."""
+    return cls.__pydantic_fields__  # type: ignore[attr-defined]
+
+
+def description_of(cls: type, name: str) -> str:
+    """A field's docstring, from the class that declares it (pydantic reads only the last class's source)."""
+    owners = [base.__pydantic_fields__ for base in cls.__mro__ if "__pydantic_fields__" in vars(base)]
+    return next((fields[name].description for fields in owners if name in fields and fields[name].description), "")
+
+
+def is_input(field: Any) -> bool:
+    """Whether a field of `fields_of` is marked as an input (alone or in a union with None)."""
+    if INPUT in field.metadata:
+        return True
+    return any(INPUT in getattr(option, "__metadata__", ()) for option in getattr(field.annotation, "__args__", ()))
+
+
+def input_fields(cls: type) -> list[str]:
+    return [name for name, field in fields_of(cls).items() if is_input(field)]
+
+
+def as_dict(value: Any) -> dict:
+    """Plain values of a config, for JSON."""
+    return dataclasses.asdict(value)

@@ -1,0 +1,175 @@
+"""Chat in a terminal; without one, answer the lines of standard input."""
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Literal, TextIO
+
+import torch
+
+from mengya.errors import UserError
+from mengya.infer.engine import Session
+from mengya.infer.sampling import Sampling
+from mengya.model.load import load_model
+from mengya.model.transformer import CausalLM
+from mengya.runtime import pick_device
+from mengya.text.tokenizer import Tokenizer
+
+YOU, SPROUT = "你> ", "芽> "
+HELP = """\
+/clear  忘记之前的对话 forget the conversation   (clear, cls)
+/help   显示帮助       show this help
+/exit   离开           leave                     (exit, quit, Ctrl-D)
+Ctrl-C  停止当前回答   stop the current answer; at the prompt: leave"""
+_COMMANDS: dict[str, Literal["clear", "exit", "help"]] = {
+    **dict.fromkeys(("/clear", "/cls", "clear", "cls"), "clear"),
+    **dict.fromkeys(("/exit", "/quit", "exit", "quit"), "exit"),
+    "/help": "help",
+}
+# A model may have learnt escape sequences; printed, they could clear the screen or retitle the window.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Screen:
+    """Writes to `stream` at once, without control characters and with `?` for what its encoding cannot spell."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+        self.colours: bool = stream.isatty()
+
+    def write(self, text: str) -> None:
+        self._put(_CONTROLS.sub("", text))
+
+    def dim(self, text: str) -> None:
+        self._put(f"\x1b[2m{text}\x1b[0m" if self.colours else text)
+
+    def _put(self, text: str) -> None:
+        encoding = self._stream.encoding or "utf-8"
+        self._stream.write(text.encode(encoding, "replace").decode(encoding))
+        self._stream.flush()
+
+
+def load_chat_model(model_dir: Path | str) -> tuple[CausalLM, Tokenizer]:
+    """The model of a directory, in evaluation mode, and its tokenizer. UserError if it is none, or they do not fit.
+
+    float32 on a processor, where single rows decode faster than in bfloat16; bfloat16 on a GPU."""
+    directory = Path(model_dir)
+    if not directory.is_dir():
+        raise UserError(f"{directory} is no directory; give a model directory, such as one that the sft stage wrote")
+    device = pick_device()
+    tokenizer = Tokenizer.load(directory)
+    model = load_model(directory, torch.float32 if device == "cpu" else torch.bfloat16, device)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} entries but the model only "
+            f"{model.config.vocab_size} embedding rows; copy the tokenizer files that belong to this model"
+        )
+    return model, tokenizer
+
+
+def chat(
+    model_dir: Path | str,
+    sampling: Sampling,
+    system: str | None = None,
+    input: TextIO | None = None,
+    output: TextIO | None = None,
+) -> None:
+    """Talk until the user leaves; `system` is the system prompt. UserError if `model_dir` holds no usable model.
+
+    Where `input` or `output` is no terminal, each line of `input` is a question or a command, up to its end."""
+    source, sink = input or sys.stdin, output or sys.stdout
+    model, tokenizer = load_chat_model(model_dir)
+    session = Session(model, tokenizer, sampling, system)
+    screen = Screen(sink)
+    interactive = source.isatty() and sink.isatty()
+    screen.write(_banner(model_dir, model) + "\n")
+    if interactive:
+        screen.dim("/help 帮助 · /clear 清空 · /exit 离开 · Ctrl-C 停止回答 stop\n\n")
+    for text in _typed(source, sink) if interactive else _lines(source, screen):
+        command = _COMMANDS.get(text.lower())
+        if command == "exit":
+            return
+        if command == "clear":
+            session.clear()
+            screen.dim("已清空 cleared\n")
+        elif command == "help":
+            screen.write(HELP + "\n")
+        elif re.fullmatch(r"/[a-zA-Z]+", text):
+            screen.write(f"没有命令 {text} · no such command; /help\n")
+        elif interactive:
+            try:
+                _answer_or_explain(session, text, screen)
+            except KeyboardInterrupt:
+                screen.dim(" … 已停止 stopped\n")
+        else:
+            _answer_or_explain(session, text, screen)
+
+
+def answer_questions(
+    model_dir: Path | str,
+    questions: Iterable[str],
+    output: TextIO | None = None,
+    sampling: Sampling = Sampling(temperature=0.0),  # noqa: B008  frozen
+) -> None:
+    """Print each question and, as it comes, its answer; every question starts a new conversation."""
+    screen = Screen(output or sys.stdout)
+    model, tokenizer = load_chat_model(model_dir)
+    screen.write(_banner(model_dir, model) + "\n")
+    session = Session(model, tokenizer, sampling)
+    for question in questions:
+        session.clear()
+        screen.write(f"{YOU}{question}\n")
+        _answer(session, question, screen)
+
+
+def _answer_or_explain(session: Session, text: str, screen: Screen) -> None:
+    try:
+        _answer(session, text, screen)
+    except UserError as error:  # such as a question that is too long: the conversation goes on
+        screen.write(f"(无法回答 no answer: {error})\n")
+
+
+def _answer(session: Session, text: str, screen: Screen) -> None:
+    """Stream one answer to the screen."""
+    screen.write(SPROUT)
+    with closing(session.stream(text)) as pieces:
+        for piece in pieces:
+            screen.write(piece)
+    screen.write("\n")
+    screen.dim(f"({session.tokens_per_second:.0f} tokens/s)\n")
+
+
+def _banner(model_dir: Path | str, model: CausalLM) -> str:
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    size = f"{millions:.1f}M" if millions < 1000 else f"{millions / 1000:.2f}B"
+    context = model.config.max_position_embeddings
+    return f"萌芽 Mengya · {model_dir} · {size} 参数 parameters · 上下文 context {context}"
+
+
+def _typed(source: TextIO, sink: TextIO) -> Iterator[str]:
+    """What the user types, edited with prompt_toolkit: wide characters, history, pasted lines; to Ctrl-C or Ctrl-D."""
+    from prompt_toolkit import PromptSession  # only here: piped questions should not pay for it
+    from prompt_toolkit.input.defaults import create_input
+    from prompt_toolkit.output.defaults import create_output
+
+    prompt: PromptSession[str] = PromptSession(input=create_input(source), output=create_output(sink))
+    while True:
+        try:
+            text = prompt.prompt(YOU).strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        if text:
+            yield text
+
+
+def _lines(source: TextIO, screen: Screen) -> Iterator[str]:
+    """The lines of `source` that are not empty, echoed; bytes that are no text become U+FFFD."""
+    raw = getattr(source, "buffer", None)
+    encoding = source.encoding or "utf-8"
+    for line in source if raw is None else (data.decode(encoding, "replace") for data in raw):
+        text = line.strip("\ufeff \t\r\n")
+        if text:
+            screen.write(f"{YOU}{text}\n")
+            yield text

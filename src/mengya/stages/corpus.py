@@ -1,0 +1,81 @@
+"""Raw files and the embedded schoolbook -> cleaned, deduplicated documents, some of them held out."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from mengya.data import schoolbook
+from mengya.data.cleaning import clean_document, content_hash, is_heldout
+from mengya.data.quarantine import Quarantine
+from mengya.data.readers import read_documents
+from mengya.errors import UserError
+from mengya.metrics import format_count, say
+from mengya.schema import InputPaths, config
+
+
+@config
+class Config:
+    """Collect text."""
+
+    path: InputPaths | None = None
+    """A file, folder, glob or list of them: .txt .md .jsonl .json .csv .tsv .parquet, plain, .gz or .zst."""
+    text_field: str | None = None
+    """Field that holds the text of a row; found by itself if not set."""
+    schoolbook: bool = False
+    """Add the embedded Chinese schoolbook: text, conversations, preference pairs and held-out questions."""
+    heldout: float = 0.01
+    """Share of the documents kept from training, to measure on; chosen by content."""
+    min_chars: int = 1
+    """Shorter documents are left out (and counted)."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.path is None and not self.schoolbook:
+            raise ValueError("there is no text: set path to your files, or schoolbook = true")
+        if not 0 < self.heldout < 1:
+            raise ValueError(f"heldout={self.heldout} must be between 0 and 1, e.g. 0.01")
+
+
+def _documents(config: Config, paths: list[Path], out: Path, quarantine: Quarantine) -> Iterator[str]:
+    if config.schoolbook:
+        schoolbook.write(out, config.seed)
+        yield from (json.loads(line)["text"] for line in open(out / "text.jsonl", encoding="utf-8", newline="\n"))
+        (out / "text.jsonl").unlink()
+    if paths:
+        yield from read_documents([str(path) for path in paths], config.text_field, quarantine)
+
+
+def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
+    """Write train.jsonl and heldout.jsonl ({"text"} a line), quarantine.jsonl, corpus.json (counts)."""
+    counts = {"train": 0, "heldout": 0, "duplicates": 0, "too_short": 0, "train_bytes": 0, "heldout_bytes": 0}
+    seen: set[bytes] = set()
+    with (
+        Quarantine(out / "quarantine.jsonl") as quarantine,
+        open(out / "train.jsonl", "w", encoding="utf-8", newline="\n") as train,
+        open(out / "heldout.jsonl", "w", encoding="utf-8", newline="\n") as heldout,
+    ):
+        for raw in _documents(config, inputs.get("path", []), out, quarantine):
+            text = clean_document(raw)
+            key = content_hash(text)
+            if len(text) < max(config.min_chars, 1):
+                counts["too_short"] += 1
+            elif key in seen:
+                counts["duplicates"] += 1
+            else:
+                seen.add(key)
+                held = is_heldout(key, config.heldout)
+                split, file = ("heldout", heldout) if held else ("train", train)
+                file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+                counts[split] += 1
+                counts[f"{split}_bytes"] += len(text.encode())
+    say(f"  {counts['train']:,} documents ({format_count(counts['train_bytes'])}B) to train on, {counts['heldout']:,} "
+        f"held out, {counts['duplicates']:,} duplicates and {counts['too_short']:,} short ones left out")
+    say(f"  {quarantine.summary()}")
+    if not counts["train"]:
+        raise UserError("the corpus is empty: no document was left to train on; check corpus.path and quarantine.jsonl")
+    if not counts["heldout"]:
+        raise UserError(
+            f"no document was held out of {counts['train']}; raise corpus.heldout (now {config.heldout}) or add text"
+        )
+    counts["quarantined"] = quarantine.count
+    (out / "corpus.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,54 @@
+"""A chat model and preference pairs -> a model that prefers the chosen answers."""
+
+from pathlib import Path
+
+from mengya.data.packing import PackedGroups
+from mengya.data.preferences import read_preferences
+from mengya.data.quarantine import Quarantine
+from mengya.data.shards import Shards
+from mengya.data.tokenization import write_preference_shards
+from mengya.metrics import say
+from mengya.model.load import load_model, save_model
+from mengya.schema import InputPath, InputPaths, config
+from mengya.text.tokenizer import Tokenizer
+from mengya.train.objectives import dpo
+from mengya.train.training import Trainer, TrainingConfig, finish, prepare_model
+
+RESUMABLE = True
+
+
+@config
+class Config(TrainingConfig):
+    """Direct preference optimisation against the model it starts from."""
+
+    model: InputPath = "@sft"
+    path: InputPaths
+    """Preference pairs: prompt/chosen/rejected as strings or messages, ranked answers."""
+    heldout: float = 0.05
+    """Share of the pairs to measure held-out loss on; chosen by content."""
+    beta: float = 0.1
+    """How strongly the policy is held to the reference."""
+
+
+def _shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Tokenizer, out: Path) -> tuple[Shards, Shards]:
+    train, heldout = out / "shards" / "train", out / "shards" / "heldout"
+    if not all((split / "shards.json").exists() for split in (train, heldout)):
+        with Quarantine(out / "quarantine.jsonl") as quarantine:
+            pairs = read_preferences([str(path) for path in inputs["path"]], quarantine)
+            used, kept, long = write_preference_shards(pairs, tokenizer, train, heldout, config.heldout, config.seq_len)
+        say(f"  {used['documents'] // 2:,} pairs to train on, {kept['documents'] // 2:,} held out, {long:,} too long")
+        say(f"  {quarantine.summary()}")
+    return Shards(train), Shards(heldout)
+
+
+def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
+    """Write a model directory and metrics.jsonl."""
+    (base,) = inputs["model"]
+    tokenizer = Tokenizer.load(base)
+    splits = _shards(config, inputs, tokenizer, out)
+    model, _ = prepare_model(load_model(base), config)
+    reference, _ = prepare_model(load_model(base).requires_grad_(False), config)
+    train, heldout = (PackedGroups(shards, config.seq_len, tokenizer.eos_id, config.seed, 2) for shards in splits)
+    Trainer(model, dpo(config.beta, reference), config, train, out).run(heldout, "dpo")
+    finish(lambda path: save_model(model, path, None, sorted(tokenizer.stop_ids), tokenizer.eos_id), out)
+    tokenizer.save(out)

@@ -1,0 +1,54 @@
+"""A model and conversations -> a chat model."""
+
+from pathlib import Path
+
+from mengya.data.conversations import read_conversations
+from mengya.data.packing import PackedGroups
+from mengya.data.quarantine import Quarantine
+from mengya.data.shards import Shards
+from mengya.data.tokenization import write_conversation_shards
+from mengya.metrics import say
+from mengya.model.load import load_model, save_model
+from mengya.schema import InputPath, InputPaths, config
+from mengya.text.tokenizer import Tokenizer
+from mengya.train.objectives import language_modeling
+from mengya.train.training import Trainer, TrainingConfig, finish, prepare_model
+
+RESUMABLE = True
+
+
+@config
+class Config(TrainingConfig):
+    """Supervised fine-tuning of all weights."""
+
+    model: InputPath = "@pretrain"
+    path: InputPaths
+    """Conversations: messages, ShareGPT, alpaca, prompt/response, lists; mixed files are fine."""
+    heldout: float = 0.02
+    """Share of the conversations to measure held-out loss on; chosen by content."""
+    freeze_embeddings: bool = False
+    """Keep the embedding (and a tied output projection) as it is."""
+
+
+def _shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Tokenizer, out: Path) -> tuple[Shards, Shards]:
+    train, heldout = out / "shards" / "train", out / "shards" / "heldout"
+    if not all((split / "shards.json").exists() for split in (train, heldout)):
+        with Quarantine(out / "quarantine.jsonl") as quarantine:
+            conversations = read_conversations([str(path) for path in inputs["path"]], quarantine)
+            used, kept = write_conversation_shards(conversations, tokenizer, train, heldout, config.heldout)
+        say(f"  {used['documents']:,} conversations to train on, {kept['documents']:,} held out")
+        say(f"  {quarantine.summary()}")
+    return Shards(train), Shards(heldout)
+
+
+def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
+    """Write a model directory and metrics.jsonl."""
+    (base,) = inputs["model"]
+    tokenizer = Tokenizer.load(base)
+    splits = _shards(config, inputs, tokenizer, out)
+    model, compiled = prepare_model(load_model(base), config)
+    model.model.embed_tokens.weight.requires_grad_(not config.freeze_embeddings)
+    train, heldout = (PackedGroups(shards, config.seq_len, tokenizer.eos_id, config.seed) for shards in splits)
+    Trainer(model, language_modeling(compiled), config, train, out).run(heldout, "sft")
+    finish(lambda path: save_model(model, path, None, sorted(tokenizer.stop_ids), tokenizer.eos_id), out)
+    tokenizer.save(out)

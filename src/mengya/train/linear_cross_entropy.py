@@ -1,0 +1,123 @@
+"""The output projection and its cross-entropy together, in chunks of rows, so that logits never exist whole.
+
+The gradient is written during the forward pass, while a chunk's logits are still in cache; as in Cut Cross-Entropy
+(Wijmans et al. 2024, arXiv:2411.09009) and Liger Kernel (Hsu et al. 2024, arXiv:2410.10989).
+"""
+
+import torch
+from torch import Tensor
+
+from mengya.data.batch import IGNORE
+
+CHUNK = 1024
+
+
+def _statistics(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (N, V), labels (N,) -> log p(label) (N,), 0 where IGNORE; log-sum-exp (N,); one-hot labels (N, V).
+
+    The label's logit is picked by a comparison and a sum, not by a gather: that fuses with the other reductions.
+    """
+    wide = logits.float()
+    lse = wide.logsumexp(-1)
+    hot = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
+    picked = torch.where(hot, wide, 0.0).sum(-1)
+    return torch.where(labels == IGNORE, 0.0, picked - lse), lse, hot
+
+
+def _loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The summed negative log-likelihood, and its gradient by the logits in their own type."""
+    log_p, lse, hot = _statistics(logits, labels)
+    gradient = (logits.float() - lse[:, None]).exp() - hot.float()
+    return -log_p.sum(), torch.where((labels == IGNORE)[:, None], 0.0, gradient).to(logits.dtype)
+
+
+_compiled_loss_and_gradient = torch.compile(_loss_and_gradient, dynamic=False)
+
+
+def _supervised(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows that have a label, filled up to a multiple of CHUNK, with their labels; and where they came from."""
+    rows = (labels != IGNORE).nonzero()[:, 0]
+    spare = -len(rows) % CHUNK
+    picked = torch.nn.functional.pad(rows, (0, spare))
+    kept = labels[picked]
+    if spare:
+        kept[-spare:] = IGNORE
+    return hidden[picked], kept, rows
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, compiled: bool) -> Tensor:
+        x, y, rows = _supervised(hidden, labels)
+        w = weight.to(hidden.dtype)
+        step = _compiled_loss_and_gradient if compiled else _loss_and_gradient
+        total = torch.zeros((), device=hidden.device)
+        grad_x = torch.empty_like(x)
+        grad_w = torch.zeros_like(w, dtype=torch.float32)
+        for begin in range(0, len(x), CHUNK):
+            chunk = x[begin : begin + CHUNK]
+            loss, gradient = step(chunk @ w.T, y[begin : begin + CHUNK])
+            total += loss
+            grad_x[begin : begin + CHUNK] = gradient @ w
+            grad_w += gradient.T @ chunk
+        grad_hidden = torch.zeros_like(hidden)
+        grad_hidden[rows] = grad_x[: len(rows)]
+        ctx.save_for_backward(grad_hidden, grad_w)
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        grad_hidden, grad_w = ctx.saved_tensors
+        grad_w = (grad_w * grad_output).to(ctx.weight_dtype)
+        return grad_hidden * grad_output.to(grad_hidden.dtype), grad_w, None, None
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, compiled: bool) -> Tensor:
+    """Summed -log p(labels) of the projection `hidden @ weight.T`, float32 scalar.
+
+    `hidden` (..., C), `weight` (V, C) of any float type (products run in hidden's), `labels` (...) with IGNORE.
+    """
+    return _LinearCrossEntropy.apply(hidden.reshape(-1, hidden.shape[-1]), weight, labels.reshape(-1), compiled)
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        x, y, rows = _supervised(hidden, labels)
+        w = weight.to(hidden.dtype)
+        log_p = torch.zeros(len(hidden), device=hidden.device)
+        lse = torch.empty(len(x), device=hidden.device)
+        kept = torch.empty(len(x), device=hidden.device)
+        for begin in range(0, len(x), CHUNK):
+            part = slice(begin, begin + CHUNK)
+            kept[part], lse[part], _ = _statistics(x[part] @ w.T, y[part])
+        log_p[rows] = kept[: len(rows)]
+        ctx.save_for_backward(x, weight, y, lse, rows)
+        ctx.size = len(hidden)
+        return log_p
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        x, weight, y, lse, rows = ctx.saved_tensors
+        w = weight.to(x.dtype)
+        upstream = torch.zeros(len(x), device=x.device)
+        upstream[: len(rows)] = grad_output[rows]
+        grad_x, grad_w = torch.empty_like(x), torch.zeros_like(w, dtype=torch.float32)
+        columns = torch.arange(len(w), device=x.device)
+        for begin in range(0, len(x), CHUNK):
+            part = slice(begin, begin + CHUNK)
+            probability = ((x[part] @ w.T).float() - lse[part, None]).exp()
+            gradient = ((columns == y[part, None]).float() - probability) * upstream[part, None]
+            gradient = gradient.to(x.dtype)
+            grad_x[part] = gradient @ w
+            grad_w += gradient.T @ x[part]
+        grad_hidden = torch.zeros(ctx.size, x.shape[1], dtype=x.dtype, device=x.device)
+        grad_hidden[rows] = grad_x[: len(rows)]
+        return grad_hidden, grad_w.to(weight.dtype), None
+
+
+def token_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """(B, T) float32 log p(labels[t]); 0 where IGNORE. The backward pass computes each chunk's logits anew."""
+    flat = _TokenLogProbs.apply(hidden.reshape(-1, hidden.shape[-1]), weight, labels.reshape(-1))
+    return flat.view(labels.shape)

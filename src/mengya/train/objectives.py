@@ -1,0 +1,68 @@
+"""Objectives: pure functions `(model, batch) -> Loss`. Hyperparameters are bound by closures."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mengya.data.batch import Batch
+from mengya.model.transformer import CausalLM
+from mengya.train.linear_cross_entropy import linear_cross_entropy, token_log_probs
+
+
+class Loss(NamedTuple):
+    total: Tensor
+    """Summed over the batch, never averaged; the caller divides by Batch.count."""
+    metrics: dict[str, Tensor]
+    """Sums too."""
+
+
+Objective = Callable[[CausalLM, Batch], Loss]
+
+
+def _hidden(model: CausalLM, batch: Batch) -> Tensor:
+    return model.model(batch.input_ids, batch.position_ids, batch.starts)
+
+
+def language_modeling(compiled: bool) -> Objective:
+    """Cross-entropy of the labelled tokens: pretraining and supervised fine-tuning alike."""
+
+    def objective(model: CausalLM, batch: Batch) -> Loss:
+        total = linear_cross_entropy(_hidden(model, batch), model.lm_head.weight, batch.labels, compiled)
+        return Loss(total, {})
+
+    return objective
+
+
+def sequence_log_probs(model: CausalLM, batch: Batch) -> Tensor:
+    """(sequences,) summed log-probability of each sequence's labelled tokens."""
+    log_p = token_log_probs(_hidden(model, batch), model.lm_head.weight, batch.labels)
+    # Padding goes to one more slot. The sum is a product with a 0/1 matrix: unlike scatter-add, its order is fixed.
+    slots = F.one_hot(batch.sequence_ids.remainder(batch.sequences + 1).flatten(), batch.sequences + 1)
+    return (log_p.flatten() @ slots.to(log_p.dtype))[: batch.sequences]
+
+
+def dpo(beta: float, reference: CausalLM) -> Objective:
+    """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290), the sigmoid loss.
+
+    Sequences 2p and 2p + 1 of a batch are the chosen and the rejected completion of pair p.
+    """
+
+    def objective(model: CausalLM, batch: Batch) -> Loss:
+        policy = sequence_log_probs(model, batch)
+        with torch.no_grad():
+            baseline = sequence_log_probs(reference, batch)
+        rewards = beta * (policy - baseline)
+        chosen, rejected = rewards[0::2], rewards[1::2]
+        margins = chosen - rejected
+        metrics = {
+            "accuracy": (margins > 0).float().sum(),
+            "margin": margins.sum(),
+            "reward_chosen": chosen.sum(),
+            "reward_rejected": rejected.sum(),
+        }
+        return Loss(-F.logsigmoid(margins).sum(), {name: value.detach() for name, value in metrics.items()})
+
+    return objective

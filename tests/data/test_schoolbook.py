@@ -1,0 +1,252 @@
+"""The embedded schoolbook: deterministic, complete, and disjoint from its own held-out questions."""
+
+import hashlib
+import itertools
+import json
+import re
+from collections import Counter, defaultdict
+
+import pytest
+
+from mengya.data.schoolbook import arithmetic, unknown, write
+from mengya.data.schoolbook.stories import load_plots
+from mengya.data.schoolbook.tables import load
+
+FILES = ("text.jsonl", "conversations.jsonl", "preferences.jsonl", "questions.jsonl", "heldout_preferences.jsonl")
+TRAINING = FILES[:3]
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    out = tmp_path_factory.mktemp("schoolbook")
+    counts = write(out, seed=1)
+    rows = {
+        name: [json.loads(line) for line in (out / name).read_text(encoding="utf-8").split("\n")[:-1]] for name in FILES
+    }
+    assert counts == {name: len(rows[name]) for name in FILES}
+    return out, rows
+
+
+@pytest.fixture(scope="module")
+def relations():
+    return load()
+
+
+def strings(value):
+    """Every string inside a row, without the role names."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list):
+        return [text for item in value for text in strings(item)]
+    return [text for key, item in value.items() if key != "role" for text in strings(item)]
+
+
+@pytest.fixture(scope="module")
+def training_lines(book):
+    return list(
+        dict.fromkeys(line for f in TRAINING for row in book[1][f] for s in strings(row) for line in s.split("\n"))
+    )
+
+
+def bare(text):
+    """Without punctuation, spaces and case: what is left when two phrasings differ in nothing else."""
+    return re.sub(r"[\W_]+", "", text).lower()
+
+
+def sentences(text):
+    return [sentence for sentence in re.split(r"(?<=[。.])\s*|\n|：", text) if sentence]
+
+
+def prompt_text(prompt):
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def test_same_seed_same_bytes_and_another_seed_other_bytes(book, tmp_path):
+    def digests(folder):
+        return [hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES]
+
+    write(tmp_path / "again", seed=1)
+    write(tmp_path / "other", seed=2)
+    assert digests(tmp_path / "again") == digests(book[0])
+    assert not set(digests(tmp_path / "other")) & set(digests(book[0]))
+
+
+def test_rows_have_their_shapes(book):
+    rows = book[1]
+    assert all(set(row) == {"text"} and row["text"].strip() for row in rows["text.jsonl"])
+    for row in rows["conversations.jsonl"]:
+        roles = [message["role"] for message in row["messages"]]
+        turns = roles[1:] if roles[0] == "system" else roles
+        assert turns and turns == ["user", "assistant"] * (len(turns) // 2)
+    for name in ("preferences.jsonl", "heldout_preferences.jsonl"):
+        for row in rows[name]:
+            assert set(row) == {"prompt", "chosen", "rejected"} and row["chosen"] != row["rejected"]
+    for row in rows["questions.jsonl"]:
+        assert set(row) == {"kind", "id", "prompt", "answer", "accept"}
+    everything = [text for name in FILES for row in rows[name] for text in strings(row)]
+    assert all(text == text.strip() and text for text in everything)
+    assert not [text for text in everything if re.search(r"\{[a-z]+\}", text)], "a slot was left open"
+
+
+def test_sizes(book):
+    out, rows = book
+    assert 3_000_000 < (out / "text.jsonl").stat().st_size < 4_500_000
+    assert 13_000 < len(rows["conversations.jsonl"]) < 15_500
+    turns = [sum(m["role"] == "user" for m in row["messages"]) for row in rows["conversations.jsonl"]]
+    assert max(turns) <= 4 and 0.15 < sum(n > 1 for n in turns) / len(turns) < 0.3
+    assert Counter(row["kind"] for row in rows["questions.jsonl"]) == {"fact": 400, "addition": 200, "unknown": 60}
+    assert (len(rows["preferences.jsonl"]), len(rows["heldout_preferences.jsonl"])) == (3000, 300)
+    text = "".join(row["text"] for row in rows["text.jsonl"])
+    assert 0.05 < sum(c.isascii() and c.isalpha() for c in text) / len(text.encode()) < 0.12
+
+
+def test_facts_are_well_formed(relations):
+    assert sum(len(relation.facts) for relation in relations) >= 1000 and len(relations) >= 35
+    for relation in relations:
+        subjects = [fact.id for fact in relation.facts]
+        assert len(subjects) == len(set(subjects)), f"{relation.name}: one subject with two answers"
+        assert len(relation.say) >= 3 and len(relation.train) >= 8 and len(relation.held) >= 2, relation.name
+        assert all(fact.answer and fact.subject != fact.answer for fact in relation.facts)
+
+
+def test_no_question_has_two_answers(relations):
+    answers = defaultdict(set)
+    for relation in relations:
+        for fact in relation.facts:
+            for template in relation.train + relation.held:
+                answers[bare(fact.fill(template))].add(fact.answers)
+    assert not {question: found for question, found in answers.items() if len(found) > 1}
+
+
+def test_every_fact_is_told_and_asked_often_enough(book, relations):
+    prose = [row["text"] for row in book[1]["text.jsonl"]]
+    told_in_all = Counter(sentence for text in prose for sentence in sentences(text))
+    asked = Counter(
+        m["content"] for row in book[1]["conversations.jsonl"] for m in row["messages"] if m["role"] == "user"
+    )
+    for relation in relations:
+        for fact in relation.facts:
+            ways = {fact.fill(way) for way in [*relation.say, *relation.reply]}
+            told = {way: told_in_all[sentences(way)[0]] for way in ways}
+            assert sum(told.values()) >= 6 and sum(count > 0 for count in told.values()) >= 3, (fact, told)
+            assert sum(fact.fill(template) in asked for template in relation.train) >= 6, fact
+
+
+def test_held_out_phrasings_never_train(book, relations, training_lines):
+    """By the literal prompts, and by patterns in which the subject may be anything."""
+    held = [row["prompt"] for row in book[1]["questions.jsonl"] if row["kind"] != "addition"]
+    held += [prompt_text(row["prompt"]) for row in book[1]["heldout_preferences.jsonl"] if "=" not in row["chosen"]]
+    every_line = "\n".join(bare(line) for line in training_lines)
+    assert not [prompt for prompt in held if bare(prompt) in every_line]
+
+    def loosen(text):
+        return re.sub(r"[^\w\s]+", "，", text).strip("，")
+
+    lines = "\n".join(loosen(line) for line in training_lines)
+    for relation in relations:
+        for template in relation.held:
+            for filled in {
+                fact.fill(template.replace("{s}", "§")) for fact in relation.facts
+            }:  # the other columns as they are
+                parts = [re.escape(re.sub(r"[^\w\s]+", "，", part)) for part in filled.split("§")]
+                found = re.search(r"[^，\n]{1,30}".join(parts).strip("，"), lines)
+                assert not found, (relation.name, template, found and found.group())
+
+
+def test_held_out_operands_never_train(training_lines):
+    """No training line adds a held-out pair, whatever words or order it uses."""
+    sign = re.compile(r"(?<!\d)(\d\d)\s*(?:\+|加上|加|plus|and|和|与)\s*(\d\d)(?!\d)")
+    near = re.compile(r"(?<!\d)\d\d(?!\d)")
+    adding = re.compile(r"[+加又再共和]|卖出|给了|plus|add")
+    steps = re.compile(r"个位.*?所以|Ones:.*?So ")
+    checked = 0
+    for line in training_lines:
+        for a, b in sign.findall(line):
+            checked += 1
+            assert not arithmetic.is_held_out(int(a), int(b)), line
+        if "月" not in line and "、" not in line:
+            asked = re.sub(r"=\d+", "", steps.sub("|", line))  # without the steps in between and the results
+            for part in filter(adding.search, re.split(r"[。？]", asked)):
+                for a, b in itertools.pairwise(int(n) for n in near.findall(part)):
+                    assert not arithmetic.is_held_out(a, b), line
+    assert checked > 10_000
+
+
+def test_held_out_questions_use_held_out_operands_and_names(book, training_lines):
+    held = [row for row in book[1]["questions.jsonl"] if row["kind"] == "addition"]
+    for row in held:
+        a, b = (int(n) for n in re.findall(r"\d+", row["prompt"]))
+        assert arithmetic.is_held_out(a, b) and row["answer"] == str(a + b)
+    share = len(arithmetic.HELD_PAIRS) / (90 * 91 / 2)
+    assert 0.08 < share < 0.12 and len(arithmetic.TRAIN_PAIRS) > 7000
+    text = "\n".join(training_lines)
+    asked = [
+        prompt_text(row["prompt"]) for row in book[1]["heldout_preferences.jsonl"] if row["chosen"] in unknown.HONEST
+    ]
+    assert len(asked) == 105 and all(bare(prompt) not in bare(text) for prompt in asked)
+    names = {row["id"].split("/")[2] for row in book[1]["questions.jsonl"] if row["kind"] == "unknown"}
+    assert len(names) > 50 and all(unknown.is_held_out(name) and name not in text for name in names)
+
+
+def test_questions_can_be_judged(book):
+    rows = book[1]["questions.jsonl"]
+    answers = defaultdict(set)
+    for row in rows:
+        answers[row["prompt"]].add(row["answer"])
+        assert len(row["accept"]) == len(set(row["accept"]))
+        if row["kind"] == "unknown":
+            assert all(row["answer"] in text for text in row["accept"])
+        else:
+            assert row["answer"] in row["accept"]
+    assert all(len(found) == 1 for found in answers.values())
+    assert len({row["id"] for row in rows}) == len(rows)
+    relations_asked = Counter(row["id"].split("/")[1] for row in rows if row["kind"] == "fact")
+    assert set(relations_asked) == {relation.name for relation in load()}
+
+
+def test_taught_answers_are_accepted(relations):
+    for relation in relations:
+        for fact in relation.facts:
+            assert {fact.answer, *(fact.fill(reply) for reply in relation.reply)} <= set(relation.accept(fact))
+
+
+@pytest.mark.parametrize(("a", "b"), [(37, 45), (10, 10), (99, 99), (23, 54), (68, 12), (95, 5 + 10)])
+def test_worked_additions_are_right_and_wrong_ones_wrong(a, b):
+    for lang in ("zh", "en"):
+        line = arithmetic.worked(a, b, lang=lang)
+        assert all(
+            sum(int(n) for n in left.split("+")) == int(right) for left, right in re.findall(r"([\d+]+)=(\d+)", line)
+        )
+        assert re.findall(r"\d+", line)[-1] == str(a + b)
+    assert abs(int(re.findall(r"\d+", arithmetic.wrong(a, b))[-1]) - a - b) == 10
+
+
+def test_every_equation_in_training_text_is_true(training_lines, book):
+    rejected = {line for row in book[1]["preferences.jsonl"] for line in row["rejected"].split("\n")}
+    equation = re.compile(r"(?<![\d+\-×])(\d+(?:[+\-×]\d+)+)=(\d+)")
+    found = 0
+    for line in training_lines:
+        if line not in rejected:
+            for left, right in equation.findall(line):
+                found += 1
+                assert eval(left.replace("×", "*")) == int(right), line
+    assert found > 20_000
+
+
+def test_preferences_reject_what_is_wrong(book, relations):
+    """A rejected sentence never states a fact of the tables, and the kinds keep their shares."""
+    true = {text for relation in relations for fact in relation.facts for text in relation.accept(fact)}
+    kinds = Counter()
+    for row in book[1]["preferences.jsonl"]:
+        assert row["rejected"] not in true, row
+        honest, silent = row["chosen"] in unknown.HONEST, row["rejected"] in unknown.HONEST
+        assert honest or silent or row["chosen"] in true or "=" in row["chosen"]
+        kinds["honest" if honest else "known" if silent else "addition" if "=" in row["chosen"] else "fact"] += 1
+    assert kinds == {"honest": 1050, "fact": 900, "addition": 450, "known": 600}
+
+
+def test_stories_fill_their_slots_and_differ(book):
+    plots = load_plots("zh") + load_plots("en")
+    assert len(plots) >= 15 and all(plot.about and len(plot.steps) >= 5 for plot in plots)
+    texts = [row["text"] for row in book[1]["text.jsonl"]]
+    assert len(set(texts)) > 0.95 * len(texts)

@@ -1,0 +1,129 @@
+"""The chat without a terminal: lines in, answers out."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mengya.errors import UserError
+from mengya.infer.engine import Session
+from mengya.infer.sampling import Sampling
+from mengya.serve.chat import HELP, answer_questions, chat, load_chat_model
+
+SHORT = Sampling(temperature=0, max_new_tokens=5)
+
+
+def talk(model_dir: Path, lines: str | bytes, sampling: Sampling = SHORT, system: str | None = None) -> str:
+    data = lines if isinstance(lines, bytes) else lines.encode()
+    output = io.StringIO()
+    chat(model_dir, sampling, system, io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"), output)
+    return output.getvalue()
+
+
+def expected(model_dir: Path, turns: list[str], system: str | None = None) -> list[str]:
+    session = Session(*load_chat_model(model_dir), SHORT, system)
+    return ["".join(session.stream(turn)) for turn in turns]
+
+
+def answers(text: str) -> list[str]:
+    """What stands after 芽> up to the line with the speed, with control characters already removed."""
+    return [part.split("\n(")[0] for part in text.split("芽> ")[1:]]
+
+
+def visible(text: str) -> str:
+    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
+
+
+@pytest.mark.parametrize("system", [None, "你是小草。"])
+def test_lines_are_questions_of_one_conversation(model_dir: Path, system: str | None) -> None:
+    text = talk(model_dir, "你好\r\n\n   \n熊猫吃什么？\n", system=system)
+    assert answers(text) == [visible(a) for a in expected(model_dir, ["你好", "熊猫吃什么？"], system)]
+    assert "你> 你好\n" in text and "你> 熊猫吃什么？\n" in text
+    assert "tokens/s" in text and "\x1b" not in text
+    assert text.startswith("萌芽 Mengya") and "0.0M 参数 parameters · 上下文 context 8192" in text.splitlines()[0]
+
+
+@pytest.mark.parametrize("word", ["/clear", "clear", "cls", "CLS"])
+def test_clear_begins_anew(model_dir: Path, word: str) -> None:
+    first, second = answers(talk(model_dir, f"你好\n{word}\n你好"))
+    assert first == second
+    assert "你> " + word in talk(model_dir, word)
+
+
+@pytest.mark.parametrize("word", ["/exit", "exit", "quit", "/quit"])
+def test_exit_leaves(model_dir: Path, word: str) -> None:
+    assert answers(talk(model_dir, f"{word}\n你好\n")) == []
+
+
+def test_help_and_unknown_command(model_dir: Path) -> None:
+    text = talk(model_dir, "/help\n/reset\n")
+    assert HELP in text and "没有命令 /reset" in text and answers(text) == []
+
+
+def test_too_long_a_line_is_explained_and_the_chat_goes_on(model_dir: Path) -> None:
+    text = talk(model_dir, "熊" * 20_000 + "\n你好\n")
+    long, short = text.split("芽> ")[1:]
+    assert "shorten it" in long
+    assert short.split("\n(")[0] == visible(expected(model_dir, ["你好"])[0])
+
+
+@pytest.mark.parametrize("data", [b"\xff\xfe\x00a\n", "\ud83d".encode("utf-8", "surrogatepass"), "😀\u202e\n".encode()])
+def test_any_bytes_are_safe(model_dir: Path, data: bytes) -> None:
+    assert len(answers(talk(model_dir, data))) == 1
+
+
+def test_no_input_at_all(model_dir: Path) -> None:
+    assert answers(talk(model_dir, b"")) == []
+
+
+def test_answers_without_control_characters(model_dir: Path) -> None:
+    text = talk(model_dir, "你好\n", Sampling(temperature=0, max_new_tokens=400))
+    assert text == visible(text)
+
+
+def test_narrow_encodings_do_not_crash(model_dir: Path) -> None:
+    raw = io.BytesIO()
+    output = io.TextIOWrapper(raw, encoding="ascii")
+    answer_questions(model_dir, ["你好"], output, SHORT)
+    assert b"tokens/s" in raw.getvalue()
+
+
+def test_questions_of_the_demo_are_independent(model_dir: Path) -> None:
+    output = io.StringIO()
+    answer_questions(model_dir, ["你好", "12 加 30", "你好"], output, SHORT)
+    first, _, third = answers(output.getvalue())
+    assert first == third == visible(expected(model_dir, ["你好"])[0])
+
+
+def test_piped_chat_does_not_load_the_line_editor(model_dir: Path) -> None:
+    code = (
+        "import sys; from mengya.serve.chat import chat; from mengya.infer.sampling import Sampling\n"
+        f"chat({str(model_dir)!r}, Sampling(max_new_tokens=3)); assert 'prompt_toolkit' not in sys.modules"
+    )
+    result = subprocess.run([sys.executable, "-c", code], input="你好\n".encode(), capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr.decode()
+    assert "芽> " in result.stdout.decode()
+
+
+def test_no_model_directory(model_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no directory; give a model directory"):
+        chat(tmp_path / "absent", SHORT)
+    with pytest.raises(UserError, match="no tokenizer.json"):  # the lead of every loader is what is missing
+        chat(tmp_path, SHORT)
+    shutil.copytree(model_dir, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match="no config.json"):
+        chat(tmp_path, SHORT)
+
+
+def test_tokenizer_of_another_model(model_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_dir, tmp_path, dirs_exist_ok=True)
+    tokenizer = json.loads((tmp_path / "tokenizer.json").read_text())
+    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][-1], "id": 300, "content": "<|more|>"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match="301 entries but the model only 300"):
+        chat(tmp_path, SHORT)

@@ -1,0 +1,124 @@
+"""The chat in a real pseudo-terminal: editing, interruption, commands."""
+
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("termios", reason="needs a POSIX pseudo-terminal")
+
+CHILD = """
+import sys
+from mengya.infer.engine import Session
+from mengya.infer.sampling import Sampling
+from mengya.serve.chat import chat
+
+plain = Session.stream
+
+def stream(self, text):
+    print(f"[asked {ascii(text)} after {len(self.messages)}]", flush=True)
+    return plain(self, text)
+
+Session.stream = stream
+chat(sys.argv[1], Sampling(temperature=0, max_new_tokens=int(sys.argv[2])))
+print("[left]", flush=True)
+"""
+
+
+class Terminal:
+    """A process on a pseudo-terminal of 80 columns."""
+
+    def __init__(self, *arguments: str):
+        self.fd, follower = os.openpty()
+        environment = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONUTF8": "1", "COLUMNS": "80"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CHILD, *arguments],
+            preexec_fn=lambda: os.login_tty(follower),
+            env=environment,
+        )
+        os.close(follower)
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.fd, text.encode())
+
+    def expect(self, pattern: str, seconds: float = 60) -> str:
+        """Wait until `pattern` appears; what was printed up to its end, which is then forgotten."""
+        deadline = time.monotonic() + seconds
+        while not (match := re.search(pattern, self.seen)):
+            ready, _, _ = select.select([self.fd], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"{pattern!r} did not appear in {self.seen!r}"
+            try:
+                data = os.read(self.fd, 65536)
+            except OSError:  # the other side is closed
+                data = b""
+            assert data, f"{pattern!r} did not appear before the end of {self.seen!r}"
+            self.seen += data.decode("utf-8", "replace")
+        seen, self.seen = self.seen[: match.end()], self.seen[match.end() :]
+        return seen
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.fd)
+
+
+@pytest.fixture
+def terminal(model_dir: Path, request: pytest.FixtureRequest) -> Iterator[Terminal]:
+    opened = Terminal(str(model_dir), str(request.param))
+    opened.expect("Mengya.*\n")
+    opened.expect("你> ")
+    yield opened
+    opened.close()
+
+
+@pytest.mark.parametrize("terminal", [5], indirect=True)
+def test_a_conversation(terminal: Terminal) -> None:
+    terminal.type("你好\x7f们\r")  # the backspace takes a wide character
+    terminal.expect(re.escape(f"[asked {ascii('你们')} after 0]"))
+    terminal.expect(r"芽> [\s\S]*\x1b\[2m\(\d+ tokens/s\)\x1b\[0m")
+    terminal.expect("你> ")
+    terminal.type("\x1b[A\x1b[D吗\r")  # history, then one wide character to the left
+    terminal.expect(re.escape(f"[asked {ascii('你吗们')} after 2]"))
+    terminal.expect("tokens/s[\\s\\S]*你> ")
+    terminal.type("\r\x1b[200~春天\n夏天\x1b[201~\r")  # an empty line, then a paste of two lines
+    terminal.expect(re.escape(f"[asked {ascii('春天')[:-1]}\\n{ascii('夏天')[1:]} after 4]"))
+    terminal.expect("tokens/s[\\s\\S]*你> ")
+    terminal.type("cls\r")
+    terminal.expect("cleared")
+    terminal.expect("你> ")
+    terminal.type("/help\r")
+    terminal.expect("/exit .*leave")
+    terminal.expect("你> ")
+    terminal.type("再来\r")
+    terminal.expect(re.escape(f"[asked {ascii('再来')} after 0]"))
+    terminal.expect("tokens/s[\\s\\S]*你> ")
+    terminal.type("/exit\r")
+    terminal.expect(r"\[left\]")
+    assert terminal.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("terminal", [8000], indirect=True)
+def test_interrupting_answers_and_leaving(terminal: Terminal) -> None:
+    for turn in (0, 2):
+        terminal.type("你好\r")
+        terminal.expect(rf"\[asked .* after {turn}\]\s+芽> [\s\S]{{20}}")
+        terminal.type("\x03")
+        terminal.expect("已停止 stopped")
+        terminal.expect("你> ")
+    terminal.type("\x03")
+    terminal.expect(r"\[left\]")
+    assert terminal.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("terminal", [5], indirect=True)
+def test_end_of_input_leaves(terminal: Terminal) -> None:
+    terminal.type("\x04")
+    terminal.expect(r"\[left\]")
+    assert terminal.process.wait(20) == 0

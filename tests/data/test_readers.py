@@ -140,6 +140,14 @@ def test_a_half_character_costs_one_line_of_text(tmp_path: Path, quarantine: Qua
     assert entries(quarantine) == [(2, readers.BAD_BYTES)]
 
 
+def test_a_bad_byte_in_an_endless_line_costs_little(tmp_path: Path, quarantine: Quarantine) -> None:
+    data = ("春眠不觉晓，处处闻啼鸟。" * 60_000).encode()
+    (tmp_path / "a.txt").write_bytes(data[:1_500_000] + data[1_500_001:] + b"\nend")
+    text = "".join(str(row.value) for row in read_rows(tmp_path / "a.txt", quarantine))
+    assert 720_000 - 2000 <= len(text) < 720_000 and text.endswith("\nend")
+    assert entries(quarantine) == [(1, readers.BAD_BYTES)]
+
+
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".csv", ".parquet"])
 def test_garbage_is_one_entry(tmp_path: Path, quarantine: Quarantine, suffix: str) -> None:
     pytest.importorskip("pyarrow")

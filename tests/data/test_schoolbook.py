@@ -148,9 +148,10 @@ def test_held_out_phrasings_never_train(book, relations, training_lines):
             for filled in {
                 fact.fill(template.replace("{s}", "§")) for fact in relation.facts
             }:  # the other columns as they are
-                parts = [re.escape(re.sub(r"[^\w\s]+", "，", part)) for part in filled.split("§")]
-                found = re.search(r"[^，\n]{1,30}".join(parts).strip("，"), lines)
-                assert not found, (relation.name, template, found and found.group())
+                parts = [re.sub(r"[^\w\s]+", "，", part) for part in filled.split("§")]
+                if all(part.strip("，") in lines for part in parts):
+                    found = re.search(r"[^，\n]{1,30}".join(map(re.escape, parts)).strip("，"), lines)
+                    assert not found, (relation.name, template, found and found.group())
 
 
 def test_held_out_operands_never_train(training_lines):
@@ -183,7 +184,8 @@ def test_held_out_questions_use_held_out_operands_and_names(book, training_lines
     asked = [
         prompt_text(row["prompt"]) for row in book[1]["heldout_preferences.jsonl"] if row["chosen"] in unknown.HONEST
     ]
-    assert len(asked) == 105 and all(bare(prompt) not in bare(text) for prompt in asked)
+    everything = bare(text)
+    assert len(asked) == 105 and all(bare(prompt) not in everything for prompt in asked)
     names = {row["id"].split("/")[2] for row in book[1]["questions.jsonl"] if row["kind"] == "unknown"}
     assert len(names) > 50 and all(unknown.is_held_out(name) and name not in text for name in names)
 

@@ -1,5 +1,7 @@
 """A tiny model of each family with random weights, and a tokenizer for a few Chinese sentences."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -14,6 +16,15 @@ TEXT = [
     "Hello, little sprout!\n",
     "熊猫吃竹子。",
 ] * 3
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads only get into each other's way in a model of this size."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """A directory with a tiny model that never ends its turn by itself, and its tokenizer."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ TEXT = [
     "Hello, little sprout!\n",
     "熊猫吃竹子。",
 ] * 3
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads only get into each other's way in a model of this size."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

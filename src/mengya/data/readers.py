@@ -33,6 +33,8 @@ TEXT_FIELDS = (
     *("text", "content", "body", "document", "doc", "article", "passage", "paragraph", "raw_content", "story"),
     *("正文", "内容", "文本", "文章", "全文", "段落"),
 )
+BAD_CHARS = 2000
+"""At most this much of a line of plain text is quarantined for a bad byte."""
 BAD_BYTES = "bytes that are not valid in the encoding of the file"
 
 
@@ -155,7 +157,7 @@ def _read_plain(text: _Text) -> Iterator[Row]:
 
 
 def _whole_lines(text: _Text) -> Iterator[str]:
-    """The decoded text without its bad lines, in blocks. A bad line of more than a chunk costs one chunk."""
+    """The decoded text without its bad lines, in blocks; of a long bad line only the part around the bad byte goes."""
     rest, number = "", 1
     for piece in _decoded(text):
         end = piece.rfind("\n") + 1
@@ -175,10 +177,15 @@ def _without_bad_lines(block: str, number: int, text: _Text) -> str:
         return block
     kept = []
     for offset, line in enumerate(block.split("\n")):
-        if _is_whole(line):
-            kept.append(line)
-        else:
-            text.reject(number + offset, BAD_BYTES, _original(line, text.encoding))
+        good = []
+        for start in range(0, len(line), BAD_CHARS):
+            part = line[start : start + BAD_CHARS]
+            if _is_whole(part):
+                good.append(part)
+            else:
+                text.reject(number + offset, BAD_BYTES, _original(part, text.encoding))
+        if good or not line:
+            kept.append("".join(good))
     return "\n".join(kept)
 
 

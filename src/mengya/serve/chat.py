@@ -42,8 +42,9 @@ class Screen:
     def write(self, text: str) -> None:
         self._put(_CONTROLS.sub("", text))
 
-    def dim(self, text: str) -> None:
-        self._put(f"\x1b[2m{text}\x1b[0m" if self.colours else text)
+    def note(self, text: str) -> None:
+        """A line of secondary importance."""
+        self._put(f"\x1b[2m{text}\x1b[0m\n" if self.colours else text + "\n")
 
     def _put(self, text: str) -> None:
         encoding = self._stream.encoding or "utf-8"
@@ -86,14 +87,14 @@ def chat(
     interactive = source.isatty() and sink.isatty()
     screen.write(_banner(model_dir, model) + "\n")
     if interactive:
-        screen.dim("/help 帮助 · /clear 清空 · /exit 离开 · Ctrl-C 停止回答 stop\n\n")
+        screen.note("/help 帮助 · /clear 清空 · /exit 离开 · Ctrl-C 停止回答 stop")
     for text in _typed(source, sink) if interactive else _lines(source, screen):
         command = _COMMANDS.get(text.lower())
         if command == "exit":
             return
         if command == "clear":
             session.clear()
-            screen.dim("已清空 cleared\n")
+            screen.note("已清空 cleared")
         elif command == "help":
             screen.write(HELP + "\n")
         elif re.fullmatch(r"/[a-zA-Z]+", text):
@@ -102,7 +103,7 @@ def chat(
             try:
                 _answer_or_explain(session, text, screen)
             except KeyboardInterrupt:
-                screen.dim(" … 已停止 stopped\n")
+                screen.note(" … 已停止 stopped")
         else:
             _answer_or_explain(session, text, screen)
 
@@ -138,7 +139,7 @@ def _answer(session: Session, text: str, screen: Screen) -> None:
         for piece in pieces:
             screen.write(piece)
     screen.write("\n")
-    screen.dim(f"({session.tokens_per_second:.0f} tokens/s)\n")
+    screen.note(f"({session.tokens_per_second:.0f} tokens/s)")
 
 
 def _banner(model_dir: Path | str, model: CausalLM) -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 from mengya import manifest, runtime
 from mengya.data.preferences import Preference, read_preferences
 from mengya.data.quarantine import Quarantine
-from mengya.data.tokenization import read_texts
+from mengya.data.tokenization import first_texts, read_texts, sample_texts
 from mengya.errors import UserError
 from mengya.evaluate.accuracy import Accuracy
 from mengya.evaluate.baselines import ByteBaselines
-from mengya.evaluate.bits import bits_per_byte, take_bytes
+from mengya.evaluate.bits import bits_per_byte
 from mengya.evaluate.preference import preference_accuracy
 from mengya.evaluate.questions import Question, accuracies, ask, grade, read_questions
 from mengya.evaluate.report import Artifact, Report, Sample, StageResult, write_report
@@ -32,7 +32,7 @@ class Config:
     preferences: InputPath | None = None
     """Held-out preference pairs."""
     heldout_bytes: int = 1_000_000
-    """Held-out text to measure bits per byte on."""
+    """Held-out text to measure bits per byte on, about; spread over all of it."""
     samples_per_kind: int = 3
     """Questions of each kind that the report shows with everyone's answers."""
     title: str = "Mengya 萌芽"
@@ -89,10 +89,13 @@ def _artifacts(inputs: dict[str, list[Path]]) -> list[Artifact]:
 def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     """Write the report; every model is measured on the same bytes, questions and pairs."""
     (corpus,) = inputs["corpus"]
+    names = [path.name for path in inputs["models"]]
+    if len(set(names)) < len(names):
+        raise UserError(f"evaluate.models has two directories of one name ({', '.join(names)}); rename one")
     for path in [*inputs["models"], corpus]:
         if not path.is_dir():
             raise UserError(f"{path} is no directory; evaluate needs model directories and a corpus")
-    texts = list(take_bytes(read_texts(corpus / "heldout.jsonl"), config.heldout_bytes))
+    texts = list(sample_texts(corpus / "heldout.jsonl", config.heldout_bytes)) or first_texts(corpus / "heldout.jsonl", 1)
     baselines = ByteBaselines.fit(read_texts(corpus / "train.jsonl"))
     questions = list(itertools.chain.from_iterable(read_questions(p) for p in inputs.get("questions", [])))
     pairs: list[Preference] = []

@@ -35,10 +35,10 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     model.initialize(torch.Generator().manual_seed(config.seed))
     say(f"  {format_count(count_parameters(shape))} parameters")
     model, compiled = prepare_model(model, config)
-    train, heldout = (
-        PackedText(Shards(shards / split), config.seq_len, tokenizer.eos_id, config.seed)
-        for split in ("train", "heldout")
-    )
-    Trainer(model, language_modeling(compiled), config, train, out).run(heldout, "pretrain")
+    splits = [Shards(shards / split) for split in ("train", "heldout")]
+    train, heldout = (PackedText(split, config.seq_len, tokenizer.eos_id, config.seed) for split in splits)
+    counts = splits[1].meta  # one separator is predicted for each document
+    bytes_per_token = counts["bytes"] / (counts["tokens"] + counts["documents"])
+    Trainer(model, language_modeling(compiled), config, train, out).run(heldout, "pretrain", bytes_per_token)
     finish(lambda path: save_model(model, path, None, [tokenizer.eos_id], tokenizer.eos_id), out)
     tokenizer.save(out)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -119,8 +121,11 @@ class Trainer:
         self.done, self.tokens = 0, 0
         self.best: float | None = None
 
-    def run(self, heldout: Packer, title: str) -> None:
-        """Train to the end and leave the best weights (by held-out loss) in the model."""
+    def run(self, heldout: Packer, title: str, bytes_per_token: float | None = None) -> None:
+        """Train to the end and leave the best weights (by held-out loss) in the model.
+
+        `bytes_per_token`: of the held-out text, to log bits per byte as well.
+        """
         root = self.out / "checkpoints"
         root.mkdir(exist_ok=True)
         self._resume(root)
@@ -147,6 +152,8 @@ class Trainer:
                 last = self.done == self.steps
                 if last or self.done % settings.heldout_every == 0:
                     row["heldout_loss"] = self._measure(heldout, root)
+                    if bytes_per_token:
+                        row["heldout_bits_per_byte"] = row["heldout_loss"] / math.log(2) / bytes_per_token
                 log.write(row)
                 bar.update(self.done, f"loss {row['loss']:.3f} {speed.text()}")
                 if not last and (self.done % settings.checkpoint_every == 0 or stop()):
@@ -215,8 +222,6 @@ class _Speed:
 
 def finish(save: Callable[[Path], None], out: Path) -> None:
     """Turn a finished training directory into a model directory: write the model, drop what only training needed."""
-    import shutil
-
     save(out)
     for name in ("checkpoints", "shards"):
         shutil.rmtree(out / name, ignore_errors=True)

@@ -46,7 +46,9 @@ def _right_fact(rng: random.Random, relations: list[Relation], held_out: bool) -
     """The right answer against another fact's answer, in the same words."""
     relation, fact, question = _pick(rng, relations, held_out, choices=4)
     right = {text for f in relation.facts if f.subject == fact.subject for text in f.answers}
-    other = rng.choice([f.answer for f in relation.facts if f.answer not in right and f.answer != fact.subject])
+    wrong = [f for f in relation.facts if f.answer not in right and f.answer != fact.subject]
+    alike = [f for f in wrong if f.attributes == fact.attributes]
+    other = rng.choice(alike or wrong).answer
     reply = rng.choice(relation.reply)
     return _row(question, fact.fill(reply), fact.fill(reply, other))
 

@@ -22,7 +22,7 @@ class Plot:
 
     def tell(self, rng: random.Random) -> tuple[str, str]:
         """(topic, story)."""
-        bound = {}
+        bound: dict[str, str] = {}
         for names, values in self.slots:
             bound.update(zip(names, rng.choice(values), strict=True))
         glue = " " if self.lang == "en" else ""

@@ -34,7 +34,7 @@ class Fact:
         for key, value in self.attributes:
             template = template.replace("{" + key + "}", value)
         text = template.replace("{s}", self.subject).replace("{a}", self.answer if answer is None else answer)
-        return text[0].upper() + text[1:] if text.isascii() else text
+        return text[0].upper() + text[1:] if text.isascii() and text[-1] in ".?" else text
 
 
 @dataclass
@@ -96,7 +96,8 @@ def read_lines(name: str) -> Iterator[str]:
 
 def read_sections(name: str) -> Iterator[tuple[str, str, list[str]]]:
     """(title, rest of the title line, body lines) of each ``[title] rest`` section, in order."""
-    title, rest, body = "", "", []
+    title, rest = "", ""
+    body: list[str] = []
     for line in read_lines(name):
         if line.startswith("["):
             if title:

@@ -70,9 +70,11 @@ def _about_facts(rng: random.Random, relations: list[Relation]) -> Iterator[list
     while jobs:
         relation, fact, template = jobs.pop()
         turns = [(fact.fill(template), answer(rng, relation, fact))]
+        seen = {fact.id}
         if rng.random() < 0.22:
             for _ in range(rng.randint(1, 3)):
-                question, relation, fact = _next_question(rng, relation, fact, by_subject, jobs)
+                question, relation, fact = _next_question(rng, relation, fact, by_subject, jobs, seen)
+                seen.add(fact.id)
                 turns.append((question, answer(rng, relation, fact)))
         yield turns
 
@@ -83,14 +85,15 @@ def _next_question(
     fact: Fact,
     by_subject: dict[str, list[tuple[Relation, Fact]]],
     jobs: list[tuple[Relation, Fact, str]],
+    seen: set[str],
 ) -> tuple[str, Relation, Fact]:
-    """After a turn about ``fact``: another question about its subject, the same question about another, or a new topic."""
+    """After a turn about ``fact``: more about its subject, the same about another subject, or a new topic."""
     pick = rng.random()
-    others = [(r, f) for r, f in by_subject[fact.subject] if r.follow and r is not relation]
+    others = [(r, f) for r, f in by_subject[fact.subject] if r.follow and f.id not in seen]
     if others and pick < 0.45:
         other, same = rng.choice(others)
         return same.fill(rng.choice(other.follow)), other, same
-    alike = [f for f in relation.facts if f.subject != fact.subject and f.attributes == fact.attributes]
+    alike = [f for f in relation.facts if f.id not in seen and f.attributes == fact.attributes]
     if relation.lang == "zh" and alike and pick < 0.75:
         another = rng.choice(alike)
         return f"那{another.subject}呢？", relation, another

@@ -1,0 +1,39 @@
+# make demo: set up, grow a model from the embedded schoolbook, chat with it.   make test: set up and run every test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.core
+	$(BIN)/mengya run recipes/quickstart.toml --out runs/quickstart
+	@echo "report 报告: runs/quickstart/evaluate/report.html"
+	$(BIN)/mengya chat runs/quickstart/dpo --demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py tests/test_recipes.py
+
+bench: $(VENV)/.dev
+	$(BIN)/python bench/train_step.py
+	$(BIN)/python bench/decode.py
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time) 正在安装"
+	$(PIP) torch
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs build src/*.egg-info

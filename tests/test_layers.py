@@ -1,0 +1,59 @@
+"""Imports go down the layers, never up and never sideways between modules that stand beside each other."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "mengya"
+LAYERS = [
+    {"__init__", "errors", "schema"},
+    {"runtime", "metrics", "manifest"},
+    {"text"},
+    {"data", "model"},
+    {"infer"},
+    {"train", "evaluate", "serve"},
+    {"stages"},
+    {"recipe"},
+    {"stage", "plan", "help"},
+    {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# What every layer above shares of a neighbour: the definition of a batch (data) and the module it trains (model).
+FILES = sorted(SOURCE.rglob("*.py"))
+
+
+def area(path: Path) -> str:
+    return path.relative_to(SOURCE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mengya":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {a.name for a in node.names if not a.name.startswith("__")}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("mengya.")}
+    return found
+
+
+def test_every_file_has_a_layer():
+    assert {area(path) for path in FILES} <= set(LEVEL)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(SOURCE).as_posix())
+def test_imports_only_go_down(path):
+    here = area(path)
+    for other in imports(path) - {here}:
+        assert LEVEL[other] < LEVEL[here], f"{here} must not import {other}"
+
+
+def test_heavy_libraries_are_not_imported_at_the_top():
+    """transformers, pyarrow and the like are extras: imported inside the function that needs them."""
+    heavy = {"transformers", "pyarrow", "pandas", "peft", "trl", "datasets"}
+    for path in FILES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            assert not heavy & {name.split(".")[0] for name in names}, path

@@ -41,42 +41,44 @@ struct TileConfig {
     ~TileConfig() { asm volatile("tilerelease" ::: "memory"); }
 };
 
-// Tiles 0-3 hold C[2][2]; adds A[2] x B[2] of one 32-deep step.
-inline void dot_2x2(const bf16* a0, const bf16* a1, const bf16* b0, const bf16* b1) {
-    TILE_LOAD(4, a0, 64);
-    TILE_LOAD(6, b0, 64);
-    TILE_DOT(0, 4, 6);
-    TILE_LOAD(7, b1, 64);
-    TILE_DOT(1, 4, 7);
-    TILE_LOAD(5, a1, 64);
-    TILE_DOT(2, 5, 6);
-    TILE_DOT(3, 5, 7);
-}
+// C += sum over n steps of A B, C being two by two tiles: the only product of this file.
+struct Product {
+    const bf16 *a, *b;
+    float* c;
+    const float* init;  // null: C starts at zero; c: C goes on; anything else: every row of C starts as this one
+    int64_t n, a_pair, a_step, b_pair, b_step;  // entries to the second tile, and to the next step
+    int64_t c_down, c_right, c_row;             // entries to the tile below, to the tile beside; bytes to the next row
+};
 
-inline void zero_2x2() { TILE_ZERO(0); TILE_ZERO(1); TILE_ZERO(2); TILE_ZERO(3); }
-
-inline void load_2x2(const float* c0, const float* c1, const float* c2, const float* c3) {
-    TILE_LOAD(0, c0, 64); TILE_LOAD(1, c1, 64); TILE_LOAD(2, c2, 64); TILE_LOAD(3, c3, 64);
-}
-
-inline void store_2x2(float* c0, float* c1, float* c2, float* c3) {
-    TILE_STORE(0, c0, 64); TILE_STORE(1, c1, 64); TILE_STORE(2, c2, 64); TILE_STORE(3, c3, 64);
-}
-
-// A 32 x 32 fp32 block with rows of 128 bytes: [key][query].
-inline void store_block(float* s) {
-    TILE_STORE(0, s, 128); TILE_STORE(1, s + 16, 128); TILE_STORE(2, s + 512, 128); TILE_STORE(3, s + 528, 128);
+inline __attribute__((always_inline)) void multiply(const Product& p) {
+    if (!p.init) {
+        TILE_ZERO(0); TILE_ZERO(1); TILE_ZERO(2); TILE_ZERO(3);
+    } else {
+        const int64_t down = p.init == p.c ? p.c_down : 0, row = p.init == p.c ? p.c_row : 0;
+        TILE_LOAD(0, p.init, row); TILE_LOAD(1, p.init + p.c_right, row);
+        TILE_LOAD(2, p.init + down, row); TILE_LOAD(3, p.init + down + p.c_right, row);
+    }
+    for (int64_t i = 0; i < p.n; i++) {
+        const bf16 *a = p.a + i * p.a_step, *b = p.b + i * p.b_step;
+        TILE_LOAD(4, a, 64); TILE_LOAD(6, b, 64);
+        TILE_DOT(0, 4, 6);
+        TILE_LOAD(7, b + p.b_pair, 64);
+        TILE_DOT(1, 4, 7);
+        TILE_LOAD(5, a + p.a_pair, 64);
+        TILE_DOT(2, 5, 6); TILE_DOT(3, 5, 7);
+    }
+    TILE_STORE(0, p.c, p.c_row); TILE_STORE(1, p.c + p.c_right, p.c_row);
+    TILE_STORE(2, p.c + p.c_down, p.c_row); TILE_STORE(3, p.c + p.c_down + p.c_right, p.c_row);
 }
 
 // 2^x; relative error 1e-7. Large negative x gives exactly 0.
 inline __m512 exp2_ps(__m512 x) {
     __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
-    __m512 p = _mm512_set1_ps(1.8775776566e-3f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(8.9893404027e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5826317504e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4015361737e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9315307313e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+    __m512 p = _mm512_set1_ps(0.01353416773f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.052011463293f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.2414427534f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69300383577f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0000025933f));
     return _mm512_scalef_ps(p, x);  // p * 2^floor(x)
 }
 
@@ -249,11 +251,7 @@ struct Forward {
     }
 
     void scores(const Spans& spans, int64_t key, int64_t query, float* s) {
-        zero_2x2();
-        const bf16* k = k_rows + key * 2 * ND * kTile;
-        for (int d = 0; d < ND; d++)
-            dot_2x2(k + d * kTile, k + (ND + d) * kTile, q_rows_t + d * kTile, q_rows_t + (ND + d) * kTile);
-        store_block(s);
+        multiply({k_rows + key * 2 * ND * kTile, q_rows_t, s, nullptr, ND, ND * kTile, kTile, ND * kTile, kTile, 512, 16, 128});
         if (!spans.edge(key, query)) return;
         for (int i = 0; i < 32; i++)
             for (int half = 0; half < 2; half++) {
@@ -300,15 +298,10 @@ struct Forward {
             if (!first) scale_by(o, shrink[0], shrink[1]);
             for (int d = 0; d < ND; d++) {
                 float* to = o + d * 4 * kTileF;
-                if (first) zero_2x2();
-                else load_2x2(to, to + kTileF, to + 2 * kTileF, to + 3 * kTileF);
-                for (int i = 0; i < n; i++) {
-                    const bf16* v = v_pairs_t + ((key + i) * ND + d) * 2 * kTile;
-                    dot_2x2(v, v + kTile, p + i * 2 * kTile, p + (i * 2 + 1) * kTile);
-                }
-                store_2x2(to, to + kTileF, to + 2 * kTileF, to + 3 * kTileF);
+                multiply({v_pairs_t + (key * ND + d) * 2 * kTile, p, to, first ? nullptr : to, n,
+                           kTile, 2 * ND * kTile, kTile, 2 * kTile, 2 * kTileF, kTileF, 64});
             }
-        }
+            }
     }
 };
 
@@ -323,7 +316,7 @@ inline void write_transposed(const float* low, const float* high, __m512 factor,
     transpose(a), transpose(b);
     for (int j = 0; j < 16; j++) {
         int64_t t = j + j / 4 * spread;
-        if (t < count) _mm512_storeu_si512(to + t * stride, pack_bf16((__m512)a[j], (__m512)b[j]));
+        if (t < count) _mm512_stream_si512((__m512i*)(to + t * stride), pack_bf16((__m512)a[j], (__m512)b[j]));
     }
 }
 
@@ -361,7 +354,7 @@ void forward_task(const Problem& p, int64_t row, int64_t kv_head) {
         }
 }
 
-constexpr int kKeys = 2, kQueries = 4;  // blocks of keys and queries handled together by the backward pass
+constexpr int kKeys = 4, kQueries = 8;  // blocks of keys and queries handled together by the backward pass
 
 template <int ND>
 struct Backward {
@@ -371,8 +364,8 @@ struct Backward {
     bf16 *q_rows_t, *q_pairs, *g_rows_t, *g_pairs;      // of one query head; g: gradient of the output
     float *lse, *delta;                                 // delta: -sum of output * gradient
     float *grad_k, *grad_v, *grad_q_t;                  // fp32 tiles
-    bf16 *p, *ds, *ds_pairs;                            // [key block][query block][2 tiles]; transposed: keys down
-    float* s;                                           // two buffers of scores and dP - delta
+    bf16 *p, *ds, *ds_pairs;                            // [key block][query block][2 tiles]; keys down
+    float* s;                                           // scores, and dP - delta, of one block
 
     Backward(const Spans& spans, int64_t blocks) : spans(spans), blocks(blocks) {
         const int64_t entries = blocks * 1024 * ND, probabilities = kKeys * kQueries * 2 * kTile;
@@ -380,7 +373,7 @@ struct Backward {
         for (float** a : {&lse, &delta}) *a = arena.take<float>(blocks * 32);
         for (float** a : {&grad_k, &grad_v, &grad_q_t}) *a = arena.take<float>(entries);
         for (bf16** a : {&p, &ds, &ds_pairs}) *a = arena.take<bf16>(probabilities);
-        s = arena.take<float>(4096);
+        s = arena.take<float>(2048);
     }
     static size_t bytes(int64_t blocks) { return blocks * (1024 * ND * 26 + 512) + kKeys * kQueries * 6 * kTile * 2 + 32768; }
 
@@ -404,32 +397,19 @@ struct Backward {
         }
     }
 
-    // One of four parts of the products S^T = K Q^T and dP^T - delta = V dO^T - delta of a block.
-    void products(int part, int64_t key, int64_t query, float* s) {
-        for (int step = part * ND / 2; step < (part + 1) * ND / 2; step++) {
-            const int d = step % ND;
-            const bool first = step < ND;
-            const float* negative = delta + query * 32;
-            if (step == 0) zero_2x2();
-            if (step == ND) {  // distance 0: every key's row starts at -delta
-                TILE_LOAD(0, negative, 0); TILE_LOAD(1, negative + 16, 0);
-                TILE_LOAD(2, negative, 0); TILE_LOAD(3, negative + 16, 0);
-            }
-            const bf16 *a = (first ? k_rows : v_rows) + (key * 2 * ND + d) * kTile;
-            const bf16 *b = (first ? q_rows_t : g_rows_t) + (query * 2 * ND + d) * kTile;
-            dot_2x2(a, a + ND * kTile, b, b + ND * kTile);
-            if (d == ND - 1) store_block(first ? s : s + 1024);
-        }
+    // S^T = K Q^T and dP^T - delta = V dO^T - delta of a block.
+    void scores(int64_t key, int64_t query) {
+        const int64_t a = key * 2 * ND * kTile, b = query * 2 * ND * kTile;
+        multiply({k_rows + a, q_rows_t + b, s, nullptr, ND, ND * kTile, kTile, ND * kTile, kTile, 512, 16, 128});
+        multiply({v_rows + a, g_rows_t + b, s + 1024, delta + query * 32, ND, ND * kTile, kTile, ND * kTile, kTile, 512, 16, 128});
     }
 
     // P^T = exp2(c S^T - lse), dS^T = P^T (dP^T - delta) of one 32 x 32 block, as left operands and dS as right operand.
     // The right operand's columns come out in the order that unpacking gives: see write_grad_q.
-    // `between` is called four times: the tiles of the next block work while the vector units do this one.
-    template <bool edge, class F>
-    void elementwise(int64_t key, int64_t query, __m512 c, const float* s, int64_t to, F between) {
+    template <bool edge>
+    void elementwise(int64_t key, int64_t query, __m512 c, int64_t to) {
         const __m512 lse0 = _mm512_loadu_ps(lse + query * 32), lse1 = _mm512_loadu_ps(lse + query * 32 + 16);
         for (int i = 0; i < 32; i += 2) {
-            if (i % 8 == 0) between(i / 8);
             __m512i pair[2];
             for (int j = i; j < i + 2; j++) {
                 __m512 p0 = exp2_ps(_mm512_fmsub_ps(_mm512_load_ps(s + j * 32), c, lse0));
@@ -449,61 +429,42 @@ struct Backward {
         }
     }
 
-    // grad += left (32 keys x queries) right (queries x 32 ND dims), for the query blocks first .. last - 1.
-    static void add_to_keys(float* grad, const bf16* left, const bf16* right, int64_t n, bool fresh) {
-        for (int d = 0; d < ND; d++) {
-            float *c0 = grad + d * 2 * kTileF, *c1 = c0 + kTileF, *c2 = c0 + ND * 2 * kTileF, *c3 = c2 + kTileF;
-            if (fresh) zero_2x2();
-            else load_2x2(c0, c1, c2, c3);
-            for (int64_t i = 0; i < n; i++) {
-                const bf16 *a = left + i * 2 * kTile, *b = right + (i * ND + d) * 2 * kTile;
-                dot_2x2(a, a + kTile, b, b + kTile);
-            }
-            store_2x2(c0, c1, c2, c3);
-        }
-    }
-
-    void add_to_query(int64_t query, const bf16* right, int64_t key, int64_t n) {
-        for (int d = 0; d < ND; d++) {
-            float *c0 = grad_q_t + (query * ND + d) * 4 * kTileF, *c1 = c0 + kTileF, *c2 = c1 + kTileF, *c3 = c2 + kTileF;
-            if (key == spans.first[query]) zero_2x2();
-            else load_2x2(c0, c1, c2, c3);
-            for (int64_t i = 0; i < n; i++) {
-                const bf16 *a = k_pairs_t + ((key + i) * ND + d) * 2 * kTile, *b = right + i * kQueries * 2 * kTile;
-                dot_2x2(a, a + kTile, b, b + kTile);
-            }
-            store_2x2(c0, c1, c2, c3);
-        }
-    }
-
     // All blocks of keys [k0, k1) x queries [q0, q1) that anyone may read.
     void panel(int64_t k0, int64_t k1, int64_t q0, int64_t q1, __m512 c, bool first_head) {
-        const int32_t* first = spans.first;
         auto tile = [&](int64_t key, int64_t query) { return ((key - k0) * kQueries + query - q0) * 2 * kTile; };
-        struct { int64_t key, query; } todo[kKeys * kQueries + 1];
-        int count = 0;
         for (int64_t q = q0; q < q1; q++)
-            for (int64_t k = std::max<int64_t>(k0, first[q]); k < std::min(k1, q + 1); k++) todo[count++] = {k, q};
-        for (int part = 0; part < 4; part++) products(part, todo[0].key, todo[0].query, s);
-        for (int i = 0; i < count; i++) {
-            const auto [key, query] = todo[i];
-            const auto next = todo[std::min(i + 1, count - 1)];
-            auto between = [&](int part) { if (i + 1 < count) products(part, next.key, next.query, s + (i + 1) % 2 * 2048); };
-            if (spans.edge(key, query)) elementwise<true>(key, query, c, s + i % 2 * 2048, tile(key, query), between);
-            else elementwise<false>(key, query, c, s + i % 2 * 2048, tile(key, query), between);
-        }
-        for (int64_t k = k0; k < k1; k++) {
-            int64_t from = std::max(q0, k), to = from;
-            while (to < q1 && first[to] <= k) to++;
-            if (from == to) continue;
-            const bool fresh = first_head && from == k;
-            const int64_t grad = k * 4 * ND * kTileF, right = from * ND * 2 * kTile;
-            add_to_keys(grad_v + grad, p + tile(k, from), g_pairs + right, to - from, fresh);
-            add_to_keys(grad_k + grad, ds + tile(k, from), q_pairs + right, to - from, fresh);
-        }
-        for (int64_t q = q0; q < q1; q++) {
-            int64_t from = std::max<int64_t>(k0, first[q]), to = std::min(k1, q + 1);
-            if (from < to) add_to_query(q, ds_pairs + tile(from, q), from, to - from);
+            for (int64_t k = std::max<int64_t>(k0, spans.first[q]); k < std::min(k1, q + 1); k++) {
+                scores(k, q);
+                if (spans.edge(k, q)) elementwise<true>(k, q, c, tile(k, q));
+                else elementwise<false>(k, q, c, tile(k, q));
+            }
+        for (int i = 0; i < 2 * ND; i++)  // gradients of values, then of keys
+            for (int64_t k = k0; k < k1; k++) {
+                int64_t from = std::max(q0, k), to = from;
+                while (to < q1 && spans.first[to] <= k) to++;
+                if (from == to) continue;
+                const bf16* right = (i < ND ? g_pairs : q_pairs) + (from * ND + i % ND) * 2 * kTile;
+                float* grad = (i < ND ? grad_v : grad_k) + (k * 2 * ND + i % ND) * 2 * kTileF;
+                multiply({(i < ND ? p : ds) + tile(k, from), right, grad, first_head && from == k ? nullptr : grad, to - from,
+                          kTile, 2 * kTile, kTile, 2 * ND * kTile, 2 * ND * kTileF, kTileF, 64});
+            }
+        for (int d = 0; d < ND; d++)  // gradients of queries
+            for (int64_t q = q0; q < q1; q++) {
+                int64_t from = std::max<int64_t>(k0, spans.first[q]), to = std::min(k1, q + 1);
+                if (from >= to) continue;
+                float* grad = grad_q_t + (q * ND + d) * 4 * kTileF;
+                multiply({k_pairs_t + (from * ND + d) * 2 * kTile, ds_pairs + tile(from, q), grad,
+                          from == spans.first[q] ? nullptr : grad, to - from,
+                          kTile, 2 * ND * kTile, kTile, kQueries * 2 * kTile, 2 * kTileF, kTileF, 64});
+            }
+    }
+
+    // One query head.
+    void run(__m512 c, bool first_head) {
+        for (int64_t k0 = 0; k0 < blocks; k0 += kKeys) {
+            const int64_t k1 = std::min(blocks, k0 + kKeys);
+            for (int64_t q0 = k0; q0 < blocks && spans.first[q0] < k1; q0 += kQueries)
+                panel(k0, k1, q0, std::min(blocks, q0 + kQueries), c, first_head);
         }
     }
 
@@ -522,7 +483,7 @@ struct Backward {
         for (int64_t t = 0; t < time; t++)
             for (int d = 0; d < ND; d++) {
                 const float* at = from + (t / 16 * ND + d) * 2 * kTileF + t % 16 * 16;
-                _mm512_storeu_si512(to + t * stride + d * 32, pack_bf16(_mm512_mul_ps(_mm512_load_ps(at), factor),
+                _mm512_stream_si512((__m512i*)(to + t * stride + d * 32), pack_bf16(_mm512_mul_ps(_mm512_load_ps(at), factor),
                                                                         _mm512_mul_ps(_mm512_load_ps(at + kTileF), factor)));
             }
     }
@@ -541,11 +502,7 @@ void backward_task(const Problem& p, int64_t row, int64_t kv_head) {
     const __m512 c = _mm512_set1_ps(p.scale * kLog2e);
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
         b.pack_head(p, row, head);
-        for (int64_t k0 = 0; k0 < blocks; k0 += kKeys) {
-            const int64_t k1 = std::min(blocks, k0 + kKeys);
-            for (int64_t q0 = k0; q0 < blocks && spans.first[q0] < k1; q0 += kQueries)
-                b.panel(k0, k1, q0, std::min(blocks, q0 + kQueries), c, head == kv_head * group);
-        }
+        b.run(c, head == kv_head * group);
         b.write_grad_q(at(p.grad_q, p.out_at, row, head), p.out_at.token, p.time, p.scale);
     }
     b.write_grad_kv(b.grad_k, at(p.grad_k, p.grad_kv_at, row, kv_head), p.grad_kv_at.token, p.time, p.scale);
@@ -559,6 +516,7 @@ void for_each_head(const Problem& p, Task task) {
         TileConfig tiles;
 #pragma omp for schedule(dynamic)
         for (int64_t i = 0; i < p.batch * p.kv_heads; i++) task(p, i / p.kv_heads, i % p.kv_heads);
+        _mm_sfence();  // results are written past the caches: other threads may see them only after this
     }
 }
 

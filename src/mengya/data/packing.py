@@ -142,7 +142,7 @@ class PackedGroups:
             low, high = (int(x) for x in self._shards.offsets[document : document + 2])
             after = column + end - begin
             row.input_ids[column:after] = self._shards.tokens[low + begin : low + end]
-            following = self._shards.tokens[low + begin + 1 : min(low + end + 1, high)]
+            following = self._shards.tokens[low + begin + 1 : min(low + end + 1, high)].astype(np.int64)
             supervised = self._shards.mask[low + begin + 1 : min(low + end + 1, high)] == 1
             row.labels[column : column + len(following)] = np.where(supervised, following, IGNORE)
             row.starts[column:after], row.sequence_ids[column:after] = column, piece

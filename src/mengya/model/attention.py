@@ -19,10 +19,7 @@ _HEAD_DIMS = (32, 64, 96, 128)
 def uses_kernel(device_type: str, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether tensors of this kind are served by the native kernel, which needs no mask. Builds it on the first call."""
     return (
-        device_type == "cpu"
-        and dtype == torch.bfloat16
-        and head_dim in _HEAD_DIMS
-        and attention_library() is not None
+        device_type == "cpu" and dtype == torch.bfloat16 and head_dim in _HEAD_DIMS and attention_library() is not None
     )
 
 
@@ -32,7 +29,9 @@ def document_mask(starts: Tensor) -> Tensor:
     return ((position <= position[:, None]) & (position >= starts[:, :, None]))[:, None]
 
 
-def packed_attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+def packed_attention(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Attention of query t to the keys starts[t] .. t of its row, scaled by head_dim ** -0.5.
 
     q (B, T, H, D); k, v (B, T, Hkv, D) with H a multiple of Hkv; any strides. starts (B, T) int32: the position in its row

@@ -5,17 +5,16 @@ import functools
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
-import torch
+import torch  # also loads the OpenMP runtime that the kernels then share
 
 _LOG = logging.getLogger(__name__)
 # Named one by one instead of -march=native: the cached library then fits every machine that passes `supported`.
-_CPU_FEATURES = ("avx2", "fma3", "avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_bf16", "amx_tile", "amx_bf16")
+_CPU_FEATURES = {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16"}
 _FLAGS = (
     *("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp"),
     *("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16"),
@@ -24,14 +23,16 @@ _FLAGS = (
 
 def supported() -> bool:
     """Whether this machine's processor and system can run the kernels (AMX bf16 tiles, AVX-512, Linux)."""
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
         return False
-    capabilities = torch.cpu.get_capabilities()
-    return all(capabilities.get(feature, False) for feature in _CPU_FEATURES)
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return set(flags.split()) >= _CPU_FEATURES
 
 
 def build(source: Path, directory: Path) -> Path:
-    """Compile `source` into a shared library in `directory` and return its path; an earlier build is reused.
+    """Compile `source` into a shared library in `directory` and return its path; a build of the same text is reused.
 
     The library is written under another name and then renamed, so that processes building at once cannot see half a file.
     Raises OSError or subprocess.SubprocessError when there is no compiler, it fails, or the directory is not writable.
@@ -39,7 +40,8 @@ def build(source: Path, directory: Path) -> Path:
     compiler = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     if compiler is None:
         raise FileNotFoundError("no C++ compiler (g++, clang++ or c++) on the PATH")
-    key = hashlib.sha256("\0".join((source.read_text("utf-8"), compiler, *_FLAGS)).encode()).hexdigest()[:16]
+    texts = [path.read_text("utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
+    key = hashlib.sha256("\0".join((*texts, compiler, *_FLAGS)).encode()).hexdigest()[:16]
     library = directory / f"{source.stem}-{key}.so"
     if library.exists():
         return library
@@ -65,7 +67,9 @@ def attention_library() -> ctypes.CDLL | None:
             raise OSError("the system grants no tile registers")
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or str(error)
-        _LOG.warning("The fast attention kernel could not be built; using PyTorch's, which is slower: %s", detail.strip())
+        _LOG.warning(
+            "The fast attention kernel could not be built; using PyTorch's, which is slower: %s", detail.strip()
+        )
         return None
     for function in (library.attention_forward, library.attention_backward):
         function.argtypes, function.restype = (ctypes.POINTER(AttentionProblem),), None

@@ -6,7 +6,6 @@
 // across): the statistics of 16 queries are then one vector, so no step needs a horizontal reduction, and the
 // probabilities come out of the exponential in the layout that the next product wants. One task is one (row, key head);
 // it alone adds to its keys' gradients, in a fixed order, so results do not depend on threads or timing.
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -14,154 +13,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
-#include <new>
 
-namespace {
-
-using bf16 = uint16_t;
-constexpr int kTile = 512;       // bf16 entries of a tile: 16 rows x 64 bytes, stored without gaps
-constexpr int kTileF = 256;      // fp32 entries of a tile
-constexpr int kMaxTiles = 8;     // head_dim <= 128
-constexpr float kMasked = -1e38f;   // score of a key outside the document; far below kLowest, so its weight is exactly 0
-constexpr float kLowest = -1e30f;   // running maximum before the first key
-constexpr float kLog2e = 1.4426950408889634f;
-
-// The intrinsics of some compilers do not tell them that tiles read memory; these do.
-#define TILE_LOAD(t, p, stride) asm volatile("tileloadd (%0,%1,1), %%tmm" #t ::"r"(p), "r"(int64_t(stride)) : "memory")
-#define TILE_STORE(t, p, stride) asm volatile("tilestored %%tmm" #t ", (%0,%1,1)" ::"r"(p), "r"(int64_t(stride)) : "memory")
-#define TILE_ZERO(t) asm volatile("tilezero %%tmm" #t ::)
-#define TILE_DOT(c, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
-
-struct TileConfig {
-    alignas(64) uint8_t bytes[64] = {1};
-    TileConfig() {
-        for (int i = 0; i < 8; i++) bytes[16 + 2 * i] = 64, bytes[48 + i] = 16;
-        asm volatile("ldtilecfg (%0)" ::"r"(bytes) : "memory");
-    }
-    ~TileConfig() { asm volatile("tilerelease" ::: "memory"); }
-};
-
-// C += sum over n steps of A B, C being two by two tiles: the only product of this file.
-struct Product {
-    const bf16 *a, *b;
-    float* c;
-    const float* init;  // null: C starts at zero; c: C goes on; anything else: every row of C starts as this one
-    int64_t n, a_pair, a_step, b_pair, b_step;  // entries to the second tile, and to the next step
-    int64_t c_down, c_right, c_row;             // entries to the tile below, to the tile beside; bytes to the next row
-};
-
-inline __attribute__((always_inline)) void multiply(const Product& p) {
-    if (!p.init) {
-        TILE_ZERO(0); TILE_ZERO(1); TILE_ZERO(2); TILE_ZERO(3);
-    } else {
-        const int64_t down = p.init == p.c ? p.c_down : 0, row = p.init == p.c ? p.c_row : 0;
-        TILE_LOAD(0, p.init, row); TILE_LOAD(1, p.init + p.c_right, row);
-        TILE_LOAD(2, p.init + down, row); TILE_LOAD(3, p.init + down + p.c_right, row);
-    }
-    for (int64_t i = 0; i < p.n; i++) {
-        const bf16 *a = p.a + i * p.a_step, *b = p.b + i * p.b_step;
-        TILE_LOAD(4, a, 64); TILE_LOAD(6, b, 64);
-        TILE_DOT(0, 4, 6);
-        TILE_LOAD(7, b + p.b_pair, 64);
-        TILE_DOT(1, 4, 7);
-        TILE_LOAD(5, a + p.a_pair, 64);
-        TILE_DOT(2, 5, 6); TILE_DOT(3, 5, 7);
-    }
-    TILE_STORE(0, p.c, p.c_row); TILE_STORE(1, p.c + p.c_right, p.c_row);
-    TILE_STORE(2, p.c + p.c_down, p.c_row); TILE_STORE(3, p.c + p.c_down + p.c_right, p.c_row);
-}
-
-// 2^x; relative error 1e-7. Large negative x gives exactly 0.
-inline __m512 exp2_ps(__m512 x) {
-    __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x)
-    __m512 p = _mm512_set1_ps(0.01353416773f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.052011463293f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.2414427534f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.69300383577f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0000025933f));
-    return _mm512_scalef_ps(p, x);  // p * 2^floor(x)
-}
-
-inline __m512i pack_bf16(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
-
-inline void transpose(__m512i* r) {  // 16 x 16 entries of 32 bits
-    __m512i t[16];
-    for (int i = 0; i < 8; i++) {
-        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-    }
-    for (int i = 0; i < 4; i++)
-        for (int j = 0; j < 2; j++) {
-            r[4 * i + 2 * j] = _mm512_unpacklo_epi64(t[4 * i + j], t[4 * i + j + 2]);
-            r[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(t[4 * i + j], t[4 * i + j + 2]);
-        }
-    for (int i = 0; i < 4; i++) {  // r[4q + i] holds column 4 * lane + i of rows 4q .. 4q + 3
-        t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
-        t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
-        t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
-        t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-        r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-        r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
-        r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
-    }
-}
-
-inline void store_tile(bf16* p, const __m512i* r) {
-    for (int i = 0; i < 16; i++) _mm512_store_si512(p + 32 * i, r[i]);
-}
-
-// One token matrix of a head: entry (t, d) at p[t * stride + d].
-struct Rows {
-    const bf16* p;
-    int64_t stride;
-};
-
-// The four operand layouts of a 32 x 32 piece of tokens x dims X. Null pointers are skipped.
-//   rows   [16 tokens][32 dims]        X as left operand         2 tiles, by tokens
-//   rows_t [16 dim pairs][16 tokens]   X^T as right operand      2 tiles, by tokens
-//   pairs  [16 token pairs][16 dims]   X as right operand        2 tiles, by dims
-//   pairs_t[16 dims][32 tokens]        X^T as left operand       2 tiles, by dims
-struct Layouts {
-    bf16 *rows = nullptr, *rows_t = nullptr, *pairs = nullptr, *pairs_t = nullptr;
-};
-
-template <int ND>
-void pack(Rows x, int64_t time, int64_t block, Layouts to) {
-    alignas(64) static constexpr uint16_t kLow[32] = {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,
-                                                      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-    const __m512i low = _mm512_load_si512(kLow), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
-    for (int d = 0; d < ND; d++) {
-        __m512i a[16], b0[16], b1[16];
-        for (int half = 0; half < 2; half++) {
-            for (int i = 0; i < 16; i++) {  // tokens beyond the end are zeros
-                int64_t t = block * 32 + half * 16 + i;
-                a[i] = t < time ? _mm512_loadu_si512(x.p + t * x.stride + d * 32) : _mm512_setzero_si512();
-            }
-            int64_t tile = ((block * 2 + half) * ND + d) * kTile;
-            if (to.rows) store_tile(to.rows + tile, a);
-            if (to.pairs || to.pairs_t)
-                for (int i = 0; i < 8; i++) {
-                    b0[half * 8 + i] = _mm512_permutex2var_epi16(a[2 * i], low, a[2 * i + 1]);
-                    b1[half * 8 + i] = _mm512_permutex2var_epi16(a[2 * i], high, a[2 * i + 1]);
-                }
-            if (to.rows_t) {
-                transpose(a);
-                store_tile(to.rows_t + tile, a);
-            }
-        }
-        int64_t tile = (block * ND + d) * 2 * kTile;
-        if (to.pairs) store_tile(to.pairs + tile, b0), store_tile(to.pairs + tile + kTile, b1);
-        if (to.pairs_t) {
-            transpose(b0), transpose(b1);
-            store_tile(to.pairs_t + tile, b0), store_tile(to.pairs_t + tile + kTile, b1);
-        }
-    }
-}
-
-}  // namespace
+#include "tiles.h"
 
 // Strides in entries along (row, token, head); the last dimension is contiguous. Mirrored in kernels/__init__.py.
 struct Strides {
@@ -179,6 +32,10 @@ struct Problem {
 };
 
 namespace {
+
+constexpr float kMasked = -1e38f;  // score of a key outside the document; far below kLowest, so its weight is exactly 0
+constexpr float kLowest = -1e30f;  // running maximum before the first key
+constexpr float kLog2e = 1.4426950408889634f;
 
 template <class T>
 T* at(T* p, const Strides& s, int64_t row, int64_t head) { return p + row * s.row + head * s.head; }
@@ -202,6 +59,7 @@ class Arena {
     T* take(int64_t count) {
         T* p = reinterpret_cast<T*>(base_ + used_);
         used_ += (count * sizeof(T) + 63) / 64 * 64 + 192;  // the gap keeps arrays off each other's cache sets
+        if (used_ > size_) std::abort();
         return p;
     }
 };
@@ -299,13 +157,14 @@ struct Forward {
             for (int d = 0; d < ND; d++) {
                 float* to = o + d * 4 * kTileF;
                 multiply({v_pairs_t + (key * ND + d) * 2 * kTile, p, to, first ? nullptr : to, n,
-                           kTile, 2 * ND * kTile, kTile, 2 * kTile, 2 * kTileF, kTileF, 64});
+                          kTile, 2 * ND * kTile, kTile, 2 * kTile, 2 * kTileF, kTileF, 64});
             }
-            }
+        }
     }
 };
 
-// Writes 16 tokens x 32 dims from two transposed fp32 tiles [dim][token]; token j goes to row first + order(j).
+// Writes 16 tokens x 32 dims from two transposed fp32 tiles [dim][token]; token j goes to row j + j / 4 * spread.
+// Written past the caches: whoever reads it comes too late to find it there.
 inline void write_transposed(const float* low, const float* high, __m512 factor, bf16* to, int64_t stride, int64_t count,
                              int spread) {
     __m512i a[16], b[16];
@@ -354,7 +213,9 @@ void forward_task(const Problem& p, int64_t row, int64_t kv_head) {
         }
 }
 
-constexpr int kKeys = 4, kQueries = 8;  // blocks of keys and queries handled together by the backward pass
+// Blocks of keys and queries handled together by the backward pass: larger ones move fewer accumulators, but their
+// probabilities must stay in the second-level cache.
+constexpr int kKeys = 4, kQueries = 8;
 
 template <int ND>
 struct Backward {

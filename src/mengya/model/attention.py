@@ -17,14 +17,14 @@ _HEAD_DIMS = (32, 64, 96, 128)
 
 @torch.compiler.assume_constant_result
 def uses_kernel(device_type: str, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether tensors of this kind are served by the native kernel, which needs no mask. Builds it on the first call."""
+    """Whether tensors of this kind are served by the native kernel, which needs no mask. The first call builds it."""
     return (
         device_type == "cpu" and dtype == torch.bfloat16 and head_dim in _HEAD_DIMS and attention_library() is not None
     )
 
 
 def document_mask(starts: Tensor) -> Tensor:
-    """Boolean mask (B, 1, T, T), True where the query (third axis) reads the key (last axis); see `packed_attention`."""
+    """Boolean mask (B, 1, T, T), True where the query (third axis) reads the key (last); see `packed_attention`."""
     position = torch.arange(starts.shape[1], device=starts.device)
     return ((position <= position[:, None]) & (position >= starts[:, :, None]))[:, None]
 
@@ -34,10 +34,11 @@ def packed_attention(
 ) -> Tensor:
     """Attention of query t to the keys starts[t] .. t of its row, scaled by head_dim ** -0.5.
 
-    q (B, T, H, D); k, v (B, T, Hkv, D) with H a multiple of Hkv; any strides. starts (B, T) int32: the position in its row
-    of the first token of t's document, non-decreasing along t and at most t; None means one document per row. mask: the
-    `document_mask` of starts, which a caller with many layers builds once where `uses_kernel` is False; built here if
-    absent. Returns (B, T, H, D), contiguous where the kernel serves. Results do not depend on the number of threads.
+    q (B, T, H, D); k, v (B, T, Hkv, D) with H a multiple of Hkv; any strides. starts (B, T) int32: the position in its
+    row of the first token of t's document, non-decreasing along t and at most t; None means one document per row.
+    mask: the `document_mask` of starts, which a caller with many layers builds once where `uses_kernel` is False; built
+    here if absent. Returns (B, T, H, D), contiguous where the kernel serves. The kernel's results, gradients included,
+    are the same bits on every run and for every number of threads.
     """
     if uses_kernel(q.device.type, q.dtype, q.shape[-1]):
         return _attention(q, k, v, starts)[0]

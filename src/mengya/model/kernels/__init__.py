@@ -1,4 +1,4 @@
-"""Native kernels: compiled on first use with the machine's C++ compiler, cached, and replaceable by torch at any time."""
+"""Native kernels: compiled on first use with the machine's C++ compiler and cached; torch replaces them elsewhere."""
 
 import ctypes
 import functools
@@ -34,7 +34,7 @@ def supported() -> bool:
 def build(source: Path, directory: Path) -> Path:
     """Compile `source` into a shared library in `directory` and return its path; a build of the same text is reused.
 
-    The library is written under another name and then renamed, so that processes building at once cannot see half a file.
+    The library is written under another name and then renamed: processes building at once never see half a file.
     Raises OSError or subprocess.SubprocessError when there is no compiler, it fails, or the directory is not writable.
     """
     compiler = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
@@ -57,15 +57,15 @@ def build(source: Path, directory: Path) -> Path:
 
 @functools.cache
 def attention_library() -> ctypes.CDLL | None:
-    """The attention kernel, built if need be; None (with one logged warning if a build was tried) where it cannot run."""
+    """The attention kernel, built if need be; None where it cannot run, with one logged warning if a build failed."""
     if not supported():
         return None
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mengya" / "kernels"
     try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mengya" / "kernels"
         library = ctypes.CDLL(str(build(Path(__file__).with_name("attention.cpp"), cache)))
         if library.attention_init() != 0:
             raise OSError("the system grants no tile registers")
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home directory
         detail = getattr(error, "stderr", None) or str(error)
         _LOG.warning(
             "The fast attention kernel could not be built; using PyTorch's, which is slower: %s", detail.strip()

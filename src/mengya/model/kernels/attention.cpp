@@ -109,7 +109,8 @@ struct Forward {
     }
 
     void scores(const Spans& spans, int64_t key, int64_t query, float* s) {
-        multiply({k_rows + key * 2 * ND * kTile, q_rows_t, s, nullptr, ND, ND * kTile, kTile, ND * kTile, kTile, 512, 16, 128});
+        multiply({k_rows + key * 2 * ND * kTile, q_rows_t, s, nullptr, ND,
+                  ND * kTile, kTile, ND * kTile, kTile, 512, 16, 128});
         if (!spans.edge(key, query)) return;
         for (int i = 0; i < 32; i++)
             for (int half = 0; half < 2; half++) {
@@ -118,17 +119,19 @@ struct Forward {
             }
     }
 
-    // Turns n blocks of scores into probabilities relative to `m` (in units of log 2) and adds them up in `l`.
+    // Turns n blocks of scores into probabilities relative to the maximum `m` and adds them up in `l`.
     void probabilities(int n, int half, __m512 c, __m512 m, __m512& l) {
         alignas(64) static constexpr uint16_t kMix[32] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
                                                           8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
         const __m512i mix = _mm512_load_si512(kMix);
         __m512 l0 = l, l1 = _mm512_setzero_ps();
         for (int i = 0; i < n * 32; i += 2) {
-            __m512 p0 = exp2_ps(_mm512_fmsub_ps(_mm512_load_ps(s + i * 32 + half * 16), c, m));
-            __m512 p1 = exp2_ps(_mm512_fmsub_ps(_mm512_load_ps(s + i * 32 + 32 + half * 16), c, m));
+            const float* at = s + i * 32 + half * 16;  // subtracted before scaling: exactly 0 at the maximum
+            __m512 p0 = exp2_ps(_mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(at), m), c));
+            __m512 p1 = exp2_ps(_mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(at + 32), m), c));
             l0 = _mm512_add_ps(l0, p0), l1 = _mm512_add_ps(l1, p1);
-            _mm512_store_si512(p + (i / 32 * 2 + half) * kTile + i % 32 * 16, _mm512_permutexvar_epi16(mix, pack_bf16(p0, p1)));
+            bf16* to = p + (i / 32 * 2 + half) * kTile + i % 32 * 16;
+            _mm512_store_si512(to, _mm512_permutexvar_epi16(mix, pack_bf16(p0, p1)));
         }
         l = _mm512_add_ps(l0, l1);
     }
@@ -146,8 +149,8 @@ struct Forward {
                     top = _mm512_max_ps(top, _mm512_load_ps(s + i * 32 + half * 16));
                     top1 = _mm512_max_ps(top1, _mm512_load_ps(s + i * 32 + 32 + half * 16));
                 }
-                top = _mm512_max_ps(m[half], _mm512_mul_ps(c, _mm512_max_ps(top, top1)));
-                shrink[half] = exp2_ps(_mm512_sub_ps(m[half], top));
+                top = _mm512_max_ps(m[half], _mm512_max_ps(top, top1));
+                shrink[half] = exp2_ps(_mm512_mul_ps(_mm512_sub_ps(m[half], top), c));
                 m[half] = top;
                 l[half] = _mm512_mul_ps(l[half], shrink[half]);
                 probabilities(n, half, c, top, l[half]);
@@ -195,6 +198,7 @@ void forward_task(const Problem& p, int64_t row, int64_t kv_head) {
         for (int64_t i = 0; i < blocks; i++) {
             const bf16* q = at(p.q, p.q_at, row, head) + i * 32 * p.q_at.token;
             const int64_t left = p.time - i * 32;
+            float* lse = p.lse + (row * p.heads + head) * p.time + i * 32;
             pack<ND>({q, p.q_at.token}, left, 0, {.rows_t = f.q_rows_t});
             __m512 m[2], l[2];
             f.run(spans, i, p.scale, m, l);
@@ -202,7 +206,7 @@ void forward_task(const Problem& p, int64_t row, int64_t kv_head) {
                 alignas(64) float sums[16], tops[16];
                 _mm512_store_ps(sums, l[half]), _mm512_store_ps(tops, m[half]);
                 for (int j = 0; j < 16 && half * 16 + j < left; j++)
-                    p.lse[(row * p.heads + head) * p.time + i * 32 + half * 16 + j] = tops[j] + std::log2(sums[j]);
+                    lse[half * 16 + j] = tops[j] * p.scale * kLog2e + std::log2(sums[j]);
                 __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), l[half]);
                 for (int d = 0; d < ND; d++) {
                     const float* o = f.o + (d * 4 + half) * kTileF;
@@ -230,13 +234,16 @@ struct Backward {
 
     Backward(const Spans& spans, int64_t blocks) : spans(spans), blocks(blocks) {
         const int64_t entries = blocks * 1024 * ND, probabilities = kKeys * kQueries * 2 * kTile;
-        for (bf16** a : {&k_rows, &k_pairs_t, &v_rows, &q_rows_t, &q_pairs, &g_rows_t, &g_pairs}) *a = arena.take<bf16>(entries);
+        for (bf16** a : {&k_rows, &k_pairs_t, &v_rows, &q_rows_t, &q_pairs, &g_rows_t, &g_pairs})
+            *a = arena.take<bf16>(entries);
         for (float** a : {&lse, &delta}) *a = arena.take<float>(blocks * 32);
         for (float** a : {&grad_k, &grad_v, &grad_q_t}) *a = arena.take<float>(entries);
         for (bf16** a : {&p, &ds, &ds_pairs}) *a = arena.take<bf16>(probabilities);
         s = arena.take<float>(2048);
     }
-    static size_t bytes(int64_t blocks) { return blocks * (1024 * ND * 26 + 512) + kKeys * kQueries * 6 * kTile * 2 + 32768; }
+    static size_t bytes(int64_t blocks) {
+        return blocks * (1024 * ND * 26 + 512) + kKeys * kQueries * 6 * kTile * 2 + 32768;
+    }
 
     void pack_head(const Problem& problem, int64_t row, int64_t head) {
         const int64_t time = problem.time;
@@ -262,22 +269,27 @@ struct Backward {
     void scores(int64_t key, int64_t query) {
         const int64_t a = key * 2 * ND * kTile, b = query * 2 * ND * kTile;
         multiply({k_rows + a, q_rows_t + b, s, nullptr, ND, ND * kTile, kTile, ND * kTile, kTile, 512, 16, 128});
-        multiply({v_rows + a, g_rows_t + b, s + 1024, delta + query * 32, ND, ND * kTile, kTile, ND * kTile, kTile, 512, 16, 128});
+        multiply({v_rows + a, g_rows_t + b, s + 1024, delta + query * 32, ND,
+                  ND * kTile, kTile, ND * kTile, kTile, 512, 16, 128});
     }
 
     // P^T = exp2(c S^T - lse), dS^T = P^T (dP^T - delta) of one 32 x 32 block, as left operands and dS as right operand.
     // The right operand's columns come out in the order that unpacking gives: see write_grad_q.
     template <bool edge>
     void elementwise(int64_t key, int64_t query, __m512 c, int64_t to) {
+        const __m512 zero = _mm512_setzero_ps();
         const __m512 lse0 = _mm512_loadu_ps(lse + query * 32), lse1 = _mm512_loadu_ps(lse + query * 32 + 16);
         for (int i = 0; i < 32; i += 2) {
             __m512i pair[2];
             for (int j = i; j < i + 2; j++) {
-                __m512 p0 = exp2_ps(_mm512_fmsub_ps(_mm512_load_ps(s + j * 32), c, lse0));
-                __m512 p1 = exp2_ps(_mm512_fmsub_ps(_mm512_load_ps(s + j * 32 + 16), c, lse1));
+                // At most 0 but for rounding, and for keys out of reach: without the bound huge scores would overflow.
+                __m512 x0 = _mm512_min_ps(zero, _mm512_fmsub_ps(_mm512_load_ps(s + j * 32), c, lse0));
+                __m512 x1 = _mm512_min_ps(zero, _mm512_fmsub_ps(_mm512_load_ps(s + j * 32 + 16), c, lse1));
+                __m512 p0 = exp2_ps(x0), p1 = exp2_ps(x1);
                 __m512 ds0 = _mm512_load_ps(s + 1024 + j * 32), ds1 = _mm512_load_ps(s + 1024 + j * 32 + 16);
                 if (edge) {
-                    __mmask16 m0 = spans.visible(key * 32 + j, query * 32), m1 = spans.visible(key * 32 + j, query * 32 + 16);
+                    __mmask16 m0 = spans.visible(key * 32 + j, query * 32);
+                    __mmask16 m1 = spans.visible(key * 32 + j, query * 32 + 16);
                     p0 = _mm512_maskz_mov_ps(m0, p0), p1 = _mm512_maskz_mov_ps(m1, p1);
                     ds0 = _mm512_maskz_mov_ps(m0, ds0), ds1 = _mm512_maskz_mov_ps(m1, ds1);
                 }
@@ -306,7 +318,8 @@ struct Backward {
                 if (from == to) continue;
                 const bf16* right = (i < ND ? g_pairs : q_pairs) + (from * ND + i % ND) * 2 * kTile;
                 float* grad = (i < ND ? grad_v : grad_k) + (k * 2 * ND + i % ND) * 2 * kTileF;
-                multiply({(i < ND ? p : ds) + tile(k, from), right, grad, first_head && from == k ? nullptr : grad, to - from,
+                const float* init = first_head && from == k ? nullptr : grad;
+                multiply({(i < ND ? p : ds) + tile(k, from), right, grad, init, to - from,
                           kTile, 2 * kTile, kTile, 2 * ND * kTile, 2 * ND * kTileF, kTileF, 64});
             }
         for (int d = 0; d < ND; d++)  // gradients of queries
@@ -335,7 +348,8 @@ struct Backward {
                 for (int half = 0; half < 2; half++) {  // column j is query j + j / 4 * 4 (+ 4 in the second half)
                     const float* from = grad_q_t + ((i * ND + d) * 4 + half) * kTileF;
                     const int64_t t = i * 32 + half * 4;
-                    write_transposed(from, from + 2 * kTileF, _mm512_set1_ps(scale), to + t * stride + d * 32, stride, time - t, 4);
+                    write_transposed(from, from + 2 * kTileF, _mm512_set1_ps(scale), to + t * stride + d * 32, stride,
+                                     time - t, 4);
                 }
     }
 
@@ -344,8 +358,9 @@ struct Backward {
         for (int64_t t = 0; t < time; t++)
             for (int d = 0; d < ND; d++) {
                 const float* at = from + (t / 16 * ND + d) * 2 * kTileF + t % 16 * 16;
-                _mm512_stream_si512((__m512i*)(to + t * stride + d * 32), pack_bf16(_mm512_mul_ps(_mm512_load_ps(at), factor),
-                                                                        _mm512_mul_ps(_mm512_load_ps(at + kTileF), factor)));
+                __m512 low = _mm512_mul_ps(_mm512_load_ps(at), factor);
+                __m512 high = _mm512_mul_ps(_mm512_load_ps(at + kTileF), factor);
+                _mm512_stream_si512((__m512i*)(to + t * stride + d * 32), pack_bf16(low, high));
             }
     }
 };

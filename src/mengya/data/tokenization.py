@@ -43,6 +43,17 @@ def write_text_shards(texts: Iterable[str], tokenizer: Tokenizer, out: Path) -> 
     return writer.meta
 
 
+def _check_split(train: ShardWriter, heldout: ShardWriter, fraction: float, nothing: str) -> None:
+    """UserError if a split is empty; raised before the writers close, so that nothing looks whole."""
+    used, kept = train.meta["documents"], heldout.meta["documents"]
+    if not used and not kept:
+        raise UserError(nothing)
+    if not used:
+        raise UserError(f"all {kept} documents were held out; lower heldout (now {fraction}) or add data")
+    if not kept:
+        raise UserError(f"none of {used} documents was held out; raise heldout (now {fraction}) or add data")
+
+
 def write_conversation_shards(
     conversations: Iterable[list[dict]], tokenizer: Tokenizer, train: Path, heldout: Path, fraction: float
 ) -> tuple[dict, dict]:
@@ -56,8 +67,7 @@ def write_conversation_shards(
             text = json.dumps(messages, ensure_ascii=False)
             ids, mask = tokenizer.encode_chat(messages)
             writers[is_heldout(content_hash(text), fraction)].append(ids, mask, len(text.encode()))
-    if not writers[0].meta["documents"]:
-        raise UserError("no conversation was found; check the input and its quarantine.jsonl")
+        _check_split(*writers, fraction, "no conversation was found; check the input and its quarantine.jsonl")
     return writers[0].meta, writers[1].meta
 
 
@@ -90,8 +100,8 @@ def write_preference_shards(
             for ids, mask in sides:
                 only_completion = [m if i >= prompt else 0 for i, m in enumerate(mask)]
                 writers[split].append(ids[cut:], only_completion[cut:])
-    if not writers[0].meta["documents"]:
-        raise UserError(f"no preference pair fits into seq_len={seq_len}; raise dpo.seq_len or check quarantine.jsonl")
+        nothing = f"no preference pair fits into seq_len={seq_len}; raise dpo.seq_len or check quarantine.jsonl"
+        _check_split(*writers, fraction, nothing)
     return writers[0].meta, writers[1].meta, too_long
 
 

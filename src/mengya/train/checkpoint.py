@@ -2,19 +2,21 @@
 
 import json
 import os
-import shutil
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from mengya.errors import UserError
+from mengya.metrics import say
 from mengya.model.transformer import CausalLM
 
-_STATE = "state.json"
+_STATE = "checkpoint"
+"""Key of the file's metadata that holds the plain values."""
 
 
 @dataclass
@@ -25,14 +27,6 @@ class Checkpoint:
     """Weights as `model.*`, optimizer moments as `optimizer.<moment>.*`, the random state as `rng`."""
     state: dict
     """Plain values of the run: guard, best held-out loss."""
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def capture(model: CausalLM, optimizer: torch.optim.Optimizer, step: int, state: dict) -> Checkpoint:
@@ -47,30 +41,44 @@ def capture(model: CausalLM, optimizer: torch.optim.Optimizer, step: int, state:
     return Checkpoint(step, tensors, state)
 
 
-def save(checkpoint: Checkpoint, directory: Path) -> None:
-    """Write into a hidden sibling, flush to disk, rename: a crash leaves the old one or the new one."""
-    directory = Path(directory)
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+def save(checkpoint: Checkpoint, path: Path) -> None:
+    """Write one file beside `path`, flush it to disk, rename it: a crash leaves the old one or the new one, whole.
+
+    OSError (a full disk, say) leaves the old one.
+    """
+    partial = path.with_name(f".{path.name}.partial")
     tensors = {name: t.detach().to("cpu").contiguous() for name, t in checkpoint.tensors.items()}
-    save_file(tensors, partial / "tensors.safetensors")
-    text = json.dumps({"step": checkpoint.step, "state": checkpoint.state})
-    (partial / _STATE).write_text(text, encoding="utf-8")
-    for path in (partial / "tensors.safetensors", partial / _STATE, partial):
-        _sync(path)
-    if directory.exists():
-        shutil.rmtree(directory)
-    partial.rename(directory)
-    _sync(directory.parent)
-
-
-def load(directory: Path) -> Checkpoint:
     try:
-        content = json.loads((directory / _STATE).read_text(encoding="utf-8"))
-        tensors = load_file(directory / "tensors.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"the checkpoint {directory} cannot be read ({error}); delete it to go on without it") from error
+        save_file(tensors, partial, {_STATE: json.dumps({"step": checkpoint.step, "state": checkpoint.state})})
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except SafetensorError as error:
+        raise _as_os_error(error, path) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    if os.name == "posix":  # elsewhere a directory cannot be flushed
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> OSError:
+    """safetensors hides the system's error number in its message."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), str(error), str(path)) if number else OSError(f"{path}: {error}")
+
+
+def load(path: Path) -> Checkpoint:
+    """UserError if the file is not there or not whole."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            content = json.loads((file.metadata() or {})[_STATE])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"the checkpoint {path} cannot be read ({error}); delete it to go on without it") from error
     return Checkpoint(content["step"], tensors, content["state"])
 
 
@@ -103,14 +111,23 @@ def restore(checkpoint: Checkpoint, model: CausalLM, optimizer: torch.optim.Opti
     torch.set_rng_state(checkpoint.tensors["rng"])
 
 
-def latest(root: Path) -> Path | None:
-    """The newest whole checkpoint `step-*` below `root`."""
-    found = sorted(root.glob("step-*"), key=lambda p: int(p.name.removeprefix("step-")))
-    return found[-1] if found else None
+def paths(root: Path) -> list[Path]:
+    """The step checkpoints below `root`, oldest first."""
+    return sorted(root.glob("step-*.safetensors"), key=lambda path: int(path.stem.removeprefix("step-")))
+
+
+def load_latest(root: Path) -> Checkpoint | None:
+    """The newest checkpoint that can be read; damaged ones are named, deleted and passed over. None: begin anew."""
+    for path in reversed(paths(root)):
+        try:
+            return load(path)
+        except UserError as error:
+            say(f"passing over a damaged checkpoint: {error}")
+            path.unlink(missing_ok=True)
+    return None
 
 
 def rotate(root: Path, keep: int) -> None:
     """Delete all but the newest `keep` step checkpoints."""
-    found = sorted(root.glob("step-*"), key=lambda p: int(p.name.removeprefix("step-")))
-    for old in found[: len(found) - keep]:
-        shutil.rmtree(old)
+    for old in paths(root)[:-keep]:
+        old.unlink()

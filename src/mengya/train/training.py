@@ -23,6 +23,8 @@ from mengya.train.objectives import Objective
 from mengya.train.optimizer import make_adamw
 from mengya.train.schedule import make_schedule
 
+_BEST = "best.safetensors"
+
 
 @config
 class Optim:
@@ -154,7 +156,7 @@ class Trainer:
                     row["heldout_loss"] = self._measure(heldout, root)
                     if bytes_per_token:
                         row["heldout_bits_per_byte"] = row["heldout_loss"] / math.log(2) / bytes_per_token
-                log.write(row)
+                log.write({name: _finite(value) for name, value in row.items()})
                 bar.update(self.done, f"loss {row['loss']:.3f} {speed.text()}")
                 if not last and (self.done % settings.checkpoint_every == 0 or stop()):
                     self._save(root)
@@ -168,33 +170,43 @@ class Trainer:
     def _measure(self, heldout: Packer, root: Path) -> float:
         rows = self.settings.micro_batch or self.settings.rows
         loss = measure(self.model, self.objective, in_order(heldout, rows, self.settings.heldout_rows))
-        if self.best is None or loss < self.best:
+        if math.isfinite(loss) and (self.best is None or loss < self.best):
             self.best = loss
             weights = checkpoint.capture(self.model, self.optimizer, self.done, {})
             weights.tensors = {name: t for name, t in weights.tensors.items() if name.startswith("model.")}
-            checkpoint.save(weights, root / "best")
+            checkpoint.save(weights, root / _BEST)
         return loss
 
     def _save(self, root: Path) -> None:
         state = {"guard": dataclasses.asdict(self.guard), "best": self.best, "tokens": self.tokens}
-        checkpoint.save(checkpoint.capture(self.model, self.optimizer, self.done, state), root / f"step-{self.done}")
+        checkpoint.save(
+            checkpoint.capture(self.model, self.optimizer, self.done, state), root / f"step-{self.done}.safetensors"
+        )
         checkpoint.rotate(root, self.settings.keep_checkpoints)
 
     def _resume(self, root: Path) -> None:
-        newest = checkpoint.latest(root)
-        if newest is None:
+        found = checkpoint.load_latest(root)
+        if found is None:
             return
-        found = checkpoint.load(newest)
         checkpoint.restore(found, self.model, self.optimizer)
         self.done, self.tokens, self.best = found.step, found.state["tokens"], found.state["best"]
         self.guard = Guard(**found.state["guard"])
         say(f"going on after step {self.done}")
 
     def _take_best(self, root: Path) -> None:
-        best = checkpoint.load(root / "best")
+        try:
+            best = checkpoint.load(root / _BEST)
+        except UserError as error:
+            say(f"keeping the last weights: {error}")
+            return
         if best.step != self.done:
             say(f"taking the weights of step {best.step}, the best on held-out data")
             checkpoint.restore_weights(best, self.model)
+
+
+def _finite(value: float | str) -> float | str | None:
+    """JSON has neither NaN nor infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _Speed:
@@ -224,4 +236,9 @@ def finish(save: Callable[[Path], None], out: Path) -> None:
     """Turn a finished training directory into a model directory: write the model, drop what only training needed."""
     save(out)
     for name in ("checkpoints", "shards"):
-        shutil.rmtree(out / name, ignore_errors=True)
+        # Renamed first: killed in between, the next run finds all of it or none, and can go on from either.
+        rest = out / f".{name}.rest"
+        shutil.rmtree(rest, ignore_errors=True)
+        if (out / name).exists():
+            (out / name).rename(rest)
+            shutil.rmtree(rest)

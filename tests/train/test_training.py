@@ -1,0 +1,247 @@
+"""Training runs inside one process: going on, stopping, the best weights, odd numbers."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from mengya.errors import UserError
+from mengya.metrics import read_jsonl
+from mengya.train import checkpoint, training
+from mengya.train.objectives import Loss, language_modeling
+from mengya.train.training import Optim, Trainer, TrainingConfig, finish, prepare_model
+
+LENGTHS = [30, 3, 25, 31, 2, 12, 28, 8, 32, 17, 6, 30]
+FIXED = ("step", "loss", "lr", "grad_norm", "tokens", "heldout_loss")
+
+
+@pytest.fixture
+def start(make_model, make_text, tmp_path):
+    """(name, objective, **settings) -> a trainer in its directory, and a function that runs it."""
+    packer, heldout = make_text(LENGTHS), make_text([20, 20], seed=1)
+
+    def make(name, objective=None, **settings):
+        values = {"seq_len": 32, "batch_tokens": 64, "steps": 24, "heldout_every": 5, "checkpoint_every": 4}
+        values |= {"dtype": "float32", "compile": False, "optim": Optim(lr=1e-2)}
+        config = TrainingConfig(**(values | settings))
+        out = tmp_path / name
+        out.mkdir(exist_ok=True)
+        model, compiled = prepare_model(make_model(), config)
+        trainer = Trainer(model, objective or language_modeling(compiled), config, packer, out)
+        return trainer, lambda: trainer.run(heldout, "toy")
+
+    return make
+
+
+def rows(trainer):
+    """What of metrics.jsonl does not depend on the clock."""
+    return [{k: row[k] for k in FIXED if k in row} for row in read_jsonl(trainer.out / "metrics.jsonl")]
+
+
+def weights(trainer):
+    return [p.detach().clone() for p in trainer.model.parameters()]
+
+
+def assert_same_run(a, b):
+    assert rows(a) == rows(b)
+    assert all(torch.equal(x, y) for x, y in zip(weights(a), weights(b), strict=True))
+
+
+class Crash(Exception):
+    pass
+
+
+def crashing(at, error=Crash):
+    """An objective that raises at its call number `at`."""
+    calls = iter(range(10**6))
+    plain = language_modeling(False)
+
+    def objective(model, batch):
+        if next(calls) == at:
+            raise error
+        return plain(model, batch)
+
+    return objective
+
+
+@pytest.fixture
+def undisturbed(start):
+    trainer, run = start("undisturbed")
+    run()
+    return trainer
+
+
+def test_metrics_have_one_row_a_step_with_the_promised_keys(undisturbed):
+    found = list(read_jsonl(undisturbed.out / "metrics.jsonl"))
+    assert [row["step"] for row in found] == list(range(1, 25))
+    for row in found:
+        assert row.keys() >= {"step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second"}
+        assert ("heldout_loss" in row) == (row["step"] % 5 == 0 or row["step"] == 24)
+        assert row["tokens"] == row["step"] * 64
+    assert found[-1]["loss"] < found[0]["loss"]
+
+
+@pytest.mark.parametrize("at", [0, 3, 4, 11, 26])
+def test_a_crash_and_the_same_again_is_the_undisturbed_run(start, undisturbed, at):
+    _, run = start("crashed", crashing(at))
+    with pytest.raises(Crash):
+        run()
+    trainer, run = start("crashed")
+    run()
+    assert_same_run(trainer, undisturbed)
+
+
+def test_micro_batches_and_many_crashes(start):
+    whole, run = start("whole", micro_batch=1)
+    run()
+    for at in (9, 13, 13, 5, 17):
+        _, run = start("crashed", crashing(at), micro_batch=1)
+        with pytest.raises(Crash):
+            run()
+    trainer, run = start("crashed", micro_batch=1)
+    run()
+    assert_same_run(trainer, whole)
+
+
+def test_a_signal_stops_after_the_step_and_the_same_again_goes_on(start, undisturbed, capsys):
+    plain, calls = language_modeling(False), iter(range(1000))
+
+    def objective(model, batch):
+        if next(calls) == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(model, batch)
+
+    _, run = start("stopped", objective)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    trainer, run = start("stopped")
+    stopped = len(rows(trainer))
+    assert stopped % 4 and stopped < 24
+    run()
+    assert f"going on after step {stopped}" in capsys.readouterr().out
+    assert_same_run(trainer, undisturbed)
+
+
+def test_a_truncated_newest_checkpoint_costs_steps_but_no_bits(start, undisturbed, capsys):
+    trainer, run = start("cut", crashing(13))
+    with pytest.raises(Crash):
+        run()
+    found = checkpoint.paths(trainer.out / "checkpoints")
+    assert [path.stem for path in found] == ["step-4", "step-8"]
+    found[1].write_bytes(found[1].read_bytes()[:-10])
+    trainer, run = start("cut")
+    run()
+    shown = capsys.readouterr().out
+    assert "step-8" in shown and "going on after step 4" in shown
+    assert_same_run(trainer, undisturbed)
+
+
+def test_no_readable_checkpoint_means_from_the_beginning(start, undisturbed):
+    trainer, run = start("cut", crashing(13))
+    with pytest.raises(Crash):
+        run()
+    for path in (trainer.out / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    trainer, run = start("cut")
+    run()
+    assert_same_run(trainer, undisturbed)
+
+
+def test_checkpoints_are_rotated(start):
+    for keep in (1, 3):
+        trainer, run = start(f"keep-{keep}", keep_checkpoints=keep)
+        run()
+        names = [path.stem for path in checkpoint.paths(trainer.out / "checkpoints")]
+        assert names == ["step-12", "step-16", "step-20"][-keep:]
+
+
+def test_the_best_weights_are_taken(start, monkeypatch, capsys):
+    losses = iter([3.0, 1.0, 2.0, float("nan"), 1.5])
+    monkeypatch.setattr(training, "measure", lambda *_: next(losses))
+    trainer, run = start("best")
+    run()
+    assert "taking the weights of step 10" in capsys.readouterr().out
+    again, run = start("again", steps=24, heldout_every=10**6)
+    seen = {}
+    log = training.MetricsLog.write
+
+    def remember(self, row):
+        if row["step"] == 10:
+            seen["weights"] = weights(again)
+        log(self, row)
+
+    monkeypatch.setattr(training.MetricsLog, "write", remember)
+    monkeypatch.setattr(training, "measure", lambda *_: 1.0)
+    run()
+    assert all(torch.equal(a, b) for a, b in zip(weights(trainer), seen["weights"], strict=True))
+
+
+def test_best_weights_that_cannot_be_read_leave_the_last(start, monkeypatch, capsys):
+    measured = iter([1.0, 2.0, 2.0, 2.0, 2.0])
+    trainer, run = start("best")
+
+    def measure(*_):
+        for path in (trainer.out / "checkpoints").glob("best*"):
+            path.write_bytes(b"")
+        return next(measured)
+
+    monkeypatch.setattr(training, "measure", measure)
+    run()
+    assert "keeping the last weights" in capsys.readouterr().out
+
+
+def test_heldout_loss_that_is_never_a_number_ends_with_the_last_weights(start, monkeypatch):
+    monkeypatch.setattr(training, "measure", lambda *_: float("nan"))
+    trainer, run = start("nan")
+    run()
+    assert rows(trainer)[-1]["heldout_loss"] is None
+
+
+def test_skipped_steps_are_logged_as_valid_json(start):
+    plain, calls = language_modeling(False), iter(range(1000))
+
+    def objective(model, batch):
+        loss = plain(model, batch)
+        return Loss(loss.total * (float("nan") if next(calls) == 2 else 1.0), loss.metrics)
+
+    trainer, run = start("nan", objective)
+    run()
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    lines = (trainer.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert [row["step"] for row in found if "skipped" in row] == [3]
+    assert found[2]["loss"] is None and found[2]["grad_norm"] is None
+
+
+def test_another_shape_or_a_context_that_is_too_short(start, make_model):
+    trainer, run = start("shape", crashing(9))
+    with pytest.raises(Crash):
+        run()
+    trainer, run = start("shape")
+    trainer.model = make_model(hidden_size=64)
+    with pytest.raises(UserError, match="another shape"):
+        run()
+    with pytest.raises(UserError, match="seq_len=128 is longer than the model's context of 64"):
+        start("long", seq_len=128, batch_tokens=128)
+
+
+def test_settings_that_cannot_be(make_model):
+    for name in ("seq_len", "batch_tokens", "heldout_every", "checkpoint_every", "keep_checkpoints"):
+        with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+            TrainingConfig(**{name: 0})
+    with pytest.raises(ValueError, match="batch_tokens=1000 is not a multiple of seq_len=512; try 1024"):
+        TrainingConfig(batch_tokens=1000, seq_len=512)
+
+
+def test_finish_leaves_the_model_alone(undisturbed):
+    out = undisturbed.out
+    (out / "shards").mkdir()
+    (out / ".checkpoints.rest").mkdir()  # from a finish that was killed
+    (out / ".checkpoints.rest" / "x").write_text("")
+    finish(lambda path: (path / "model.safetensors").write_bytes(b"model"), out)
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.jsonl", "model.safetensors"]

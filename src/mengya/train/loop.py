@@ -65,8 +65,10 @@ def fit(
     steps: range,
     max_grad_norm: float,
     guard: Guard,
-) -> Iterator[tuple[int, dict[str, float]]]:
+) -> Iterator[tuple[int, dict[str, float | str]]]:
     """Train over `steps`; after each yields its number and metrics (loss, lr, grad_norm, tokens, the objective's).
+
+    A step whose update was not applied also has `skipped`, the reason.
 
     The count of all micro-batches is known before the first backward pass, and every total is divided by it, so that
     unequal masks and micro-batches weigh what they should.
@@ -87,9 +89,9 @@ def fit(
             (loss.total / max(count, 1)).backward()
             for name, value in {"loss": loss.total.detach(), **loss.metrics}.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
-        metrics = {name: value / max(count, 1) for name, value in sums.items()}
+        metrics: dict[str, float | str] = {name: value / max(count, 1) for name, value in sums.items()}
         norm = _clip(parameters, max_grad_norm)
-        skipped = guard.verdict(metrics["loss"], norm)
+        skipped = guard.verdict(sums["loss"] / max(count, 1), norm)
         if skipped is None:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -153,10 +153,10 @@ class Trainer:
                     logging.getLogger(__name__).warning("step %d skipped: %s", self.done, metrics["skipped"])
                 last = self.done == self.steps
                 if last or self.done % settings.heldout_every == 0:
-                    row["heldout_loss"] = self._measure(heldout, root)
+                    row["heldout_loss"] = heldout_loss = self._measure(heldout, root)
                     if bytes_per_token:
-                        row["heldout_bits_per_byte"] = row["heldout_loss"] / math.log(2) / bytes_per_token
-                log.write({name: _finite(value) for name, value in row.items()})
+                        row["heldout_bits_per_byte"] = heldout_loss / math.log(2) / bytes_per_token
+                log.write(row)
                 bar.update(self.done, f"loss {row['loss']:.3f} {speed.text()}")
                 if not last and (self.done % settings.checkpoint_every == 0 or stop()):
                     self._save(root)
@@ -179,9 +179,8 @@ class Trainer:
 
     def _save(self, root: Path) -> None:
         state = {"guard": dataclasses.asdict(self.guard), "best": self.best, "tokens": self.tokens}
-        checkpoint.save(
-            checkpoint.capture(self.model, self.optimizer, self.done, state), root / f"step-{self.done}.safetensors"
-        )
+        captured = checkpoint.capture(self.model, self.optimizer, self.done, state)
+        checkpoint.save(captured, root / f"step-{self.done}.safetensors")
         checkpoint.rotate(root, self.settings.keep_checkpoints)
 
     def _resume(self, root: Path) -> None:
@@ -202,11 +201,6 @@ class Trainer:
         if best.step != self.done:
             say(f"taking the weights of step {best.step}, the best on held-out data")
             checkpoint.restore_weights(best, self.model)
-
-
-def _finite(value: float | str) -> float | str | None:
-    """JSON has neither NaN nor infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _Speed:

@@ -2,6 +2,9 @@
 
 import argparse
 import errno
+import io
+import os
+import re
 import sys
 from pathlib import Path
 
@@ -11,8 +14,8 @@ from mengya.errors import UserError
 _MACHINE_FAULTS = {
     errno.ENOSPC: "the disk is full; free space, then give the same command again",
     errno.EDQUOT: "the disk quota is used up; free space, then give the same command again",
-    errno.EACCES: "no permission; choose a directory that you may write, e.g. with --out",
-    errno.EPERM: "no permission; choose a directory that you may write, e.g. with --out",
+    errno.EACCES: "no permission; change it, or choose another directory, e.g. with --out",
+    errno.EPERM: "no permission; change it, or choose another directory, e.g. with --out",
     errno.EROFS: "the file system is read-only; choose another --out",
 }
 
@@ -96,22 +99,38 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 done, 2 the user's fault or the machine's (with a remedy), 130 stopped by Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):  # a console that has no ✓ shows a question mark
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     parsed = _parse(arguments)
     try:
         parsed.function(parsed)
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here 已停止，重复同一命令即可继续", file=sys.stderr)
+        again = "; the same command goes on from here 已停止，重复同一命令即可继续" if parsed.function is _run else ""
+        print(f"\nstopped{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
         return 1
-    except OSError as error:
-        if error.errno not in _MACHINE_FAULTS:
+    except Exception as error:
+        remedy = _machine_fault(error)
+        if remedy is None:
             raise
-        where = f" ({error.filename})" if error.filename else ""
-        return _fail(f"{_MACHINE_FAULTS[error.errno]}{where}")
+        return _fail(remedy)
     return 0
+
+
+def _machine_fault(error: Exception) -> str | None:
+    """What to do if the machine is at fault. Libraries written in Rust name the fault in their message only."""
+    if isinstance(error, OSError):
+        number, where = error.errno, error.filename
+    else:
+        named = re.search(r"\(os error (\d+)\)", str(error))
+        number, where = int(named[1]) if named else None, None
+    remedy = _MACHINE_FAULTS.get(number) if number is not None else None
+    return f"{remedy} ({where})" if remedy and where else remedy
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -4,12 +4,13 @@ import importlib
 import importlib.util
 import json
 import textwrap
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
 from mengya.errors import UserError
-from mengya.schema import description_of, fields_of
+from mengya.schema import INPUT, description_of, fields_of, nested_config
 from mengya.stages import MODULES
 
 
@@ -18,8 +19,11 @@ def stages_help() -> str:
     lines = ["Stages, in the order in which a recipe usually has them:", ""]
     for name, path in MODULES.items():
         lines.append(f"  {name:<10} {_summary(path)}")
-    lines += ["", "mengya help STAGE shows the keys of one. A recipe is a TOML file with one table per stage;",
-              "mengya run RECIPE stage.key=value changes a value. \"@name\" stands for the output of the stage [name]."]
+    lines += [
+        "",
+        "mengya help STAGE shows the keys of one. A recipe is a TOML file with one table per stage;",
+        'mengya run RECIPE stage.key=value changes a value. "@name" stands for the output of the stage [name].',
+    ]
     return "\n".join(lines)
 
 
@@ -43,7 +47,7 @@ def _table(cls: type, prefix: str) -> list[str]:
     lines: list[str] = []
     nested: list[str] = []
     for name, field in fields_of(cls).items():
-        inner = next((t for t in (field.annotation, *get_args(field.annotation)) if hasattr(t, "__pydantic_fields__")), None)
+        inner = nested_config(field.annotation)
         if inner is not None:
             optional = " (optional)" if not field.is_required() else ""
             nested += ["", f"# {inner.__doc__}{optional}", f"[{prefix}.{name}]", *_table(inner, f"{prefix}.{name}")]
@@ -70,7 +74,9 @@ def _value(field: Any) -> str:
 def _kind(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return " | ".join(map(repr, get_args(annotation)))
-    arguments = [a for a in get_args(annotation) if a is not type(None)]
-    if arguments and get_origin(annotation) is not list and not isinstance(annotation, type):
-        return " | ".join(dict.fromkeys(_kind(a) for a in arguments if not type(a).__name__ == "_Input"))
-    return getattr(annotation, "__name__", str(annotation))
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    if get_origin(annotation) in (Annotated, Union, UnionType):
+        members = [member for member in get_args(annotation) if member not in (INPUT, type(None))]
+        return " | ".join(dict.fromkeys(map(_kind, members)))
+    return str(annotation)  # list[str]

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from mengya.errors import UserError
@@ -15,39 +17,69 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def write_json(path: Path, value: object) -> None:
+    """The old content or the new, never half of it: a full disk or a crash leaves the old."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        partial.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 def read(directory: Path) -> dict | None:
-    """The manifest of a whole artifact, or None."""
+    """The manifest in a directory; None if there is none of ours. UserError if it is cut off."""
     path = Path(directory) / FILE
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); delete {directory} and run again") from error
+    return content if isinstance(content, dict) and {"stage", "fingerprint", "inputs"} <= content.keys() else None
+
+
+def find(path: Path) -> tuple[Path, dict] | None:
+    """The artifact that `path` is, or lies in at most two folders deep, and its manifest."""
+    path = Path(os.path.abspath(path))
+    for directory in (path, *path.parents[:2]):
+        found = read(directory)
+        if found:
+            return directory, found
+    return None
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """What the readers would read: through links, each real folder once, without hidden entries."""
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        if real not in seen:
+            files = (Path(root, name) for name in names if not name.startswith("."))
+            yield from (file for file in files if file.is_file())  # no dangling link, no pipe
+        seen.add(real)
 
 
 def _digest_files(path: Path) -> str:
     """Of the contents of a file or of all files below a folder, by relative name."""
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-    else:
-        files = [path]
+    files = {p.relative_to(path).as_posix(): p for p in _files_below(path)} if path.is_dir() else {path.name: path}
     found = []
-    for file in files:
-        with open(file, "rb") as handle:
-            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+    for name in sorted(files):
+        with open(files[name], "rb") as handle:
             found.append([name, hashlib.file_digest(handle, "sha256").hexdigest()])
     return digest(found)
 
 
 def fingerprint_of(path: Path) -> str:
     """Of an input: an artifact's own (with the path inside it), otherwise the digest of the contents."""
-    for ancestor in (path, *path.parents[:2]):
-        manifest = read(ancestor) if ancestor.is_dir() else None
-        if manifest:
-            inside = path.relative_to(ancestor).as_posix()
-            return manifest["fingerprint"] if inside == "." else f"{manifest['fingerprint']}/{inside}"
-    return _digest_files(path)
+    artifact = find(path)
+    if artifact is None:
+        return _digest_files(path)
+    directory, manifest = artifact
+    inside = Path(os.path.abspath(path)).relative_to(directory).as_posix()
+    return manifest["fingerprint"] if inside == "." else f"{manifest['fingerprint']}/{inside}"
 
 
 def chain(directories: list[Path]) -> list[dict]:
@@ -57,19 +89,16 @@ def chain(directories: list[Path]) -> list[dict]:
     """
     found: dict[str, dict] = {}
 
-    def visit(directory: Path) -> None:
-        for ancestor in (directory, *directory.parents[:2]):
-            manifest = read(ancestor) if ancestor.is_dir() else None
-            if manifest is None:
-                continue
-            if manifest["fingerprint"] in found:
-                return
-            for entry in manifest["inputs"]:
-                if entry["artifact"]:
-                    visit((ancestor / entry["path"]).resolve())
-            found[manifest["fingerprint"]] = manifest | {"directory": str(ancestor)}
+    def visit(path: Path) -> None:
+        artifact = find(path)
+        if artifact is None or artifact[1]["fingerprint"] in found:
             return
+        directory, manifest = artifact
+        for entry in manifest["inputs"]:
+            if entry["artifact"]:
+                visit(directory / entry["path"])
+        found[manifest["fingerprint"]] = manifest | {"directory": str(directory)}
 
     for directory in directories:
-        visit(Path(directory).resolve())
+        visit(directory)
     return list(found.values())

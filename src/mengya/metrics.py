@@ -1,6 +1,7 @@
 """Where numbers go: `metrics.jsonl` always, and the console."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ console = Console(stderr=False, highlight=False, soft_wrap=True)
 
 def say(message: str) -> None:
     """One line for the user, not interpreted as markup."""
-    console.print(message, markup=False)
+    console.print(message, markup=False, emoji=False)
 
 
 def read_jsonl(path: Path) -> Iterator[dict]:
@@ -27,17 +28,25 @@ def read_jsonl(path: Path) -> Iterator[dict]:
                 yield json.loads(line)
 
 
+def _line(row: dict) -> str:
+    """JSON has no infinity and no NaN, which a skipped step may hold: null."""
+    values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(values, ensure_ascii=False) + "\n"
+
+
 class MetricsLog:
     """Appends one JSON object a step. Opened to go on after `step`, it first drops what a crash left behind it."""
 
     def __init__(self, path: Path, step: int):
-        kept = [row for row in read_jsonl(path) if row["step"] <= step] if path.exists() else []
-        self._file: IO[str] = open(path, "w", encoding="utf-8", newline="\n")  # noqa: SIM115
-        for row in kept:
-            self.write(row)
+        if path.exists():  # a crash while the rows are copied must not lose them
+            copy = path.with_name(f"{path.name}.partial")
+            with open(copy, "w", encoding="utf-8", newline="\n") as file:
+                file.writelines(_line(row) for row in read_jsonl(path) if row["step"] <= step)
+            copy.replace(path)
+        self._file: IO[str] = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
 
     def write(self, row: dict) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.write(_line(row))
         self._file.flush()
 
     def close(self) -> None:

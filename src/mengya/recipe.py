@@ -1,7 +1,9 @@
 """Recipes: TOML and overrides -> ordered, validated stages."""
 
 import difflib
+import glob
 import importlib
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +11,10 @@ from types import ModuleType
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ArgsKwargs, ErrorDetails
 
 from mengya.errors import UserError
-from mengya.schema import fields_of, input_fields
+from mengya.schema import fields_of, input_fields, nested_config
 from mengya.stages import MODULES
 
 
@@ -27,7 +30,7 @@ class StageSpec:
     def references(self) -> dict[str, list[str]]:
         """Input field -> its values: "@stage", "@stage/file" or a path; unset fields are left out."""
         values = {name: getattr(self.config, name) for name in input_fields(type(self.config))}
-        return {name: [v] if isinstance(v, str) else list(v) for name, v in values.items() if v}
+        return {name: [v] if isinstance(v, str) else list(v) for name, v in values.items() if v is not None}
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,11 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     try:
         return path, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
-        return path, value.strip()
+        value = value.strip()
+    if (value[:1], value[-1:]) in (("[", "]"), ("{", "}")):  # a shell has eaten the quotes inside
+        example = f"""'{key.strip()}=["one", "two"]'"""
+        raise UserError(f"cannot read the list in {text!r}; quote its strings and the whole for the shell: {example}")
+    return path, value
 
 
 def _apply(tables: dict, overrides: list[str]) -> None:
@@ -53,7 +60,7 @@ def _apply(tables: dict, overrides: list[str]) -> None:
         path, value = _parse_override(text)
         if path[0] not in tables:
             known = ", ".join(tables) or "none"
-            raise UserError(f"the override {text!r} names the stage {path[0]!r}, which the recipe lacks; it has {known}")
+            raise UserError(f"the override {text!r} names the stage {path[0]!r}, but the recipe has only {known}")
         table = tables
         for part in path[:-1]:
             table = table.setdefault(part, {})
@@ -63,50 +70,67 @@ def _apply(tables: dict, overrides: list[str]) -> None:
 
 
 def _explain(name: str, cls: type, error: ValidationError) -> list[str]:
-    lines = []
+    """One line a problem: where, what, and what to do."""
+    lines: dict[tuple, tuple[int, str]] = {}
     for problem in error.errors():
-        path = [str(part) for part in problem["loc"]]
-        where = ".".join([name, *path])
-        if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            owner: Any = cls
-            for part in path[:-1]:
-                owner = _nested(fields_of(owner)[part].annotation) or owner
-            near = difflib.get_close_matches(path[-1], fields_of(owner), 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"see `mengya help {name}`"
-            lines.append(f"{where}: there is no such key; {hint}")
-        elif problem["type"] in ("missing", "missing_argument"):
-            lines.append(f"{where}: must be set; see `mengya help {name}`")
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            given = "" if isinstance(problem["input"], dict) or "ArgsKwargs" in repr(problem["input"]) else (
-                f" (it is {problem['input']!r})"
-            )
-            lines.append(f"{where}: {message[0].lower()}{message[1:]}{given}")
-    return lines
+        keys, owner, of_union = _locate(cls, problem["loc"])
+        line = f"{'.'.join([name, *keys])}: {_message(name, keys, owner, problem)}"
+        # Every member of a union complains; the one that went deepest was meant.
+        place = (keys[0],) if of_union else (*keys, problem["msg"])
+        if place not in lines or lines[place][0] < len(keys):
+            lines[place] = (len(keys), line)
+    return [line for _, line in lines.values()]
 
 
-def _nested(annotation: Any) -> type | None:
-    """The config class inside an annotation such as `ModelConfig | None`."""
-    for option in (annotation, *getattr(annotation, "__args__", ())):
-        if hasattr(option, "__pydantic_fields__"):
-            return option
-    return None
+def _locate(cls: type, location: tuple[int | str, ...]) -> tuple[list[str], type, bool]:
+    """The keys that lead to a problem, the config class that has the last key, and whether a union was on the way."""
+    keys: list[str] = []
+    owner, inner, of_union = cls, nested_config(cls), False
+    for part in location:
+        if inner is not None:
+            owner = inner
+            field = fields_of(owner).get(str(part))
+            inner = nested_config(field.annotation) if field else None
+        elif isinstance(part, str):  # pydantic's name of a member of a union, not a key
+            of_union = True
+            continue
+        keys.append(str(part))
+    return keys, owner, of_union
 
 
-def _check_references(stages: list[StageSpec]) -> list[str]:
+def _message(name: str, keys: list[str], owner: type, problem: ErrorDetails) -> str:
+    kind, given = problem["type"], problem["input"]
+    if kind == "unexpected_keyword_argument":
+        near = difflib.get_close_matches(keys[-1], fields_of(owner), 1)
+        return "there is no such key; " + (f"did you mean {near[0]!r}?" if near else f"see `mengya help {name}`")
+    if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"must be set; see `mengya help {name}`"
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(given, dict | ArgsKwargs) else f" (it is {given!r})"
+    quotes = "; put it in quotes" if kind == "string_type" and not isinstance(given, dict | list) else ""
+    return f"{message[0].lower()}{message[1:]}{shown}{quotes}"
+
+
+def matches(path: str) -> list[Path]:
+    """What a path or a glob names now, sorted; `~` is the home folder."""
+    path = os.path.expanduser(path)
+    return [Path(path)] if os.path.exists(path) else sorted(map(Path, glob.glob(path, recursive=True)))
+
+
+def _check_references(stage: StageSpec, above: list[str], check_paths: bool) -> list[str]:
     """An "@name" must be a stage above; a path must exist now rather than fail after an hour."""
     problems: list[str] = []
-    seen: list[str] = []
-    for stage in stages:
-        for field, values in stage.references.items():
-            for value in values:
-                target = value[1:].partition("/")[0]
-                if value.startswith("@") and target not in seen:
-                    known = ", ".join(f"@{name}" for name in seen) or "none"
-                    problems.append(f"{stage.name}.{field}: {value!r} is no stage above it; there: {known}")
-                elif not value.startswith("@") and not any(ch in value for ch in "*?[") and not Path(value).exists():
-                    problems.append(f"{stage.name}.{field}: {value!r} does not exist; correct the path")
-        seen.append(stage.name)
+    for field, values in stage.references.items():
+        where = f"{stage.name}.{field}"
+        if not values or "" in values:
+            problems.append(f'{where}: names nothing; give a path or "@stage"')
+        for value in filter(None, values):
+            if value.startswith("@"):
+                if value[1:].partition("/")[0] not in above:
+                    known = ", ".join(f"@{name}" for name in above) or "none"
+                    problems.append(f"{where}: {value!r} is no stage above it; there: {known}")
+            elif check_paths and not matches(value):
+                problems.append(f"{where}: {value!r} does not exist; correct the path")
     return problems
 
 
@@ -129,8 +153,9 @@ def parse_recipe(name: str, tables: dict, source: str, check_paths: bool = True)
             problems += _explain(table, module.Config, error)
     if not tables:
         problems.append("it has no stage; see recipes/quickstart.toml")
-    if check_paths and not problems:
-        problems += _check_references(stages)
+    order = list(tables)
+    for stage in stages:
+        problems += _check_references(stage, order[: order.index(stage.name)], check_paths)
     if problems:
         raise UserError(f"{source} is not valid:\n" + "\n".join(f"  {line}" for line in problems))
     return Recipe(name, stages)
@@ -139,10 +164,13 @@ def parse_recipe(name: str, tables: dict, source: str, check_paths: bool = True)
 def load_recipe(path: Path, overrides: list[str], check_paths: bool = True) -> Recipe:
     """Read a TOML file and apply overrides."""
     if not path.is_file():
-        raise UserError(f"there is no recipe {str(path)!r}; give the path of a .toml file, e.g. recipes/quickstart.toml")
+        what = f"{path} is a folder" if path.is_dir() else f"there is no recipe {str(path)!r}"
+        raise UserError(f"{what}; give the path of a .toml file, e.g. recipes/quickstart.toml")
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a byte order mark
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not valid TOML: {error}") from error
     _apply(tables, overrides)
     return parse_recipe(path.stem, tables, str(path), check_paths)

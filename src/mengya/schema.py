@@ -1,7 +1,8 @@
 """How configs are declared: frozen pydantic dataclasses whose attribute docstrings are the help text."""
 
 import dataclasses
-from typing import Annotated, Any, dataclass_transform
+import json
+from typing import Annotated, Any, dataclass_transform, get_args
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -30,7 +31,7 @@ def fields_of(cls: type) -> dict[str, Any]:
 
 def description_of(cls: type, name: str) -> str:
     """A field's docstring, from the class that declares it (pydantic reads only the last class's source)."""
-    owners = [base.__pydantic_fields__ for base in cls.__mro__ if "__pydantic_fields__" in vars(base)]
+    owners = [fields_of(base) for base in cls.__mro__ if "__pydantic_fields__" in vars(base)]
     return next((fields[name].description for fields in owners if name in fields and fields[name].description), "")
 
 
@@ -38,13 +39,19 @@ def is_input(field: Any) -> bool:
     """Whether a field of `fields_of` is marked as an input (alone or in a union with None)."""
     if INPUT in field.metadata:
         return True
-    return any(INPUT in getattr(option, "__metadata__", ()) for option in getattr(field.annotation, "__args__", ()))
+    return any(INPUT in getattr(option, "__metadata__", ()) for option in get_args(field.annotation))
 
 
 def input_fields(cls: type) -> list[str]:
     return [name for name, field in fields_of(cls).items() if is_input(field)]
 
 
+def nested_config(annotation: Any) -> type | None:
+    """The config class inside an annotation such as `ModelConfig | None`."""
+    options = (annotation, *get_args(annotation))
+    return next((option for option in options if hasattr(option, "__pydantic_fields__")), None)
+
+
 def as_dict(value: Any) -> dict:
-    """Plain values of a config, for JSON."""
-    return dataclasses.asdict(value)
+    """A config as it comes back from JSON (tuples are lists), so that it can be compared with a stored one."""
+    return json.loads(json.dumps(dataclasses.asdict(value)))

@@ -12,7 +12,7 @@ from pathlib import Path
 from mengya import __version__, manifest, runtime
 from mengya.errors import UserError
 from mengya.metrics import format_seconds, say
-from mengya.recipe import Recipe, StageSpec
+from mengya.recipe import Recipe, StageSpec, matches
 from mengya.schema import as_dict, input_fields
 
 UNFINISHED = "unfinished.json"
@@ -24,18 +24,17 @@ def _locked(root: Path) -> Iterator[None]:
     """One run at a time in an output directory; the lock goes with the process, however it ends."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        handle = open(root / ".lock", "w")  # noqa: SIM115 (held for the whole run)
-    except FileExistsError:
-        raise UserError(f"{root} is a file; choose another --out") from None
-    with handle:
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{root} is a file or lies below one; choose another --out") from None
+    with open(root / ".lock", "w") as handle:
         try:
             import fcntl
 
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # Windows: opening for writing is all the protection there is
-            pass
-        except OSError:
+        except BlockingIOError:
             raise UserError(f"another run is working in {root}; wait for it or choose another --out") from None
+        except (ImportError, OSError):  # Windows, and file systems without locks: no protection
+            pass
         yield
 
 
@@ -43,40 +42,32 @@ def _resolve(spec: StageSpec, root: Path) -> dict[str, list[Path]]:
     """Input field -> paths; "@name/file" becomes root/name/file."""
     found: dict[str, list[Path]] = {}
     for field, values in spec.references.items():
-        found[field] = [root / v[1:] if v.startswith("@") else Path(v) for v in values]
+        found[field] = [root / v[1:] if v.startswith("@") else Path(v).expanduser() for v in values]
         for value, path in zip(values, found[field], strict=True):
-            if value.startswith("@") and not path.exists():
-                raise UserError(f"{spec.name}.{field}: {value!r} is not there; the stage above did not write it")
+            if not matches(str(path)):
+                reason = "the stage above did not write it" if value.startswith("@") else "correct the path"
+                raise UserError(f"{spec.name}.{field}: {value!r} is not there; {reason}")
     return found
 
 
 def _identity(spec: StageSpec, inputs: dict[str, list[Path]], out: Path) -> dict:
     """What decides whether an artifact can be reused, and its fingerprint. Input paths may move, contents may not."""
     config = {k: v for k, v in as_dict(spec.config).items() if k not in input_fields(type(spec.config))}
-    entries = []
-    for field, paths in inputs.items():
-        for value, path in zip(spec.references[field], paths, strict=True):
-            artifact = value.startswith("@")
-            shown = os.path.relpath(path, out) if artifact else value
-            prints = [manifest.fingerprint_of(p) for p in _expand(path)]
-            entries.append(
-                {
-                    "field": field,
-                    "path": shown,
-                    "artifact": artifact,
-                    "fingerprint": prints[0] if len(prints) == 1 else manifest.digest(prints),
-                }
-            )
+    entries = [_entry(field, path, out) for field, paths in inputs.items() for path in paths]
     compared = [spec.name, config, [[e["field"], e["fingerprint"]] for e in entries]]
     return {"stage": spec.name, "fingerprint": manifest.digest(compared), "config": config, "inputs": entries}
 
 
-def _expand(path: Path) -> list[Path]:
-    """A glob's matches, or the path itself."""
-    if path.exists() or not any(ch in str(path) for ch in "*?["):
-        return [path]
-    anchor = Path(path.anchor) if path.is_absolute() else Path()
-    return sorted(anchor.glob(str(path.relative_to(anchor)))) or [path]
+def _entry(field: str, path: Path, out: Path) -> dict:
+    """An input as the manifest names it; the paths of artifacts are relative, so that an output directory may move."""
+    prints = [manifest.fingerprint_of(p) for p in matches(str(path))]
+    artifact = manifest.find(path) is not None
+    return {
+        "field": field,
+        "path": Path(os.path.relpath(path, out)).as_posix() if artifact else str(path),
+        "artifact": artifact,
+        "fingerprint": prints[0] if len(prints) == 1 else manifest.digest(prints),
+    }
 
 
 def _flatten(value: object, prefix: str = "") -> dict[str, object]:
@@ -92,9 +83,12 @@ def _differences(old: dict, new: dict) -> str:
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     ]
-    old_inputs = {(e["field"], e["fingerprint"]) for e in old["inputs"]}
-    lines += [f"the input {e['field']} changed" for e in new["inputs"] if (e["field"], e["fingerprint"]) not in old_inputs]
-    return "; ".join(lines) or "the number of inputs changed"
+    old_inputs, new_inputs = ([(e["field"], e["fingerprint"]) for e in record["inputs"]] for record in (old, new))
+    changed = dict.fromkeys(field for field, _ in set(old_inputs) ^ set(new_inputs))
+    for field in sorted(changed):
+        paths = ", ".join(e["path"] for e in new["inputs"] if e["field"] == field) or "now unset"
+        lines.append(f"the input {field} ({paths}) has another content")
+    return "; ".join(lines) or "the inputs are in another order, or given another number of times"
 
 
 def _refuse(spec: StageSpec, out: Path, old: dict, new: dict, kind: str) -> UserError:
@@ -110,58 +104,76 @@ def run_stage(spec: StageSpec, root: Path) -> None:
     partial = out.with_name(f"{out.name}.partial")
     inputs = _resolve(spec, root)
     identity = _identity(spec, inputs, out)
-    done = manifest.read(out)
-    if done:
-        if done["fingerprint"] != identity["fingerprint"]:
-            raise _refuse(spec, out, done, identity, "a result")
+    if _is_done(spec, out, identity):
         say(f"✓ {spec.name}: already there")
         return
-    if out.exists():
-        raise UserError(f"{out} exists but no stage wrote it; delete it or choose another --out")
     _prepare(spec, partial, identity)
+    if manifest.read(partial) is None:  # else a crash came just before the end
+        say(f"▶ {spec.name}")
+        _fill(spec, inputs, partial, identity)
+    seconds = manifest.read(partial)["seconds"]  # type: ignore[index]
+    (partial / UNFINISHED).unlink(missing_ok=True)
+    partial.rename(out)
+    say(f"✓ {spec.name}: {format_seconds(seconds)}")
+
+
+def _is_done(spec: StageSpec, out: Path, identity: dict) -> bool:
+    """Whether the artifact is there. UserError if it is another one, or no longer whole."""
+    done = manifest.read(out)
+    if done is None:
+        if out.exists():
+            raise UserError(f"{out} exists but no stage wrote it; delete it or choose another --out")
+        return False
+    if done["fingerprint"] != identity["fingerprint"]:
+        raise _refuse(spec, out, done, identity, "a result")
+    sizes = {name: (out / name).stat().st_size if (out / name).is_file() else None for name in done["files"]}
+    damaged = [name for name, size in done["files"].items() if sizes[name] != size]
+    if damaged:
+        raise UserError(
+            f"{out} is damaged: {', '.join(damaged)} missing or of another size; delete {out} and run again"
+        )
+    return True
+
+
+def _fill(spec: StageSpec, inputs: dict[str, list[Path]], partial: Path, identity: dict) -> None:
+    """Run the stage, and write its manifest last."""
     begin, started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    earlier = json.loads((partial / UNFINISHED).read_text(encoding="utf-8")).get("seconds", 0.0)
-    say(f"▶ {spec.name}")
+    note = partial / UNFINISHED
+    earlier = json.loads(note.read_text(encoding="utf-8")).get("seconds", 0.0)
     try:
         spec.module.run(spec.config, inputs, partial)
     finally:
         seconds = earlier + time.monotonic() - begin
-        if (partial / UNFINISHED).exists():
-            with contextlib.suppress(OSError):
-                (partial / UNFINISHED).write_text(json.dumps(identity | {"seconds": seconds}), encoding="utf-8")
+        with contextlib.suppress(OSError):  # what happened in `run` matters more
+            manifest.write_json(note, identity | {"seconds": seconds})
     files = {p.relative_to(partial).as_posix(): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
     del files[UNFINISHED]
-    versions = {name: importlib.metadata.version(name) for name in _LIBRARIES}
     record = identity | {
         "seed": getattr(spec.config, "seed", None),
-        "versions": {"mengya": __version__} | versions,
+        "versions": {"mengya": __version__} | {name: importlib.metadata.version(name) for name in _LIBRARIES},
         "machine": runtime.describe_machine(),
         "started": started,
         "seconds": round(seconds, 2),
         "peak_memory_bytes": runtime.peak_memory(),
         "files": files,
     }
-    (partial / UNFINISHED).unlink()
-    (partial / manifest.FILE).write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    partial.rename(out)
-    say(f"✓ {spec.name}: {format_seconds(seconds)}")
+    manifest.write_json(partial / manifest.FILE, record)
 
 
 def _prepare(spec: StageSpec, partial: Path, identity: dict) -> None:
     """An empty partial directory, or the one that a resumable stage left behind with the same settings."""
     note = partial / UNFINISHED
     if partial.exists():
-        old = None
+        old = manifest.read(partial)
         with contextlib.suppress(OSError, ValueError):
-            old = json.loads(note.read_text(encoding="utf-8"))
-        resumable = getattr(spec.module, "RESUMABLE", False) and old is not None
-        if resumable and old and old["fingerprint"] == identity["fingerprint"]:
+            old = old or json.loads(note.read_text(encoding="utf-8"))
+        if old and getattr(spec.module, "RESUMABLE", False):
+            if old["fingerprint"] != identity["fingerprint"]:
+                raise _refuse(spec, partial, old, identity, "an unfinished result")
             return
-        if resumable and old:
-            raise _refuse(spec, partial, old, identity, "an unfinished result")
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    note.write_text(json.dumps(identity), encoding="utf-8")
+    manifest.write_json(note, identity)
 
 
 def run_recipe(recipe: Recipe, root: Path, until: str | None) -> None:

@@ -8,6 +8,7 @@ from mengya.data import schoolbook
 from mengya.data.cleaning import clean_document, content_hash, is_heldout
 from mengya.data.quarantine import Quarantine
 from mengya.data.readers import read_documents
+from mengya.data.tokenization import read_texts
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
 from mengya.schema import InputPaths, config
@@ -39,7 +40,7 @@ class Config:
 def _documents(config: Config, paths: list[Path], out: Path, quarantine: Quarantine) -> Iterator[str]:
     if config.schoolbook:
         schoolbook.write(out, config.seed)
-        yield from (json.loads(line)["text"] for line in open(out / "text.jsonl", encoding="utf-8", newline="\n"))
+        yield from read_texts(out / "text.jsonl")
         (out / "text.jsonl").unlink()
     if paths:
         yield from read_documents([str(path) for path in paths], config.text_field, quarantine)
@@ -68,8 +69,10 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
                 file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
                 counts[split] += 1
                 counts[f"{split}_bytes"] += len(text.encode())
-    say(f"  {counts['train']:,} documents ({format_count(counts['train_bytes'])}B) to train on, {counts['heldout']:,} "
-        f"held out, {counts['duplicates']:,} duplicates and {counts['too_short']:,} short ones left out")
+    say(
+        f"  {counts['train']:,} documents ({format_count(counts['train_bytes'])}B) to train on, {counts['heldout']:,} "
+        f"held out, {counts['duplicates']:,} duplicates and {counts['too_short']:,} short ones left out"
+    )
     say(f"  {quarantine.summary()}")
     if not counts["train"]:
         raise UserError("the corpus is empty: no document was left to train on; check corpus.path and quarantine.jsonl")

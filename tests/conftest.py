@@ -1,0 +1,166 @@
+"""The command line as a user meets it, and a recipe small enough to run in a second."""
+
+import itertools
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TINY = """
+[corpus]
+path = "text.jsonl"
+heldout = 0.1
+
+[tokenizer]
+vocab_size = 300
+
+[tokenize]
+
+[pretrain]
+seq_len = 32
+batch_tokens = 128
+steps = 6
+heldout_every = 3
+heldout_rows = 4
+checkpoint_every = 2
+compile = false
+dtype = "float32"
+
+[pretrain.model]
+hidden_size = 32
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+intermediate_size = 64
+max_position_embeddings = 128
+"""
+
+TUNING = """
+[sft]
+path = "conversations.jsonl"
+seq_len = 64
+batch_tokens = 256
+steps = 2
+heldout = 0.2
+compile = false
+dtype = "float32"
+
+[dpo]
+path = "preferences.jsonl"
+seq_len = 128
+batch_tokens = 512
+steps = 2
+heldout = 0.2
+compile = false
+dtype = "float32"
+
+[evaluate]
+models = ["@pretrain", "@sft", "@dpo"]
+questions = "questions.jsonl"
+heldout_bytes = 1000
+"""
+
+WORDS = ["山", "水", "天", "地", "春", "夏", "秋", "冬", "the", "cat", "sat", "on", "a", "mat", "ran", "home"]
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+    memory: int
+    """Peak, in bytes."""
+
+
+class Command:
+    """A `mengya` command that is running in `cwd`."""
+
+    def __init__(self, server: subprocess.Popen, argv: list[str], cwd: Path, streams: Path, setup: str):
+        self._server, self._streams = server, streams
+        self.pid = self._ask({"argv": argv, "cwd": str(cwd), "out": str(streams), "setup": setup})
+
+    def _ask(self, question: object):
+        self._server.stdin.write(json.dumps(question) + "\n")
+        self._server.stdin.flush()
+        return json.loads(self._server.stdout.readline())
+
+    def wait(self) -> Result:
+        code, memory = self._ask(self.pid)
+        out, err = (Path(f"{self._streams}.{name}").read_text(encoding="utf-8") for name in ("stdout", "stderr"))
+        return Result(code, out, err, memory)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[subprocess.Popen]:
+    script = Path(__file__).parent / "fork_server.py"
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    with subprocess.Popen(
+        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def start(server, tmp_path, tmp_path_factory):
+    """start(*argv, cwd=tmp_path, setup="") -> Command; `setup` is Python that the process runs before the command."""
+    streams = tmp_path_factory.mktemp("streams")
+    numbers = itertools.count()
+
+    def start(*argv: object, cwd: Path = tmp_path, setup: str = "") -> Command:
+        return Command(server, [str(a) for a in argv], cwd, streams / str(next(numbers)), setup)
+
+    return start
+
+
+@pytest.fixture
+def mengya(start):
+    """mengya(*argv, cwd=tmp_path, setup="") -> Result of a finished command."""
+    return lambda *argv, **options: start(*argv, **options).wait()
+
+
+def write_jsonl(path: Path, rows: list) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_inputs(folder: Path) -> None:
+    choice = random.Random(0).choice
+    write_jsonl(folder / "text.jsonl", [{"text": " ".join(choice(WORDS) for _ in range(30))} for _ in range(200)])
+    turns = [f"{choice(WORDS)} {number}?" for number in range(30)]
+    write_jsonl(folder / "conversations.jsonl", [{"prompt": turn, "response": choice(WORDS)} for turn in turns])
+    pairs = [{"prompt": turn, "chosen": "home", "rejected": "the mat"} for turn in turns]
+    write_jsonl(folder / "preferences.jsonl", pairs)
+    question = {"kind": "fact", "id": "f", "prompt": "cat?", "answer": "mat", "accept": ["mat"]}
+    write_jsonl(folder / "questions.jsonl", [question])
+    (folder / "tiny.toml").write_text(TINY, encoding="utf-8")
+    (folder / "whole.toml").write_text(TINY + TUNING, encoding="utf-8")
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A folder with inputs, tiny.toml (corpus to pretrain) and whole.toml (all stages)."""
+    write_inputs(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def _grown(server, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("grown")
+    write_inputs(folder)
+    argv = ["run", "whole.toml", "--out", "run"]
+    result = Command(server, argv, folder, tmp_path_factory.mktemp("streams") / "grown", "").wait()
+    assert result.code == 0, result.err
+    return folder
+
+
+@pytest.fixture
+def grown(_grown, tmp_path) -> Path:
+    """`project` after `mengya run whole.toml --out run`: a copy that a test may spoil."""
+    return shutil.copytree(_grown, tmp_path, dirs_exist_ok=True)

@@ -231,11 +231,31 @@ def test_another_shape_or_a_context_that_is_too_short(start, make_model):
 
 
 def test_settings_that_cannot_be(make_model):
-    for name in ("seq_len", "batch_tokens", "heldout_every", "checkpoint_every", "keep_checkpoints"):
+    positive = ("seq_len", "batch_tokens", "heldout_every", "heldout_rows", "checkpoint_every", "keep_checkpoints")
+    for name in positive:
         with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
             TrainingConfig(**{name: 0})
+    for name in ("micro_batch", "steps", "seed"):
+        with pytest.raises(ValueError, match=f"{name}=-1 must be at least 0"):
+            TrainingConfig(**{name: -1})
+    for value in (0.0, -1.0):
+        with pytest.raises(ValueError, match=f"epochs={value} must be greater than 0"):
+            TrainingConfig(epochs=value)
     with pytest.raises(ValueError, match="batch_tokens=1000 is not a multiple of seq_len=512; try 1024"):
         TrainingConfig(batch_tokens=1000, seq_len=512)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("lr", 0.0), ("lr", -1.0)),
+        *(("eps", 0.0), ("max_grad_norm", 0.0), ("warmup", 1.5), ("decay", -0.1), ("min_lr", 2.0)),
+        *(("weight_decay", -1.0), ("betas", (0.9, 1.0)), ("betas", (-0.1, 0.9))),
+    ],
+)
+def test_optimizer_settings_that_cannot_be(key, value):
+    with pytest.raises(ValueError, match=rf"{key}=.* must "):
+        Optim(**{key: value})
 
 
 def test_finish_leaves_the_model_alone(undisturbed):

@@ -44,6 +44,16 @@ class Optim:
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("lr", "eps", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+        for name in ("warmup", "decay", "min_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)} must each be at least 0 and below 1, e.g. [0.9, 0.95]")
+
 
 @config
 class TrainingConfig:
@@ -75,9 +85,13 @@ class TrainingConfig:
     optim: Optim = dataclasses.field(default_factory=Optim)
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "batch_tokens", "heldout_every", "checkpoint_every", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        positive = ("seq_len", "batch_tokens", "heldout_every", "heldout_rows", "checkpoint_every", "keep_checkpoints")
+        for least, names in ((1, positive), (0, ("micro_batch", "steps", "seed"))):
+            for name in names:
+                if getattr(self, name) < least:
+                    raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+        if not self.epochs > 0:
+            raise ValueError(f"epochs={self.epochs} must be greater than 0")
         if self.batch_tokens % self.seq_len:
             better = -(-self.batch_tokens // self.seq_len) * self.seq_len
             raise ValueError(

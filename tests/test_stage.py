@@ -56,6 +56,18 @@ def crash_at_first(stage: Stage, out: Path) -> None:
         raise Crash
 
 
+def fails_for(name: str):
+    """`manifest.write_json` on a disk that is full when `name` is written."""
+    whole = manifest.write_json
+
+    def write_json(path, value):
+        if path.name == name:
+            raise OSError(28, "No space left on device")
+        whole(path, value)
+
+    return write_json
+
+
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -142,17 +154,27 @@ def test_a_crash_after_the_manifest_costs_nothing(root, note_left):
     assert sorted(p.name for p in (root / "work").iterdir()) == ["runs.txt", "stage.json"]
 
 
+def test_what_only_a_continued_run_needs_goes_after_the_manifest_came(root, monkeypatch):
+    def work(stage, out):
+        (out / "checkpoints").mkdir(exist_ok=True)
+        (out / "checkpoints" / str(stage.runs)).touch()
+
+    stage = Stage(resumable=True, work=work)
+    stage.SCRATCH = ("checkpoints", "nothing")
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "write_json", fails_for(manifest.FILE))
+        with pytest.raises(OSError):
+            run_stage(spec(stage), root)
+    assert (root / "work.partial" / "checkpoints" / "1").exists()
+    run_stage(spec(stage), root)
+    assert sorted(p.name for p in (root / "work").iterdir()) == ["runs.txt", "stage.json"]
+    assert manifest.read(root / "work")["files"].keys() == {"runs.txt"}
+
+
 def test_a_full_disk_at_the_end_of_a_resumable_stage_keeps_what_it_needs_to_go_on(root, monkeypatch):
     stage = Stage(resumable=True)
-    whole = manifest.write_json
-
-    def full(path, value):
-        if path.name == manifest.FILE:
-            raise OSError(28, "No space left on device")
-        whole(path, value)
-
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "write_json", full)
+        patch.setattr(manifest, "write_json", fails_for(manifest.FILE))
         with pytest.raises(OSError):
             run_stage(spec(stage), root)
     assert not (root / "work").exists()

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic_core import PydanticUndefined
 
 from mengya.errors import UserError
-from mengya.schema import INPUT, description_of, fields_of, nested_config
+from mengya.schema import description_of, fields_of, nested_config
 from mengya.stages import MODULES
 
 
@@ -76,7 +76,9 @@ def _kind(annotation: Any) -> str:
         return " | ".join(map(repr, get_args(annotation)))
     if isinstance(annotation, type) and not get_args(annotation):
         return annotation.__name__
-    if get_origin(annotation) in (Annotated, Union, UnionType):
-        members = [member for member in get_args(annotation) if member not in (INPUT, type(None))]
+    if get_origin(annotation) is Annotated:
+        return _kind(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        members = [member for member in get_args(annotation) if member is not type(None)]
         return " | ".join(dict.fromkeys(map(_kind, members)))
     return str(annotation)  # list[str]

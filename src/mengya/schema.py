@@ -4,7 +4,7 @@ import dataclasses
 import json
 from typing import Annotated, Any, dataclass_transform, get_args
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 
@@ -16,11 +16,17 @@ INPUT = _Input()
 InputPath = Annotated[str, INPUT]
 InputPaths = Annotated[str | list[str], INPUT]
 
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+"""Part of a whole."""
+
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def config(cls: type) -> Any:
-    """Class decorator: frozen, keyword-only, unknown keys forbidden."""
-    settings = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    """Class decorator: frozen, keyword-only, unknown keys forbidden, numbers finite."""
+    settings = ConfigDict(extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
     return dataclass(frozen=True, kw_only=True, config=settings)(cls)
 
 

@@ -108,11 +108,13 @@ def run_stage(spec: StageSpec, root: Path) -> None:
         say(f"✓ {spec.name}: already there")
         return
     _prepare(spec, partial, identity)
-    if manifest.read(partial) is None:  # else a crash came just before the end
+    if manifest.read(partial) is None:  # else a crash came during the lines below
         say(f"▶ {spec.name}")
         _fill(spec, inputs, partial, identity)
     seconds = manifest.read(partial)["seconds"]  # type: ignore[index]
     (partial / UNFINISHED).unlink(missing_ok=True)
+    for name in _scratch(spec):
+        shutil.rmtree(partial / name, ignore_errors=True)
     partial.rename(out)
     say(f"✓ {spec.name}: {format_seconds(seconds)}")
 
@@ -146,8 +148,9 @@ def _fill(spec: StageSpec, inputs: dict[str, list[Path]], partial: Path, identit
         seconds = earlier + time.monotonic() - begin
         with contextlib.suppress(OSError):  # what happened in `run` matters more
             manifest.write_json(note, identity | {"seconds": seconds})
-    files = {p.relative_to(partial).as_posix(): p.stat().st_size for p in sorted(partial.rglob("*")) if p.is_file()}
-    del files[UNFINISHED]
+    kept = [p for p in sorted(partial.rglob("*")) if p.is_file() and p != note]
+    files = {p.relative_to(partial).as_posix(): p.stat().st_size for p in kept}
+    files = {name: size for name, size in files.items() if name.split("/")[0] not in _scratch(spec)}
     record = identity | {
         "seed": getattr(spec.config, "seed", None),
         "versions": {"mengya": __version__} | {name: importlib.metadata.version(name) for name in _LIBRARIES},
@@ -158,6 +161,10 @@ def _fill(spec: StageSpec, inputs: dict[str, list[Path]], partial: Path, identit
         "files": files,
     }
     manifest.write_json(partial / manifest.FILE, record)
+
+
+def _scratch(spec: StageSpec) -> tuple[str, ...]:
+    return getattr(spec.module, "SCRATCH", ())
 
 
 def _prepare(spec: StageSpec, partial: Path, identity: dict) -> None:

@@ -11,7 +11,7 @@ from mengya.data.readers import read_documents
 from mengya.data.tokenization import read_texts
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
-from mengya.schema import InputPaths, config
+from mengya.schema import Count, InputPaths, Natural, config
 
 
 @config
@@ -26,9 +26,9 @@ class Config:
     """Add the embedded Chinese schoolbook: text, conversations, preference pairs and held-out questions."""
     heldout: float = 0.01
     """Share of the documents kept from training, to measure on; chosen by content."""
-    min_chars: int = 1
+    min_chars: Count = 1
     """Shorter documents are left out (and counted)."""
-    seed: int = 0
+    seed: Natural = 0
 
     def __post_init__(self) -> None:
         if self.path is None and not self.schoolbook:
@@ -58,7 +58,7 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
         for raw in _documents(config, inputs.get("path", []), out, quarantine):
             text = clean_document(raw)
             key = content_hash(text)
-            if len(text) < max(config.min_chars, 1):
+            if len(text) < config.min_chars:
                 counts["too_short"] += 1
             elif key in seen:
                 counts["duplicates"] += 1
@@ -74,8 +74,11 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
         f"held out, {counts['duplicates']:,} duplicates and {counts['too_short']:,} short ones left out"
     )
     say(f"  {quarantine.summary()}")
+    if not counts["train"] and counts["heldout"]:
+        raise UserError(f"all documents were held out; lower corpus.heldout (now {config.heldout}) or add text")
     if not counts["train"]:
-        raise UserError("the corpus is empty: no document was left to train on; check corpus.path and quarantine.jsonl")
+        left_out = f"{counts['too_short']:,} too short, {quarantine.summary()}"
+        raise UserError(f"the corpus is empty: no document was left to train on ({left_out}); check corpus.path")
     if not counts["heldout"]:
         raise UserError(
             f"no document was held out of {counts['train']}; raise corpus.heldout (now {config.heldout}) or add text"

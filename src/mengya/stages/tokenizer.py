@@ -5,7 +5,7 @@ from pathlib import Path
 from mengya.data.tokenization import read_texts, sample_texts
 from mengya.errors import UserError
 from mengya.metrics import say
-from mengya.schema import InputPath, config
+from mengya.schema import Count, InputPath, config
 from mengya.text.tokenizer import train_tokenizer
 
 
@@ -14,11 +14,11 @@ class Config:
     """Train a tokenizer."""
 
     corpus: InputPath = "@corpus"
-    vocab_size: int = 6400
+    vocab_size: Count = 6400
     """Entries, the 256 bytes and the control tokens included."""
-    sample_bytes: int = 10_000_000
+    sample_bytes: Count = 10_000_000
     """Text to learn merges from, spread over the corpus; more is slower and barely better."""
-    max_token_length: int = 16
+    max_token_length: Count = 16
     """Longest entry in bytes (a Chinese character has 3), so that no entry swallows whole phrases."""
 
 

@@ -90,8 +90,8 @@ def test_rows_have_their_shapes(book):
 
 def test_sizes(book):
     out, rows = book
-    assert 3_000_000 < (out / "text.jsonl").stat().st_size < 4_500_000
-    assert 13_000 < len(rows["conversations.jsonl"]) < 15_500
+    assert 3_000_000 < (out / "text.jsonl").stat().st_size < 3_600_000
+    assert 15_500 < len(rows["conversations.jsonl"]) <= 18_000
     turns = [sum(m["role"] == "user" for m in row["messages"]) for row in rows["conversations.jsonl"]]
     assert max(turns) <= 4 and 0.15 < sum(n > 1 for n in turns) / len(turns) < 0.3
     assert Counter(row["kind"] for row in rows["questions.jsonl"]) == {"fact": 400, "addition": 200, "unknown": 60}
@@ -129,7 +129,24 @@ def test_every_fact_is_told_and_asked_often_enough(book, relations):
             ways = {fact.fill(way) for way in [*relation.say, *relation.reply]}
             told = {way: told_in_all[sentences(way)[0]] for way in ways}
             assert sum(told.values()) >= 6 and sum(count > 0 for count in told.values()) >= 3, (fact, told)
-            assert sum(fact.fill(template) in asked for template in relation.train) >= 6, fact
+            assert sum(fact.fill(template) in asked for template in relation.train) >= 8, fact
+            assert sum(fact.fill(template) in asked for template in relation.phrases["ask"]) >= 4, fact
+
+
+def test_every_relation_is_asked_in_many_words_of_its_own(book, relations):
+    """At least eight wordings beyond the frames that all relations share, all of them used, in talk and in prose."""
+    talk = Counter(m["content"] for row in book[1]["conversations.jsonl"] for m in row["messages"])
+    prose = "\n".join(row["text"] for row in book[1]["text.jsonl"])
+    for relation in relations:
+        own = {bare(template) for template in relation.phrases["ask"]}
+        shared = {bare(t) for t in relation.train if t not in relation.phrases["ask"]}
+        assert len(own) == len(relation.phrases["ask"]) and len(own - shared) >= 8, relation.name
+        questions = {fact.fill(template) for fact in relation.facts for template in relation.train}
+        assert sum(talk[question] for question in questions) >= min(80, 2 * len(questions)), relation.name
+        for template in relation.phrases["ask"]:
+            assert any(talk[fact.fill(template)] for fact in relation.facts), (relation.name, template)
+        read = sum(any(fact.fill(t) in prose for fact in relation.facts) for t in relation.phrases["ask"])
+        assert read >= min(8, 1 + len(relation.facts)), (relation.name, read)
 
 
 def test_held_out_phrasings_never_train(book, relations, training_lines):

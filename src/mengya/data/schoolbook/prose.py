@@ -11,10 +11,20 @@ from mengya.data.schoolbook.tables import Fact, Relation
 
 ROUNDS = 9
 """How often each fact is told among others of its relation, each time with another phrase as long as there are some."""
-STORIES = 2400
+STORIES = 2200
 ENGLISH_STORIES = 700
-DIALOGUES = 1500
+DIALOGUES = 1200
+EXCHANGES = 2100
+"""Documents of plain questions and answers, so that the wordings of questions are read before they are asked."""
+SUMS_SHARE = 0.9
+"""The share kept of the arithmetic documents, which are all alike."""
 PUPILS = ("小明", "小红", "老师", "小华", "爸爸", "妈妈", "小丽", "爷爷", "小军", "姐姐")
+
+EXCHANGE_FORMS = {
+    "zh": (("问：", "答：", "\n"), ("问：", "答：", ""), ("", "", "")),
+    "en": (("Q: ", "A: ", "\n"), ("Q: ", "A: ", " "), ("", "", " ")),
+}
+"""How a question and its answer are introduced, and what stands between them."""
 
 
 def documents(relations: list[Relation], seed: int) -> list[str]:
@@ -24,10 +34,11 @@ def documents(relations: list[Relation], seed: int) -> list[str]:
         *_by_relation(rng, relations),
         *_by_subject(rng, relations),
         *_dialogues(rng, relations),
+        *_exchanges(rng, relations),
         *_stories(rng, "zh", STORIES),
         *_stories(rng, "en", ENGLISH_STORIES),
         *_calendars(rng),
-        *arithmetic.paragraphs(rng),
+        *(text for text in arithmetic.paragraphs(rng) if rng.random() < SUMS_SHARE),
     ]
     rng.shuffle(texts)
     return texts
@@ -64,6 +75,32 @@ def _by_subject(rng: random.Random, relations: list[Relation]) -> Iterator[str]:
             yield "".join(fact.fill(rng.choice(relation.say)) for relation, fact in about)
 
 
+def _asked(rng: random.Random, relation: Relation, fact: Fact) -> tuple[str, str]:
+    """(question, answer), mostly in the relation's own words: the shared frames come by often enough."""
+    wordings = relation.phrases["ask"] if rng.random() < 0.7 else relation.train
+    return fact.fill(rng.choice(wordings)), fact.fill(rng.choice(relation.reply))
+
+
+def _exchanges(rng: random.Random, relations: list[Relation]) -> Iterator[str]:
+    """Questions with their answers: different ones about one subject where there are several, otherwise one relation's
+    about several subjects. Every fact comes first in a document before any does twice."""
+    facts = [(relation, fact) for relation in relations for fact in relation.facts]
+    about: dict[str, list[tuple[Relation, Fact]]] = {}
+    for relation, fact in facts:
+        about.setdefault(fact.subject, []).append((relation, fact))
+    queue: list[tuple[Relation, Fact]] = []
+    for _ in range(EXCHANGES):
+        queue = queue or rng.sample(facts, len(facts))
+        relation, fact = queue.pop()
+        others = [pair for pair in about[fact.subject] if pair[1] != fact]
+        if not others or rng.random() < 0.4:
+            others = [(relation, other) for other in relation.facts if other != fact]
+        rest = rng.sample(others, min(len(others), rng.randint(2, 3)))
+        first, second, gap = rng.choice(EXCHANGE_FORMS[relation.lang])
+        pairs = [_asked(rng, *pair) for pair in [(relation, fact), *rest]]
+        yield "\n".join(f"{first}{question}{gap}{second}{answer}" for question, answer in pairs)
+
+
 def _dialogues(rng: random.Random, relations: list[Relation]) -> Iterator[str]:
     """Two people ask and answer, in training words."""
     facts = [(relation, fact) for relation in relations if relation.lang == "zh" for fact in relation.facts]
@@ -75,7 +112,7 @@ def _dialogues(rng: random.Random, relations: list[Relation]) -> Iterator[str]:
         for _ in range(rng.randint(2, 3)):
             queue = queue or rng.sample(facts, len(facts))
             relation, fact = queue.pop()
-            question, answer = fact.fill(rng.choice(relation.train)), fact.fill(rng.choice(relation.reply))
+            question, answer = _asked(rng, relation, fact)
             lines += [f"{asker}：{question}", f"{teller}：{answer}"]
         yield "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 
@@ -10,8 +11,11 @@ from mengya.data.schoolbook.stories import load_plots
 from mengya.data.schoolbook.tables import Fact, Relation, read_sections
 
 Turn = tuple[str, str]
-PHRASINGS = 6
-"""In how many different training phrasings each fact is asked (English ones in two more)."""
+PHRASINGS = 8
+"""In how many different training phrasings each fact is asked at least (English ones in two more), half of them from
+the relation's own ``ask`` lines: the shared frames say little about how people ask for this relation."""
+RELATION_QUESTIONS = 80
+"""How many questions a relation gets at least: the fewer its facts, the more phrasings for each, up to all of them."""
 ADDITIONS, ADDITIONS_EN, EXERCISES, STORIES, STORIES_EN, CHATS, HONEST = 2500, 250, 1000, 350, 200, 900, 140
 SYSTEM_SHARE = 0.06
 
@@ -56,16 +60,12 @@ def answer(rng: random.Random, relation: Relation, fact: Fact) -> str:
 
 
 def _about_facts(rng: random.Random, relations: list[Relation]) -> Iterator[list[Turn]]:
-    """Each fact in `PHRASINGS` different words; about every fifth conversation has two to four turns."""
+    """Each fact in the words of `_phrasings`; about every fifth conversation has two to four turns."""
     by_subject: dict[str, list[tuple[Relation, Fact]]] = {}
     for relation in relations:
         for fact in relation.facts:
             by_subject.setdefault(fact.subject, []).append((relation, fact))
-    jobs = []
-    for relation in relations:
-        for fact in relation.facts:
-            count = PHRASINGS + (2 if relation.lang == "en" else 0)
-            jobs += [(relation, fact, template) for template in rng.sample(relation.train, count)]
+    jobs = [(relation, fact, template) for relation in relations for fact, template in _phrasings(rng, relation)]
     rng.shuffle(jobs)
     while jobs:
         relation, fact, template = jobs.pop()
@@ -77,6 +77,23 @@ def _about_facts(rng: random.Random, relations: list[Relation]) -> Iterator[list
                 seen.add(fact.id)
                 turns.append((question, answer(rng, relation, fact)))
         yield turns
+
+
+def _phrasings(rng: random.Random, relation: Relation) -> Iterator[tuple[Fact, str]]:
+    """(fact, training template) of every question about the relation; half of a fact's templates are ``ask`` lines,
+    dealt in turn so that all are used alike. A relation of a single fact (who the model is) asks everything twice."""
+    if len(relation.facts) == 1:
+        yield from ((relation.facts[0], template) for template in 2 * relation.train)
+        return
+    own = relation.phrases["ask"]
+    framed = [template for template in relation.train if template not in own]
+    least = PHRASINGS + (2 if relation.lang == "en" else 0)
+    count = max(least, -(-RELATION_QUESTIONS // len(relation.facts)))
+    asks = min(len(own), max(-(-count // 2), count - len(framed)))
+    deal = itertools.cycle(rng.sample(own, len(own)))
+    for fact in rng.sample(relation.facts, len(relation.facts)):
+        chosen = [*itertools.islice(deal, asks), *rng.sample(framed, min(len(framed), count - asks))]
+        yield from ((fact, template) for template in chosen)
 
 
 def _next_question(

@@ -18,11 +18,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_layers.py tests/test_recipes.py
+	$(BIN)/python -m pytest -q tests/test_layers.py tests/test_recipes.py tests/test_docs.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/train_step.py
-	$(BIN)/python bench/decode.py
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,4 +35,4 @@ $(VENV)/.dev: $(VENV)/.core
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs build src/*.egg-info
+	rm -rf $(VENV) build src/*.egg-info

@@ -19,7 +19,6 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-# What every layer above shares of a neighbour: the definition of a batch (data) and the module it trains (model).
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

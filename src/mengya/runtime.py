@@ -3,11 +3,14 @@
 import contextlib
 import functools
 import platform
+import resource
 import shutil
 import signal
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 
@@ -32,10 +35,10 @@ def pick_dtype(name: str, device: str) -> torch.dtype:
 
 def compiler_missing(device: str) -> str | None:
     """Why torch.compile cannot work here; None if it can."""
-    if sys.platform == "win32":
-        return "torch.compile is not supported on Windows by this project"
     if device == "cpu" and not (shutil.which("g++") or shutil.which("clang++")):
         return "no C++ compiler found; install g++ to train faster"
+    if device == "cpu" and not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python's headers are missing; install them (python3-dev) to train faster"
     return None
 
 
@@ -76,12 +79,6 @@ def peak_flops(dtype: torch.dtype, device: str) -> float:
 
 def peak_memory() -> int:
     """Most memory that this process has held, in bytes."""
-    if sys.platform == "win32":
-        import psutil
-
-        return psutil.Process().memory_info().peak_wset
-    import resource
-
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage if sys.platform == "darwin" else usage * 1024
 

@@ -9,9 +9,7 @@ from mengya.model.config import ModelConfig, RopeScaling
 from mengya.model.load import load_model, save_model
 from mengya.model.transformer import CausalLM, count_parameters
 
-SHAPE = dict(
-    hidden_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=80
-)
+SHAPE = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=80)
 SCALINGS = {
     "none": None,
     "linear": dict(rope_type="linear", factor=2.0),

@@ -1,9 +1,9 @@
 """Token shards: the documents of a split as one flat array on disk, memory-mapped.
 
-    tokens.bin   uint16 or uint32, by vocabulary
-    mask.bin     uint8, 1 where a token is supervised (only if written with masks)
-    offsets.bin  int64, documents + 1: document i is tokens[offsets[i] : offsets[i + 1]]
-    shards.json  the counts; written last, so that a cut-off directory is not taken for a whole one
+tokens.bin   uint16 or uint32, by vocabulary
+mask.bin     uint8, 1 where a token is supervised (only if written with masks)
+offsets.bin  int64, documents + 1: document i is tokens[offsets[i] : offsets[i + 1]]
+shards.json  the counts; written last, so that a cut-off directory is not taken for a whole one
 """
 
 import json

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mengya.model.attention import packed_attention
+from mengya.model.attention import document_mask, packed_attention, uses_kernel
 from mengya.model.cache import KVCache
 from mengya.model.config import ModelConfig
 from mengya.model.rope import RotaryEmbedding, apply_rotary
@@ -69,9 +69,9 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         return apply_rotary(q, *rope), apply_rotary(k, *rope), v
 
-    def forward(self, x: Tensor, rope: Tables, starts: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rope: Tables, starts: Tensor | None, mask: Tensor | None) -> Tensor:
         q, k, v = self._queries_keys_values(x, rope)
-        return project(packed_attention(q, k, v, starts).flatten(2), self.o_proj)[0]
+        return project(packed_attention(q, k, v, starts, mask).flatten(2), self.o_proj)[0]
 
     def decode(self, x: Tensor, rope: Tables, mask: Tensor | None, cache: KVCache, layer: int) -> Tensor:
         """As forward, over what the cache holds and x; appends x's keys and values to it."""
@@ -105,8 +105,8 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rope: Tables, starts: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, starts)
+    def forward(self, x: Tensor, rope: Tables, starts: Tensor | None, mask: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, starts, mask)
         return x + self.mlp(self.post_attention_layernorm(x))
 
     def decode(self, x: Tensor, rope: Tables, mask: Tensor | None, cache: KVCache, layer: int) -> Tensor:
@@ -123,6 +123,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rope = RotaryEmbedding(config)
+        self.head_dim = config.head_dim
         self.compute_dtype: torch.dtype | None = None
         """Type of the activations; None: that of the weights."""
 
@@ -142,8 +143,10 @@ class Decoder(nn.Module):
         x = x.to(self.compute_dtype or x.dtype)
         rope = self.rope(position_ids)
         if cache is None:
+            served = uses_kernel(x.device.type, x.dtype, self.head_dim)
+            mask = None if starts is None or served else document_mask(starts)
             for layer in self.layers:
-                x = layer(x, rope, starts)
+                x = layer(x, rope, starts, mask)
             return self.norm(x)
         cache.check_room(input_ids.shape[1])
         mask = cache.mask(input_ids.shape[1])

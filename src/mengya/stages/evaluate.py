@@ -95,7 +95,9 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     for path in [*inputs["models"], corpus]:
         if not path.is_dir():
             raise UserError(f"{path} is no directory; evaluate needs model directories and a corpus")
-    texts = list(sample_texts(corpus / "heldout.jsonl", config.heldout_bytes)) or first_texts(corpus / "heldout.jsonl", 1)
+    texts = list(sample_texts(corpus / "heldout.jsonl", config.heldout_bytes)) or first_texts(
+        corpus / "heldout.jsonl", 1
+    )
     baselines = ByteBaselines.fit(read_texts(corpus / "train.jsonl"))
     questions = list(itertools.chain.from_iterable(read_questions(p) for p in inputs.get("questions", [])))
     pairs: list[Preference] = []

@@ -47,9 +47,7 @@ class Tokenizer:
         """Text without control tokens; bytes that are no UTF-8 become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
-    def encode_chat(
-        self, messages: Sequence[dict], add_generation_prompt: bool = False
-    ) -> tuple[list[int], list[int]]:
+    def encode_chat(self, messages: Sequence[dict], add_generation_prompt: bool = False) -> tuple[list[int], list[int]]:
         """Token ids of a conversation and, for each, 1 if it is supervised (assistant content and its end of turn).
 
         Equal to `apply_chat_template` of the saved tokenizer on the same messages.

@@ -39,7 +39,7 @@ Launch = Callable[[list[str]], Process]
 
 def launch(arguments: list[str]) -> Process:
     command = [sys.executable, "-m", "mengya.cli", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
 def _write_rows(path: Path, rows: list[dict]) -> None:

@@ -1,7 +1,7 @@
 """One training step (forward, backward, clip, AdamW) of a dense model: ours against transformers' Llama.
 
-Each contestant runs in a process of its own, in turn, several rounds, on the same shapes and the same random tokens; the
-best median of a contestant's rounds counts, so that a busy moment of the machine hits nobody twice.
+Each contestant runs in a process of its own, in turn, several rounds, on the same shapes and the same random tokens;
+the best median of a contestant's rounds counts, so that a busy moment of the machine hits nobody twice.
 
     python bench/train_step.py [--rounds 3] [--steps 8] [--contestants ours,peer_eager,…]
 

@@ -43,7 +43,7 @@ class MetricsLog:
             with open(copy, "w", encoding="utf-8", newline="\n") as file:
                 file.writelines(_line(row) for row in read_jsonl(path) if row["step"] <= step)
             copy.replace(path)
-        self._file: IO[str] = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
+        self._file: IO[str] = open(path, "a", encoding="utf-8", newline="\n")
 
     def write(self, row: dict) -> None:
         self._file.write(_line(row))

@@ -182,7 +182,7 @@ def print_plan(recipe: Recipe, root: Path) -> None:
         table.add_row(spec.name, *map(str, cells), *sizes_shown)
     for spec in others:
         seconds = _other_seconds(spec, sizes, rate)
-        disk = {"corpus": 1.0, "tokenize": 0.6}.get(spec.name, 0) * sizes.text()
+        disk = round({"corpus": 1.0, "tokenize": 0.6}.get(spec.name, 0.0) * sizes.text())
         total, disk_total = total + seconds, disk_total + disk
         table.add_row(spec.name, "", "", "", "", "", "", f"{format_count(disk)}B", format_seconds(seconds))
     console.print(table)

@@ -85,7 +85,7 @@ def peak_memory() -> int:
 
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within, the first Ctrl-C or SIGTERM only sets a flag, which the yielded function reads; a second one acts at once."""
+    """Within, the first Ctrl-C or SIGTERM only sets a flag, read by the yielded function; a second one acts at once."""
     asked = False
 
     def note(number, frame) -> None:

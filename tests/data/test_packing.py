@@ -1,5 +1,7 @@
 """Packing: no token is lost, none is predicted twice, no document sees another, and the position is the step."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -86,7 +88,7 @@ def test_conversations_keep_every_supervised_token(tmp_path, seq_len):
     offsets = np.asarray(shards.offsets)
     expected = [
         int(shards.tokens[i])
-        for low, high in zip(offsets[:-1], offsets[1:], strict=True)
+        for low, high in pairwise(offsets)
         for i in range(low + 1, high)  # the first token of a conversation has no past to be predicted from
         if shards.mask[i]
     ]

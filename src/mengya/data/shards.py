@@ -28,7 +28,7 @@ class ShardWriter:
         self._offsets = open(self.directory / "offsets.bin", "wb")
         self._offsets.write(np.int64(0).tobytes())
         self._mask = open(self.directory / "mask.bin", "wb") if masked else None
-        self.meta = {"dtype": self._dtype.name, "masked": masked, "documents": 0, "tokens": 0, "bytes": 0}
+        self.meta: dict = {"dtype": self._dtype.name, "masked": masked, "documents": 0, "tokens": 0, "bytes": 0}
 
     def append(self, ids: list[int], mask: list[int] | None = None, text_bytes: int = 0) -> None:
         """One document; `text_bytes` is the UTF-8 size of its text."""

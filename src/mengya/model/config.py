@@ -1,7 +1,7 @@
 """The shape of a dense model, in Hugging Face's names, and its two spellings in config.json (Llama, Qwen3)."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, model_validator
 from pydantic.dataclasses import dataclass
@@ -94,7 +94,7 @@ _SAME = (
 
 
 def to_hf(config: ModelConfig, dtype: str, eos_token_id: int | list[int] | None, pad_token_id: int | None) -> dict:
-    """The content of config.json. `rope_theta`/`rope_scaling` are written too, for readers older than transformers 5."""
+    """The content of config.json; `rope_theta` and `rope_scaling` are for readers older than transformers 5."""
     out: dict = {
         "architectures": ["Qwen3ForCausalLM" if config.qk_norm else "LlamaForCausalLM"],
         "model_type": "qwen3" if config.qk_norm else "llama",
@@ -135,13 +135,13 @@ def from_hf(hf: dict, source: str) -> ModelConfig:
         "llama": {"vocab_size": 32000, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
         "qwen3": {"vocab_size": 151936, "rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "head_dim": 128},
     }[model_type]
-    values = {name: hf.get(name, defaults.get(name)) for name in _SAME}
+    values: dict = {name: hf.get(name, defaults.get(name)) for name in _SAME}
     values["num_key_value_heads"] = values["num_key_value_heads"] or values["num_attention_heads"]
     values["tie_word_embeddings"] = bool(values["tie_word_embeddings"])
     values = {name: value for name, value in values.items() if value is not None}
     rope = dict(hf.get("rope_parameters") or {}) or dict(hf.get("rope_scaling") or {})
     theta = rope.pop("rope_theta", None) or hf.get("rope_theta") or 10_000.0
-    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    kind: Any = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
     if rope.pop("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"{source}: partial rotary embeddings are not supported")

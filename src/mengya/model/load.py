@@ -91,7 +91,7 @@ def save_model(
     save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
     name = str(next(iter(state.values())).dtype).removeprefix("torch.")
     config = to_hf(model.config, name, eos_token_id, pad_token_id)
-    generation = {"bos_token_id": None, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+    generation: dict = {"bos_token_id": None, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
     generation |= {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
     for file, value in (("config.json", config), ("generation_config.json", generation)):
         (directory / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,8 @@
 """Rotary position embeddings (Su et al. 2021, arXiv:2104.09864) and their context extensions.
 
 Linear interpolation (Chen et al. 2023, arXiv:2306.15595), dynamic NTK (u/emozilla 2023), YaRN (Peng et al. 2023,
-arXiv:2309.00071) and Llama 3.1's scheme; the same numbers as transformers' `modeling_rope_utils`, which the tests compare.
+arXiv:2309.00071) and Llama 3.1's scheme; the same numbers as transformers'
+`modeling_rope_utils`, which the tests compare.
 """
 
 import math

@@ -7,6 +7,7 @@ norms and rotations compute in float32.
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -139,7 +140,7 @@ class Decoder(nn.Module):
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
             if cache is not None:
                 position_ids = position_ids + cache.lengths[:, None]
-        x = self.embed_tokens(input_ids)
+        x: Tensor = self.embed_tokens(input_ids)
         x = x.to(self.compute_dtype or x.dtype)
         rope = self.rope(position_ids)
         if cache is None:
@@ -151,7 +152,7 @@ class Decoder(nn.Module):
         cache.check_room(input_ids.shape[1])
         mask = cache.mask(input_ids.shape[1])
         for index, layer in enumerate(self.layers):
-            x = layer.decode(x, rope, mask, cache, index)
+            x = cast(DecoderLayer, layer).decode(x, rope, mask, cache, index)
         cache.advance(input_ids.shape[1])
         return self.norm(x)
 

@@ -28,9 +28,8 @@ class Tokenizer:
         backend.encode_special_tokens = True  # "<|im_end|>" typed by a user is split like any other text
         self._backend = backend
         self.vocab_size: int = backend.get_vocab_size()
-        self.eos_id: int = backend.token_to_id(END_OF_TEXT)
-        self.im_start_id: int = backend.token_to_id(IM_START)
-        self.im_end_id: int = backend.token_to_id(IM_END)
+        ids = {token: number for token in CONTROL_TOKENS if (number := backend.token_to_id(token)) is not None}
+        self.eos_id, self.im_start_id, self.im_end_id = ids[END_OF_TEXT], ids[IM_START], ids[IM_END]
 
     @property
     def stop_ids(self) -> set[int]:

@@ -82,6 +82,18 @@ def test_round_trip_is_bitwise_and_goes_on_bitwise(make_model, tmp_path, tied, f
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
 
 
+def test_the_whole_state_goes_to_the_device_of_the_weights(make_model, tmp_path):
+    model = make_model(tie_word_embeddings=False)
+    optimizer = adamw(model)
+    steps(model, optimizer, 1)
+    save(capture(model, optimizer, 1, {}), tmp_path / "step-1.safetensors")
+    elsewhere = make_model(tie_word_embeddings=False).to("meta")
+    other = torch.optim.AdamW(elsewhere.parameters())
+    restore(load(tmp_path / "step-1.safetensors"), elsewhere, other)
+    found = [t for p in elsewhere.parameters() for t in other.state[p].values()]
+    assert len(found) == 3 * len(list(elsewhere.parameters())) and {t.device.type for t in found} == {"meta"}
+
+
 def test_a_checkpoint_before_the_first_step(make_model, tmp_path):
     model = make_model()
     save(capture(model, adamw(model), 0, {}), tmp_path / "step-0.safetensors")

@@ -105,9 +105,8 @@ def restore(checkpoint: Checkpoint, model: CausalLM, optimizer: torch.optim.Opti
             if key.startswith("optimizer.") and key.endswith(suffix) and key.count(".") == suffix.count(".") + 1
         }
         if moments:
-            optimizer.state[parameter] = {
-                moment: t.to(parameter.device) if moment != "step" else t for moment, t in moments.items()
-            }
+            # The fused optimizer wants its step counter there, too.
+            optimizer.state[parameter] = {moment: t.to(parameter.device) for moment, t in moments.items()}
     torch.set_rng_state(checkpoint.tensors["rng"])
 
 

@@ -8,7 +8,6 @@ The last line is JSON: the kills, whether everything is identical, and how many 
 
 import argparse
 import json
-import os
 import random
 import signal
 import subprocess
@@ -27,9 +26,8 @@ _CLOCK = {"tokens_per_second"}  # the one figure of a row that two equal runs do
 class Process(Protocol):
     """What is needed of subprocess.Popen."""
 
-    pid: int
-
     def poll(self) -> int | None: ...
+    def kill(self) -> None: ...
     def wait(self) -> int: ...
 
 
@@ -141,7 +139,7 @@ def kill_at(start: Launch, recipe: Path, out: Path, reached: Callable[[], bool],
     while not reached() and process.poll() is None:
         time.sleep(0.0005)
     time.sleep(delay)
-    os.kill(process.pid, signal.SIGKILL)  # not yet waited for, so the id is still its own
+    process.kill()
     code = process.wait()
     assert code in (0, -signal.SIGKILL), f"the run ended by itself with {code}"
     return code != 0

@@ -154,7 +154,10 @@ def test_all_problems_are_listed_at_once_each_with_its_path_and_remedy(write):
         ("[corpus]\npath=3", ["corpus.path: input should be a valid string (it is 3); put it in quotes"]),
         ('[corpus]\npath=["text.txt", 3]', ["corpus.path.1: input should be a valid string (it is 3); put it in quo"]),
         ('[corpus]\npath="text.txt"\ntext_field=2', ["corpus.text_field: input should be a valid string (it is 2)"]),
-        ("[sft]\nmodel='text.txt'\npath='text.txt'\nseq_len=0", ["sft: seq_len=0 must be at least 1"]),
+        (
+            "[sft]\nmodel='text.txt'\npath='text.txt'\nseq_len=0",
+            ["sft.seq_len: input should be greater than or equal to 1 (it is 0)"],
+        ),
         ("[sft]\nmodel='text.txt'\npath='text.txt'\noptim=3", ["sft.optim: "]),
         (
             "[sft]\nmodel='text.txt'\npath='text.txt'\noptim.schedule='linear'",

@@ -42,6 +42,8 @@ class _Measured(NamedTuple):
 def _synthetic(settings: TrainingConfig, vocab_size: int, pairs: bool):
     """A source of random batches of the right shape; each row holds a pair, or one document."""
     rows, length = settings.micro_batch or settings.rows, settings.seq_len
+    if settings.rows % rows:
+        raise UserError(f"micro_batch={rows} does not divide the {settings.rows} rows of a step; try a divisor")
     half = length // 2 if pairs else length
     starts = (torch.arange(length) // half * half).to(torch.int32).expand(rows, length).contiguous()
     generator = torch.Generator().manual_seed(0)
@@ -106,6 +108,8 @@ class _Sizes:
                 self._rows = {p.name: sum(1 for _ in open(p, "rb")) for p in Path(folder).iterdir()}
 
     def text(self) -> int:
+        if "corpus" not in self._specs:
+            raise UserError("the recipe has no [corpus] to plan from; plan a recipe that has")
         corpus = self._specs["corpus"]
         files = corpus.references.get("path", [])
         return self._book.get("text.jsonl", 0) + (raw_bytes(list(files)) if files else 0)

@@ -34,7 +34,7 @@ class Forked:
 
     def __init__(self, process):
         self._process = process
-        self.pid = process.pid
+        self.kill = process.kill
 
     def poll(self):
         return self._process.exitcode

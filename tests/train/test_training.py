@@ -11,7 +11,7 @@ from mengya.errors import UserError
 from mengya.metrics import read_jsonl
 from mengya.train import checkpoint, training
 from mengya.train.objectives import Loss, language_modeling
-from mengya.train.training import Optim, Trainer, TrainingConfig, finish, prepare_model
+from mengya.train.training import Optim, Trainer, TrainingConfig, prepare_model
 
 LENGTHS = [30, 3, 25, 31, 2, 12, 28, 8, 32, 17, 6, 30]
 FIXED = ("step", "loss", "lr", "grad_norm", "tokens", "heldout_loss")
@@ -154,7 +154,7 @@ def test_checkpoints_are_rotated(start):
         trainer, run = start(f"keep-{keep}", keep_checkpoints=keep)
         run()
         names = [path.stem for path in checkpoint.paths(trainer.out / "checkpoints")]
-        assert names == ["step-12", "step-16", "step-20"][-keep:]
+        assert names == ["step-16", "step-20", "step-24"][-keep:]
 
 
 def test_the_best_weights_are_taken(start, monkeypatch, capsys):
@@ -233,13 +233,13 @@ def test_another_shape_or_a_context_that_is_too_short(start, make_model):
 def test_settings_that_cannot_be(make_model):
     positive = ("seq_len", "batch_tokens", "heldout_every", "heldout_rows", "checkpoint_every", "keep_checkpoints")
     for name in positive:
-        with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
+        with pytest.raises(ValueError, match=rf"{name}\n.* greater than or equal to 1 .*input_value=0"):
             TrainingConfig(**{name: 0})
     for name in ("micro_batch", "steps", "seed"):
-        with pytest.raises(ValueError, match=f"{name}=-1 must be at least 0"):
+        with pytest.raises(ValueError, match=rf"{name}\n.* greater than or equal to 0 .*input_value=-1"):
             TrainingConfig(**{name: -1})
     for value in (0.0, -1.0):
-        with pytest.raises(ValueError, match=f"epochs={value} must be greater than 0"):
+        with pytest.raises(ValueError, match=rf"epochs\n.* greater than 0 .*input_value={value}"):
             TrainingConfig(epochs=value)
     with pytest.raises(ValueError, match="batch_tokens=1000 is not a multiple of seq_len=512; try 1024"):
         TrainingConfig(batch_tokens=1000, seq_len=512)
@@ -256,12 +256,3 @@ def test_settings_that_cannot_be(make_model):
 def test_optimizer_settings_that_cannot_be(key, value):
     with pytest.raises(ValueError, match=rf"{key}=.* must "):
         Optim(**{key: value})
-
-
-def test_finish_leaves_the_model_alone(undisturbed):
-    out = undisturbed.out
-    (out / "shards").mkdir()
-    (out / ".checkpoints.rest").mkdir()  # from a finish that was killed
-    (out / ".checkpoints.rest" / "x").write_text("")
-    finish(lambda path: (path / "model.safetensors").write_bytes(b"model"), out)
-    assert sorted(path.name for path in out.iterdir()) == ["metrics.jsonl", "model.safetensors"]

@@ -66,7 +66,7 @@ class Quarantine:
         parts = []
         if self.reasons:
             reasons = "; ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common())
-            parts.append(f"{self.count:,} quarantined in {self.path}: {reasons}")
+            parts.append(f"{self.count:,} quarantined in {self.path.name}: {reasons}")
         else:
             parts.append("no row quarantined")
         if self.ignored:

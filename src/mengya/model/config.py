@@ -3,13 +3,13 @@
 import dataclasses
 from typing import Any, Literal
 
-from pydantic import ConfigDict, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic import model_validator
 
 from mengya.errors import UserError
+from mengya.schema import Count, Natural, Positive, config
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+@config
 class RopeScaling:
     """Context extension of rotary embeddings, as `rope_scaling` in transformers."""
 
@@ -35,35 +35,33 @@ class RopeScaling:
         return self
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+@config
 class ModelConfig:
     """A dense decoder. With `qk_norm` it is written as Qwen3, otherwise as Llama."""
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    intermediate_size: int
-    max_position_embeddings: int
-    vocab_size: int = 0
+    hidden_size: Count
+    num_hidden_layers: Count
+    num_attention_heads: Count
+    num_key_value_heads: Count
+    intermediate_size: Count
+    max_position_embeddings: Count
+    """The longest context."""
+    vocab_size: Natural = 0
     """Rows of the embedding; 0: as many as the tokenizer has."""
-    head_dim: int = 0
+    head_dim: Natural = 0
     """0: hidden_size / num_attention_heads."""
     tie_word_embeddings: bool = True
     qk_norm: bool = False
     """RMSNorm of each query and key head (Qwen3)."""
     attention_bias: bool = False
     mlp_bias: bool = False
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10_000.0
+    rms_norm_eps: Positive = 1e-6
+    rope_theta: Positive = 10_000.0
     rope_scaling: RopeScaling | None = None
-    initializer_range: float = 0.02
+    initializer_range: Positive = 0.02
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         heads, groups = self.num_attention_heads, self.num_key_value_heads
         if heads % groups:
             raise ValueError(f"num_attention_heads={heads} is not a multiple of num_key_value_heads={groups}")
@@ -93,11 +91,11 @@ _SAME = (
 ).split()
 
 
-def to_hf(config: ModelConfig, dtype: str, eos_token_id: int | list[int] | None, pad_token_id: int | None) -> dict:
+def to_hf(shape: ModelConfig, dtype: str, eos_token_id: int | list[int] | None, pad_token_id: int | None) -> dict:
     """The content of config.json; `rope_theta` and `rope_scaling` are for readers older than transformers 5."""
     out: dict = {
-        "architectures": ["Qwen3ForCausalLM" if config.qk_norm else "LlamaForCausalLM"],
-        "model_type": "qwen3" if config.qk_norm else "llama",
+        "architectures": ["Qwen3ForCausalLM" if shape.qk_norm else "LlamaForCausalLM"],
+        "model_type": "qwen3" if shape.qk_norm else "llama",
         "hidden_act": "silu",
         "attention_dropout": 0.0,
         "use_cache": True,
@@ -107,15 +105,15 @@ def to_hf(config: ModelConfig, dtype: str, eos_token_id: int | list[int] | None,
         "eos_token_id": eos_token_id,
         "pad_token_id": pad_token_id,
     }
-    out |= {name: getattr(config, name) for name in _SAME}
-    if not config.qk_norm:
-        out["mlp_bias"] = config.mlp_bias
+    out |= {name: getattr(shape, name) for name in _SAME}
+    if not shape.qk_norm:
+        out["mlp_bias"] = shape.mlp_bias
     rope: dict = {"rope_type": "default"}
-    if config.rope_scaling:
-        rope = {k: v for k, v in dataclasses.asdict(config.rope_scaling).items() if v is not None}
+    if shape.rope_scaling:
+        rope = {k: v for k, v in dataclasses.asdict(shape.rope_scaling).items() if v is not None}
         out["rope_scaling"] = rope
-    out["rope_theta"] = config.rope_theta
-    out["rope_parameters"] = rope | {"rope_theta": config.rope_theta}
+    out["rope_theta"] = shape.rope_theta
+    out["rope_parameters"] = rope | {"rope_theta": shape.rope_theta}
     return out
 
 

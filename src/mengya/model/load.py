@@ -21,9 +21,12 @@ def read_config(directory: Path) -> ModelConfig:
     if not path.is_file():
         raise UserError(f"{directory} is no model directory (it has no config.json); give one that a stage wrote")
     try:
-        return from_hf(json.loads(path.read_text(encoding="utf-8")), str(directory))
-    except json.JSONDecodeError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); copy the model again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold an object; copy the model again")
+    return from_hf(content, str(directory))
 
 
 def _read_weights(directory: Path) -> dict[str, torch.Tensor]:

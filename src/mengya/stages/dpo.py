@@ -9,12 +9,13 @@ from mengya.data.shards import Shards
 from mengya.data.tokenization import write_preference_shards
 from mengya.metrics import say
 from mengya.model.load import load_model, save_model
-from mengya.schema import InputPath, InputPaths, config
+from mengya.schema import InputPath, InputPaths, Positive, Share, config
 from mengya.text.tokenizer import Tokenizer
 from mengya.train.objectives import dpo
-from mengya.train.training import Trainer, TrainingConfig, finish, prepare_model
+from mengya.train.training import SCRATCH, Trainer, TrainingConfig, prepare_model
 
 RESUMABLE = True
+__all__ = ["RESUMABLE", "SCRATCH", "Config", "run"]
 
 
 @config
@@ -24,9 +25,9 @@ class Config(TrainingConfig):
     model: InputPath = "@sft"
     path: InputPaths
     """Preference pairs: prompt/chosen/rejected as strings or messages, ranked answers."""
-    heldout: float = 0.05
+    heldout: Share = 0.05
     """Share of the pairs to measure held-out loss on; chosen by content."""
-    beta: float = 0.1
+    beta: Positive = 0.1
     """How strongly the policy is held to the reference."""
 
 
@@ -50,5 +51,5 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     reference, _ = prepare_model(load_model(base).requires_grad_(False), config)
     train, heldout = (PackedGroups(shards, config.seq_len, tokenizer.eos_id, config.seed, 2) for shards in splits)
     Trainer(model, dpo(config.beta, reference), config, train, out).run(heldout, "dpo")
-    finish(lambda path: save_model(model, path, None, sorted(tokenizer.stop_ids), tokenizer.eos_id), out)
+    save_model(model, out, None, sorted(tokenizer.stop_ids), tokenizer.eos_id)
     tokenizer.save(out)

@@ -16,7 +16,7 @@ from mengya.evaluate.questions import Question, accuracies, ask, grade, read_que
 from mengya.evaluate.report import Artifact, Report, Sample, StageResult, write_report
 from mengya.metrics import read_jsonl, say
 from mengya.model.load import load_model
-from mengya.schema import InputPath, InputPaths, config
+from mengya.schema import Count, InputPath, InputPaths, Natural, config
 from mengya.text.tokenizer import Tokenizer
 
 
@@ -31,9 +31,9 @@ class Config:
     """Held-out questions with answers, one JSON object a line."""
     preferences: InputPath | None = None
     """Held-out preference pairs."""
-    heldout_bytes: int = 1_000_000
+    heldout_bytes: Count = 1_000_000
     """Held-out text to measure bits per byte on, about; spread over all of it."""
-    samples_per_kind: int = 3
+    samples_per_kind: Natural = 3
     """Questions of each kind that the report shows with everyone's answers."""
     title: str = "Mengya 萌芽"
 
@@ -95,6 +95,8 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     for path in [*inputs["models"], corpus]:
         if not path.is_dir():
             raise UserError(f"{path} is no directory; evaluate needs model directories and a corpus")
+    if not all((corpus / f"{split}.jsonl").is_file() for split in ("train", "heldout")):
+        raise UserError(f"{corpus} is no corpus (it has no heldout.jsonl); use the output of the corpus stage")
     texts = list(sample_texts(corpus / "heldout.jsonl", config.heldout_bytes)) or first_texts(
         corpus / "heldout.jsonl", 1
     )
@@ -104,6 +106,9 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     if "preferences" in inputs:
         with Quarantine(out / "quarantine.jsonl") as quarantine:
             pairs = list(read_preferences([str(path) for path in inputs["preferences"]], quarantine))
+        say(f"  {quarantine.summary()}")
+        if not pairs:
+            raise UserError("evaluate.preferences holds no usable pair; correct the path or unset it")
     results, answers = [], {}
     for path in inputs["models"]:
         result, answers[path.name] = _measure(path, texts, questions, pairs)

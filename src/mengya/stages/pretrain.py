@@ -13,9 +13,10 @@ from mengya.model.transformer import CausalLM, count_parameters
 from mengya.schema import InputPath, config
 from mengya.text.tokenizer import Tokenizer
 from mengya.train.objectives import language_modeling
-from mengya.train.training import Trainer, TrainingConfig, finish, prepare_model
+from mengya.train.training import SCRATCH, Trainer, TrainingConfig, prepare_model
 
 RESUMABLE = True
+__all__ = ["RESUMABLE", "SCRATCH", "Config", "run"]
 
 
 @config
@@ -40,5 +41,5 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     counts = splits[1].meta  # one separator is predicted for each document
     bytes_per_token = counts["bytes"] / (counts["tokens"] + counts["documents"])
     Trainer(model, language_modeling(compiled), config, train, out).run(heldout, "pretrain", bytes_per_token)
-    finish(lambda path: save_model(model, path, None, [tokenizer.eos_id], tokenizer.eos_id), out)
+    save_model(model, out, None, [tokenizer.eos_id], tokenizer.eos_id)
     tokenizer.save(out)

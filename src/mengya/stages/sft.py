@@ -9,12 +9,13 @@ from mengya.data.shards import Shards
 from mengya.data.tokenization import write_conversation_shards
 from mengya.metrics import say
 from mengya.model.load import load_model, save_model
-from mengya.schema import InputPath, InputPaths, config
+from mengya.schema import InputPath, InputPaths, Share, config
 from mengya.text.tokenizer import Tokenizer
 from mengya.train.objectives import language_modeling
-from mengya.train.training import Trainer, TrainingConfig, finish, prepare_model
+from mengya.train.training import SCRATCH, Trainer, TrainingConfig, prepare_model
 
 RESUMABLE = True
+__all__ = ["RESUMABLE", "SCRATCH", "Config", "run"]
 
 
 @config
@@ -24,7 +25,7 @@ class Config(TrainingConfig):
     model: InputPath = "@pretrain"
     path: InputPaths
     """Conversations: messages, ShareGPT, alpaca, prompt/response, lists; mixed files are fine."""
-    heldout: float = 0.02
+    heldout: Share = 0.02
     """Share of the conversations to measure held-out loss on; chosen by content."""
     freeze_embeddings: bool = False
     """Keep the embedding (and a tied output projection) as it is."""
@@ -50,5 +51,5 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     model.model.embed_tokens.weight.requires_grad_(not config.freeze_embeddings)
     train, heldout = (PackedGroups(shards, config.seq_len, tokenizer.eos_id, config.seed) for shards in splits)
     Trainer(model, language_modeling(compiled), config, train, out).run(heldout, "sft")
-    finish(lambda path: save_model(model, path, None, sorted(tokenizer.stop_ids), tokenizer.eos_id), out)
+    save_model(model, out, None, sorted(tokenizer.stop_ids), tokenizer.eos_id)
     tokenizer.save(out)

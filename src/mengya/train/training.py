@@ -3,9 +3,7 @@
 import dataclasses
 import logging
 import math
-import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +14,7 @@ from mengya.data.packing import BatchSource, Packer, in_order
 from mengya.errors import UserError
 from mengya.metrics import MetricsLog, ProgressLine, format_count, say
 from mengya.model.transformer import CausalLM, flops_per_token
-from mengya.schema import config
+from mengya.schema import Count, Natural, Positive, config
 from mengya.train import checkpoint
 from mengya.train.loop import Guard, fit, measure
 from mengya.train.objectives import Objective
@@ -59,39 +57,32 @@ class Optim:
 class TrainingConfig:
     """The keys that all training stages share."""
 
-    seq_len: int = 512
+    seq_len: Count = 512
     """Tokens in a packed row."""
-    batch_tokens: int = 4096
+    batch_tokens: Count = 4096
     """Tokens of one optimizer step, padding included."""
-    micro_batch: int = 0
+    micro_batch: Natural = 0
     """Rows in one forward pass; 0: all rows of a step at once. Smaller needs less memory."""
-    epochs: float = 1.0
+    epochs: Positive = 1.0
     """Passes over the data."""
-    steps: int = 0
+    steps: Natural = 0
     """Optimizer steps; if set, instead of epochs."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Type of the activations; weights stay float32. auto: bfloat16 where the hardware is fast at it."""
     compile: bool = True
     """Compile the layers; needs a C++ compiler on a CPU, and goes on without if there is none."""
-    heldout_every: int = 100
+    heldout_every: Count = 100
     """Steps between measurements of held-out loss."""
-    heldout_rows: int = 64
+    heldout_rows: Count = 64
     """Rows of held-out data that are measured."""
-    checkpoint_every: int = 100
+    checkpoint_every: Count = 100
     """Steps between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """Newest checkpoints that are kept while training."""
-    seed: int = 0
+    seed: Natural = 0
     optim: Optim = dataclasses.field(default_factory=Optim)
 
     def __post_init__(self) -> None:
-        positive = ("seq_len", "batch_tokens", "heldout_every", "heldout_rows", "checkpoint_every", "keep_checkpoints")
-        for least, names in ((1, positive), (0, ("micro_batch", "steps", "seed"))):
-            for name in names:
-                if getattr(self, name) < least:
-                    raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
-        if not self.epochs > 0:
-            raise ValueError(f"epochs={self.epochs} must be greater than 0")
         if self.batch_tokens % self.seq_len:
             better = -(-self.batch_tokens // self.seq_len) * self.seq_len
             raise ValueError(
@@ -122,6 +113,10 @@ def prepare_model(model: CausalLM, settings: TrainingConfig) -> tuple[CausalLM, 
         for layer in model.model.layers:
             layer.compile(dynamic=False)
     return model, compiled
+
+
+SCRATCH = ("checkpoints", "shards")
+"""What only training needs; a stage deletes it once its artifact is whole."""
 
 
 class Trainer:
@@ -172,13 +167,15 @@ class Trainer:
                         row["heldout_bits_per_byte"] = heldout_loss / math.log(2) / bytes_per_token
                 log.write(row)
                 bar.update(self.done, f"loss {row['loss']:.3f} {speed.text()}")
-                if not last and (self.done % settings.checkpoint_every == 0 or stop()):
+                if last or self.done % settings.checkpoint_every == 0 or stop():
                     self._save(root)
                 if stop() and not last:
                     log.close()
                     raise KeyboardInterrupt
                 speed.begin()
         log.close()
+        if not self.guard.seen:
+            raise UserError(f"every one of the {self.steps} steps was skipped (see metrics.jsonl); lower optim.lr")
         self._take_best(root)
 
     def _measure(self, heldout: Packer, root: Path) -> float:
@@ -238,15 +235,3 @@ class _Speed:
 
     def text(self) -> str:
         return f"{format_count(self._rate)} tok/s, MFU {self._rate * self._utilisation:.0%},"
-
-
-def finish(save: Callable[[Path], None], out: Path) -> None:
-    """Turn a finished training directory into a model directory: write the model, drop what only training needed."""
-    save(out)
-    for name in ("checkpoints", "shards"):
-        # Renamed first: killed in between, the next run finds all of it or none, and can go on from either.
-        rest = out / f".{name}.rest"
-        shutil.rmtree(rest, ignore_errors=True)
-        if (out / name).exists():
-            (out / name).rename(rest)
-            shutil.rmtree(rest)

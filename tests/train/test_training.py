@@ -256,3 +256,9 @@ def test_settings_that_cannot_be(make_model):
 def test_optimizer_settings_that_cannot_be(key, value):
     with pytest.raises(ValueError, match=rf"{key}=.* must "):
         Optim(**{key: value})
+
+
+def test_killed_after_the_last_step_it_goes_straight_to_the_end(start, undisturbed):
+    again, run = start("undisturbed", lambda *_: pytest.fail("a step was taken again"))
+    run()
+    assert_same_run(again, undisturbed)

@@ -91,9 +91,10 @@ def test_pairs_are_neighbours_with_only_the_completions_supervised(tokenizer, tm
             assert chosen[:begin] == rejected[:begin] and other.index(1) == begin
 
 
-def test_long_pairs_lose_the_oldest_of_the_prompt_equally(tokenizer, tmp_path):
+@pytest.mark.parametrize("seq_len", [100, 101])
+def test_long_pairs_lose_the_oldest_of_the_prompt_equally(tokenizer, tmp_path, seq_len):
     pairs = [Preference([{"role": "user", "content": f"{i} " + "山" * 300}], "好" * 9, "坏" * 5) for i in range(20)]
-    _, _, too_long = write_pairs(pairs, tokenizer, tmp_path, 100)
+    _, _, too_long = write_pairs(pairs, tokenizer, tmp_path, seq_len)
     assert too_long == 0
     shards = Shards(tmp_path / "t")
     whole = {}
@@ -102,7 +103,7 @@ def test_long_pairs_lose_the_oldest_of_the_prompt_equally(tokenizer, tmp_path):
             ids, _ = tokenizer.encode_chat([*pair.prompt, {"role": "assistant", "content": side}])
             whole[side] = ids
     for chosen, rejected in zip(documents(shards)[::2], documents(shards)[1::2], strict=True):
-        assert 98 < len(chosen) + len(rejected) <= 100
+        assert seq_len - 2 < len(chosen) + len(rejected) <= seq_len
         assert whole[pairs[0].chosen][-len(chosen) :] == chosen
         assert whole[pairs[0].rejected][-len(rejected) :] == rejected
         assert len(whole[pairs[0].chosen]) - len(chosen) == len(whole[pairs[0].rejected]) - len(rejected)

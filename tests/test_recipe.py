@@ -249,3 +249,17 @@ def test_wiring_is_checked_even_where_paths_are_not(write):
 def test_the_home_folder_may_be_written_as_a_tilde(write, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert configs(write('[corpus]\npath = "~/text.txt"\n'))["corpus"].path == "~/text.txt"
+
+
+def test_the_schoolbooks_files_are_missed_before_anything_runs(tmp_path):
+    """Without this the run would fail at its last stage, after all training."""
+    recipe = tmp_path / "r.toml"
+    (tmp_path / "text.txt").write_text("文字")
+    path = tmp_path.as_posix()
+    table = f'[corpus]\npath="{path}/text.txt"\nschoolbook={{}}\n[evaluate]\nmodels="@corpus"\nquestions="@corpus/{{}}"'
+    recipe.write_text(table.format("false", "questions.jsonl"), encoding="utf-8")
+    with pytest.raises(UserError, match=r"evaluate\.questions: questions\.jsonl comes with the schoolbook"):
+        load_recipe(recipe, [])
+    for schoolbook, name in (("true", "questions.jsonl"), ("false", "train.jsonl")):
+        recipe.write_text(table.format(schoolbook, name), encoding="utf-8")
+        assert load_recipe(recipe, []).stages

@@ -117,8 +117,8 @@ def matches(path: str) -> list[Path]:
     return [Path(path)] if os.path.exists(path) else sorted(map(Path, glob.glob(path, recursive=True)))
 
 
-def _check_references(stage: StageSpec, above: list[str], check_paths: bool) -> list[str]:
-    """An "@name" must be a stage above; a path must exist now rather than fail after an hour."""
+def _check_references(stage: StageSpec, above: dict[str, StageSpec | None], check_paths: bool) -> list[str]:
+    """An "@name" must be a stage above, and a file in it one that it writes; a path must exist: now, not in an hour."""
     problems: list[str] = []
     for field, values in stage.references.items():
         where = f"{stage.name}.{field}"
@@ -126,9 +126,15 @@ def _check_references(stage: StageSpec, above: list[str], check_paths: bool) -> 
             problems.append(f'{where}: names nothing; give a path or "@stage"')
         for value in filter(None, values):
             if value.startswith("@"):
-                if value[1:].partition("/")[0] not in above:
+                target, _, inside = value[1:].partition("/")
+                if target not in above:
                     known = ", ".join(f"@{name}" for name in above) or "none"
                     problems.append(f"{where}: {value!r} is no stage above it; there: {known}")
+                    continue
+                source = above[target]
+                if source and inside and hasattr(source.module, "missing"):
+                    reason = source.module.missing(source.config, inside)
+                    problems += [f"{where}: {reason}"] if reason else []
             elif check_paths and not matches(value):
                 problems.append(f"{where}: {value!r} does not exist; correct the path")
     return problems
@@ -153,9 +159,12 @@ def parse_recipe(name: str, tables: dict, source: str, check_paths: bool = True)
             problems += _explain(table, module.Config, error)
     if not tables:
         problems.append("it has no stage; see recipes/quickstart.toml")
-    order = list(tables)
-    for stage in stages:
-        problems += _check_references(stage, order[: order.index(stage.name)], check_paths)
+    valid = {stage.name: stage for stage in stages}
+    above: dict[str, StageSpec | None] = {}
+    for table in tables:
+        if table in valid:
+            problems += _check_references(valid[table], above, check_paths)
+        above[table] = valid.get(table)  # a table with faults of its own can still be referred to
     if problems:
         raise UserError(f"{source} is not valid:\n" + "\n".join(f"  {line}" for line in problems))
     return Recipe(name, stages)

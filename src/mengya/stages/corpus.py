@@ -37,6 +37,14 @@ class Config:
             raise ValueError(f"heldout={self.heldout} must be between 0 and 1, e.g. 0.01")
 
 
+def missing(config: Config, name: str) -> str | None:
+    """Why the artifact will not hold the file `name`, though another configuration's would; None if it may."""
+    if name.partition("/")[0] in schoolbook.FILES and not config.schoolbook:
+        remedy = "name a file of your own, or copy the recipe without that line"
+        return f"{name} comes with the schoolbook, and corpus.schoolbook is false; {remedy}"
+    return None
+
+
 def _documents(config: Config, paths: list[Path], out: Path, quarantine: Quarantine) -> Iterator[str]:
     if config.schoolbook:
         schoolbook.write(out, config.seed)

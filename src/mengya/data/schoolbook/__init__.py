@@ -19,6 +19,8 @@ from mengya.data.schoolbook.tables import load
 from mengya.data.schoolbook.talk import conversations
 
 PREFERENCES, HELD_OUT_PREFERENCES = 3000, 300
+FILES = ("conversations.jsonl", "preferences.jsonl", "questions.jsonl", "heldout_preferences.jsonl")
+"""What `write` writes besides ``text.jsonl``."""
 
 
 def write(out: Path, seed: int) -> dict[str, int]:

@@ -1,0 +1,74 @@
+"""The plan takes real steps, counts what the run will do, and writes nothing."""
+
+import json
+
+import pytest
+
+from mengya import plan
+from mengya.errors import UserError
+from mengya.recipe import load_recipe
+
+RECIPE = """
+[corpus]
+path = "{path}"
+[tokenizer]
+vocab_size = 300
+[tokenize]
+[pretrain]
+seq_len = 32
+batch_tokens = 128
+compile = false
+dtype = "float32"
+epochs = 2.0
+[pretrain.model]
+hidden_size = 32
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+intermediate_size = 64
+max_position_embeddings = 64
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "text.txt").write_text("春天来了，小草发芽。" * 500, encoding="utf-8")
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(path=tmp_path / "text.txt"), encoding="utf-8")
+    return tmp_path / "recipe.toml"
+
+
+def printed(capsys) -> tuple[str, dict]:
+    out = capsys.readouterr().out
+    return out, json.loads(out.strip().splitlines()[-1])
+
+
+def test_a_plan_counts_steps_and_time_and_writes_nothing(recipe, tmp_path, capsys, monkeypatch):
+    seconds = []
+    measure = plan._measure
+
+    def remember(*arguments, **options):
+        seconds.append(measure(*arguments, **options, seconds=0.2))
+        return seconds[-1]
+
+    monkeypatch.setattr(plan, "_measure", remember)
+    plan.print_plan(load_recipe(recipe, []), tmp_path / "run")
+    out, summary = printed(capsys)
+    bytes_of_text = len("春天来了，小草发芽。".encode()) * 500
+    steps = round(2 * bytes_of_text / plan._BYTES_PER_TOKEN / 128)
+    assert f" {steps} " in out
+    assert seconds[0].step * steps < summary["seconds"] < seconds[0].step * steps * 3 + 60
+    assert summary["disk_bytes"] > 0 and not (tmp_path / "run").exists()
+
+
+def test_more_steps_take_more_time(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(plan, "_measure", lambda *_, **__: plan._Measured(1.0, 0.5, 10**9))
+    totals = []
+    for steps in (100, 300):
+        plan.print_plan(load_recipe(recipe, [f"pretrain.steps={steps}"]), tmp_path / "run")
+        totals.append(printed(capsys)[1]["seconds"])
+    assert totals[1] - totals[0] >= 100
+
+
+def test_what_cannot_run_is_not_planned(recipe, tmp_path):
+    with pytest.raises(UserError, match="micro_batch=3 does not divide"):
+        plan.print_plan(load_recipe(recipe, ["pretrain.micro_batch=3"]), tmp_path / "run")

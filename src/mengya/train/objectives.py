@@ -30,8 +30,10 @@ def language_modeling(compiled: bool) -> Objective:
     """Cross-entropy of the labelled tokens: pretraining and supervised fine-tuning alike."""
 
     def objective(model: CausalLM, batch: Batch) -> Loss:
-        total = linear_cross_entropy(_hidden(model, batch), model.lm_head.weight, batch.labels, compiled)
-        return Loss(total, {})
+        hidden, weight = _hidden(model, batch), model.lm_head.weight
+        if torch.is_grad_enabled():
+            return Loss(linear_cross_entropy(hidden, weight, batch.labels, compiled), {})
+        return Loss(-token_log_probs(hidden, weight, batch.labels).sum(), {})  # forms no gradient on the way
 
     return objective
 

@@ -3,6 +3,7 @@
 import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +35,12 @@ print("[left]", flush=True)
 """
 
 
+def _enter(follower: int) -> None:
+    """In the child: the pseudo-terminal becomes its own. A background job inherits a deaf ear for Ctrl-C; undo that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.login_tty(follower)
+
+
 class Terminal:
     """A process on a pseudo-terminal of 80 columns."""
 
@@ -42,7 +49,7 @@ class Terminal:
         environment = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONUTF8": "1", "COLUMNS": "80"}
         self.process = subprocess.Popen(
             [sys.executable, "-c", CHILD, *arguments],
-            preexec_fn=lambda: os.login_tty(follower),
+            preexec_fn=lambda: _enter(follower),
             env=environment,
         )
         os.close(follower)

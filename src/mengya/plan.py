@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rich.box import SIMPLE
 from rich.table import Table
 
 from mengya import runtime
@@ -30,6 +31,8 @@ _BYTES_PER_TOKEN = 3.6
 """Of a tokenizer that does not exist yet; measured on Chinese text with 6,400 entries."""
 _CHAT_OVERHEAD = 1.25
 """Template tokens around short turns."""
+_PAIR_OVERHEAD = 1.4
+"""The prompt of a preference pair stands before both of its answers."""
 
 
 class _Measured(NamedTuple):
@@ -128,7 +131,8 @@ class _Sizes:
                 meta = Shards(shards).meta
                 return meta["tokens"] + meta["documents"]
             return self.text() / _BYTES_PER_TOKEN
-        return self.of(spec.references["path"]) / _BYTES_PER_TOKEN * _CHAT_OVERHEAD
+        overhead = _CHAT_OVERHEAD * (_PAIR_OVERHEAD if spec.name == "dpo" else 1)
+        return self.of(spec.references["path"]) / _BYTES_PER_TOKEN * overhead
 
 
 def _shape(recipe: Recipe, spec: StageSpec) -> ModelConfig:
@@ -160,9 +164,9 @@ def print_plan(recipe: Recipe, root: Path) -> None:
     """Measure and print; writes nothing."""
     say(f"measuring a few steps on {runtime.describe_machine()} …")
     sizes = _Sizes(recipe, root)
-    table = Table(title=f"plan of {recipe.name}")
+    table = Table(title=f"plan of {recipe.name}", box=SIMPLE, pad_edge=False)
     for column in ("stage", "parameters", "tokens", "steps", "FLOPs", "tok/s", "memory", "disk", "time"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
+        table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
     total, rate, disk_total, others = 0.0, 0.0, 0.0, []
     for spec in recipe.stages:
         if not isinstance(spec.config, TrainingConfig):

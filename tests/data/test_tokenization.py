@@ -128,3 +128,15 @@ def test_reading_and_sampling_a_corpus_file(tmp_path):
     assert 120 < len(sample) < 280
     places = np.array([texts.index(t) for t in sample])
     assert abs(places.mean() - 1000) < 150, "spread over the file"
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_a_sample_is_drawn_independently_of_the_split(tmp_path, split):
+    """The split is a hash of the content, too: a sample by the same bits would be all of one side or nothing."""
+    texts = [f"第{number}篇文章，讲的是第{number}件事。" for number in range(20_000)]
+    kept = [text for text in texts if is_heldout(content_hash(text), 0.1) == (split == "heldout")]
+    path = tmp_path / "split.jsonl"
+    path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in kept), encoding="utf-8")
+    sample = list(sample_texts(path, path.stat().st_size // 20))
+    assert 0.03 < len(sample) / len(kept) < 0.07
+    assert list(sample_texts(path, path.stat().st_size)) == kept

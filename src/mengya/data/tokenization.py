@@ -110,7 +110,9 @@ def sample_texts(path: Path, most_bytes: int) -> Iterator[str]:
     size = path.stat().st_size
     share = min(1.0, most_bytes / max(size, 1))
     for text in read_texts(path):
-        if is_heldout(content_hash(text), share):  # any uniform function of the content
+        # The second half of the hash: the first decided which split the document is in, so that within one split it is
+        # anything but uniform.
+        if is_heldout(content_hash(text)[8:], share):
             yield text
 
 

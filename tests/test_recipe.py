@@ -184,6 +184,57 @@ def test_nested_problems_keep_their_path(write):
     assert "pretrain.model.rope_scaling.factor: must be set; see `mengya help pretrain`" in lines
 
 
+# --- a stage twice ----------------------------------------------------------------------------------------------------
+
+TWICE = """
+[corpus]
+schoolbook = true
+[corpus_zh]
+stage = "corpus"
+path = "text.txt"
+[tokenizer]
+corpus = "@corpus_zh"
+"""
+
+
+def test_a_table_of_another_name_says_which_stage_it_is(write):
+    recipe = load_recipe(write(TWICE), ["corpus_zh.min_chars=3"])
+    assert [(s.name, s.kind) for s in recipe.stages] == [
+        ("corpus", "corpus"),
+        ("corpus_zh", "corpus"),
+        ("tokenizer", "tokenizer"),
+    ]
+    assert recipe.stages[0].module is recipe.stages[1].module and recipe.stages[1].config.min_chars == 3
+    assert configs(write('[corpus]\nstage = "corpus"\npath = "text.txt"'))["corpus"].path == "text.txt"
+
+
+def test_the_files_of_a_stage_of_another_name_are_checked(write):
+    text = f'{TWICE}[evaluate]\nmodels = "text.txt"\nquestions = "@corpus_zh/questions.jsonl"'
+    (line,) = problems(write(text))
+    assert line.startswith("evaluate.questions: questions.jsonl comes with the schoolbook")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[corpus_zh]", '[corpus_zh]: there is no such stage; say which one it is, e.g. stage = "corpus"'),
+        ("[zh]\nstage='corpsu'", "zh.stage: there is no stage 'corpsu'; did you mean 'corpus'?"),
+        ("[zh]\nstage=3", "zh.stage: there is no stage 3; there are corpus,"),
+        ("[zh]\nstage=['corpus']", "zh.stage: there is no stage ['corpus']; "),
+        ("[sft]\nstage='corpus'", "sft.stage: [sft] is a stage itself; give a table that runs 'corpus' a"),
+        ("['a/b']\nstage='corpus'", "[a/b]: is no name; use letters, digits, _ and -, e.g. [corpus_2]"),
+        ("['.']\nstage='corpus'", "[.]: is no name; "),
+        ("['a.b']\nstage='corpus'", "[a.b]: is no name; "),
+        ("[zh]\nstage='corpus'\nzzz=1", "zh.zzz: there is no such key; see `mengya help corpus`"),
+        ("[zh]\nstage='corpus'", "zh: there is no text: set path"),
+        ("[zh]\nstage='corpus'\npath='gone'", "zh.path: 'gone' does not exist"),
+    ],
+)
+def test_messages_about_tables_of_another_name(write, text, message):
+    (line,) = problems(write(text))
+    assert line.startswith(message)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(b"[corpus", "is not valid TOML"), (b"[corpus]\npath = '\xff'", "is no UTF-8 text"), (None, "there is no recipe")],

@@ -75,7 +75,7 @@ def root(tmp_path, monkeypatch) -> Path:
 
 
 def spec(stage: Stage, name="work", **settings) -> StageSpec:
-    return StageSpec(name, stage, Config(**settings))
+    return StageSpec(name, name, stage, Config(**settings))
 
 
 def test_a_finished_stage_is_a_directory_with_a_manifest_and_is_not_run_again(root, capsys):
@@ -332,5 +332,15 @@ def test_a_stage_without_a_seed_says_so(root):
     class Seedless:
         size: int = 1
 
-    run_stage(StageSpec("work", SimpleNamespace(run=lambda *_: None), Seedless()), root)
+    run_stage(StageSpec("work", "work", SimpleNamespace(run=lambda *_: None), Seedless()), root)
     assert manifest.read(root / "work")["seed"] is None
+
+
+def test_a_stage_under_another_name_fills_a_directory_of_that_name_and_knows_what_it_is(root):
+    stage = Stage()
+    run_recipe(Recipe("r", [spec(stage), StageSpec("again", "work", stage, Config(path="@work"))]), root, "again")
+    assert stage.runs == 2 and stage.inputs == {"path": [root / "work"]}
+    assert manifest.read(root / "again")["stage"] == "again"
+    assert manifest.read(root / "again")["config"]["stage"] == "work"
+    with pytest.raises(UserError, match="stage was 'work', is now 'other'"):
+        run_stage(StageSpec("again", "other", stage, Config(path="@work")), root)

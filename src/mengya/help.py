@@ -23,6 +23,7 @@ def stages_help() -> str:
         "",
         "mengya help STAGE shows the keys of one. A recipe is a TOML file with one table per stage;",
         'mengya run RECIPE stage.key=value changes a value. "@name" stands for the output of the stage [name].',
+        'A stage that comes twice needs another name and says what it is: [pretrain_zh] with stage = "pretrain".',
     ]
     return "\n".join(lines)
 

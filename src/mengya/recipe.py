@@ -4,6 +4,7 @@ import difflib
 import glob
 import importlib
 import os
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ class StageSpec:
     """One table of a recipe."""
 
     name: str
+    """Of the table, and of its directory."""
+    kind: str
+    """The stage that it runs: its key `stage`, or else its name."""
     module: ModuleType
     config: Any
 
@@ -69,12 +73,12 @@ def _apply(tables: dict, overrides: list[str]) -> None:
         table[path[-1]] = value
 
 
-def _explain(name: str, cls: type, error: ValidationError) -> list[str]:
+def _explain(name: str, kind: str, cls: type, error: ValidationError) -> list[str]:
     """One line a problem: where, what, and what to do."""
     lines: dict[tuple, tuple[int, str]] = {}
     for problem in error.errors():
         keys, owner, of_union = _locate(cls, problem["loc"])
-        line = f"{'.'.join([name, *keys])}: {_message(name, keys, owner, problem)}"
+        line = f"{'.'.join([name, *keys])}: {_message(kind, keys, owner, problem)}"
         # Every member of a union complains; the one that went deepest was meant.
         place = (keys[0],) if of_union else (*keys, problem["msg"])
         if place not in lines or lines[place][0] < len(keys):
@@ -98,13 +102,13 @@ def _locate(cls: type, location: tuple[int | str, ...]) -> tuple[list[str], type
     return keys, owner, of_union
 
 
-def _message(name: str, keys: list[str], owner: type, problem: ErrorDetails) -> str:
+def _message(stage: str, keys: list[str], owner: type, problem: ErrorDetails) -> str:
     kind, given = problem["type"], problem["input"]
     if kind == "unexpected_keyword_argument":
         near = difflib.get_close_matches(keys[-1], fields_of(owner), 1)
-        return "there is no such key; " + (f"did you mean {near[0]!r}?" if near else f"see `mengya help {name}`")
+        return "there is no such key; " + (f"did you mean {near[0]!r}?" if near else f"see `mengya help {stage}`")
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
-        return f"must be set; see `mengya help {name}`"
+        return f"must be set; see `mengya help {stage}`"
     message = problem["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(given, dict | ArgsKwargs) else f" (it is {given!r})"
     quotes = "; put it in quotes" if kind == "string_type" and not isinstance(given, dict | list) else ""
@@ -140,23 +144,45 @@ def _check_references(stage: StageSpec, above: dict[str, StageSpec | None], chec
     return problems
 
 
+def _wrong_stage(table: str, kind: object) -> str | None:
+    """Why the table cannot be a stage of this kind; None if it can."""
+    if kind != table:
+        if table in MODULES:
+            return f"{table}.stage: [{table}] is a stage itself; give a table that runs {kind!r} a name of its own"
+        if not isinstance(kind, str) or kind not in MODULES:
+            near = difflib.get_close_matches(str(kind), MODULES, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(MODULES)}"
+            return f"{table}.stage: there is no stage {kind!r}; {hint}"
+        if not re.fullmatch(r"\w[\w-]*", table):  # it names a directory, and stands in "@name/file" and name.key=value
+            return f"[{table}]: is no name; use letters, digits, _ and -, e.g. [{kind}_2]"
+    elif table not in MODULES:
+        meant = max((name for name in MODULES if table.startswith(name)), key=len, default=None)
+        if meant:
+            return f'[{table}]: there is no such stage; say which one it is, e.g. stage = "{meant}"'
+        near = difflib.get_close_matches(table, MODULES, 1)
+        hint = f"did you mean [{near[0]}]?" if near else f"there are {', '.join(MODULES)}"
+        return f"[{table}]: there is no such stage; {hint}"
+    return None
+
+
 def parse_recipe(name: str, tables: dict, source: str, check_paths: bool = True) -> Recipe:
     """Validate every table; UserError lists all problems at once, each with its path."""
     stages, problems = [], []
     for table, values in tables.items():
-        if table not in MODULES:
-            near = difflib.get_close_matches(table, MODULES, 1)
-            hint = f"did you mean [{near[0]}]?" if near else f"there are {', '.join(MODULES)}"
-            problems.append(f"[{table}]: there is no such stage; {hint}")
-            continue
         if not isinstance(values, dict):
             problems.append(f"{table}: must be a table; write [{table}]")
             continue
-        module = importlib.import_module(MODULES[table])
+        kind = values.get("stage", table)
+        problem = _wrong_stage(table, kind)
+        if problem:
+            problems.append(problem)
+            continue
+        module = importlib.import_module(MODULES[kind])
+        values = {key: value for key, value in values.items() if key != "stage"}
         try:
-            stages.append(StageSpec(table, module, TypeAdapter(module.Config).validate_python(values)))
+            stages.append(StageSpec(table, kind, module, TypeAdapter(module.Config).validate_python(values)))
         except ValidationError as error:
-            problems += _explain(table, module.Config, error)
+            problems += _explain(table, kind, module.Config, error)
     if not tables:
         problems.append("it has no stage; see recipes/quickstart.toml")
     valid = {stage.name: stage for stage in stages}

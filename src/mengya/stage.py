@@ -53,6 +53,8 @@ def _resolve(spec: StageSpec, root: Path) -> dict[str, list[Path]]:
 def _identity(spec: StageSpec, inputs: dict[str, list[Path]], out: Path) -> dict:
     """What decides whether an artifact can be reused, and its fingerprint. Input paths may move, contents may not."""
     config = {k: v for k, v in as_dict(spec.config).items() if k not in input_fields(type(spec.config))}
+    if spec.kind != spec.name:
+        config["stage"] = spec.kind
     entries = [_entry(field, path, out) for field, paths in inputs.items() for path in paths]
     compared = [spec.name, config, [[e["field"], e["fingerprint"]] for e in entries]]
     return {"stage": spec.name, "fingerprint": manifest.digest(compared), "config": config, "inputs": entries}

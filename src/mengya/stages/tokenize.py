@@ -1,31 +1,49 @@
 """Documents and a tokenizer -> token shards."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+from mengya.data.cleaning import content_hash
 from mengya.data.tokenization import read_texts, write_text_shards
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
-from mengya.schema import InputPath, config
+from mengya.schema import InputPath, InputPaths, config
 from mengya.text.tokenizer import Tokenizer
 
 
 @config
 class Config:
-    """Encode the corpus."""
+    """Encode one corpus, or several as one."""
 
-    corpus: InputPath = "@corpus"
+    corpus: InputPaths = "@corpus"
+    """Of several, all documents are taken, each once: what a corpus before it, or held-out text, has is left out."""
     tokenizer: InputPath = "@tokenizer"
+
+
+def _each_once(sources: list[Path], seen: set[bytes]) -> Iterator[str]:
+    """The texts of several files whose hash is not in `seen`, to which they are added."""
+    for source in sources:
+        for text in read_texts(source):
+            key = content_hash(text)
+            if key not in seen:
+                seen.add(key)
+                yield text
 
 
 def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     """Write shards into train/ and heldout/, and a copy of the tokenizer."""
-    (corpus,), (directory,) = inputs["corpus"], inputs["tokenizer"]
+    corpora, (directory,) = inputs["corpus"], inputs["tokenizer"]
     tokenizer = Tokenizer.load(directory)
-    for split in ("train", "heldout"):
-        source = corpus / f"{split}.jsonl"
+    files = {split: [corpus / f"{split}.jsonl" for corpus in corpora] for split in ("heldout", "train")}
+    for source in [*files["train"], *files["heldout"]]:
         if not source.is_file():
-            raise UserError(f"{corpus} is no corpus (it has no {source.name}); use the output of the corpus stage")
-        meta = write_text_shards(read_texts(source), tokenizer, out / split)
+            raise UserError(
+                f"{source.parent} is no corpus (it has no {source.name}); use the output of the corpus stage"
+            )
+    seen: set[bytes] = set()
+    for split, sources in files.items():  # held-out text first, so that none of it is trained on
+        texts = read_texts(sources[0]) if len(corpora) == 1 else _each_once(sources, seen)
+        meta = write_text_shards(texts, tokenizer, out / split)
         say(
             f"  {split}: {format_count(meta['tokens'])} tokens, "
             f"{meta['bytes'] / max(meta['tokens'], 1):.2f} bytes a token"

@@ -1,37 +1,63 @@
-"""Documents -> a byte-level BPE tokenizer."""
+"""Documents -> a byte-level BPE tokenizer, new or grown from another."""
 
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 from mengya.data.tokenization import read_texts, sample_texts
 from mengya.errors import UserError
 from mengya.metrics import say
-from mengya.schema import Count, InputPath, config
-from mengya.text.tokenizer import train_tokenizer
+from mengya.schema import Count, InputPath, InputPaths, config
+from mengya.text.extension import extend_tokenizer, vocabulary
+from mengya.text.tokenizer import read_backend, train_tokenizer
 
 
 @config
 class Config:
     """Train a tokenizer."""
 
-    corpus: InputPath = "@corpus"
+    corpus: InputPaths = "@corpus"
+    """One corpus, or several, sampled by size."""
+    extend: InputPath | None = None
+    """A tokenizer to grow, e.g. "@tokenizer" or a model directory: its entries keep their ids, new ones follow."""
     vocab_size: Count = 6400
-    """Entries, the 256 bytes and the control tokens included."""
+    """Entries, the 256 bytes and the control tokens included; when extending, the old entries, too."""
     sample_bytes: Count = 10_000_000
     """Text to learn merges from, spread over the corpus; more is slower and barely better."""
     max_token_length: Count = 16
     """Longest entry in bytes (a Chinese character has 3), so that no entry swallows whole phrases."""
 
 
+def _sample(corpora: list[Path], most_bytes: int) -> Iterator[str]:
+    """Documents of all corpora, from each in proportion to its size."""
+    files = [corpus / "train.jsonl" for corpus in corpora]
+    for corpus, file in zip(corpora, files, strict=True):
+        if not file.is_file():
+            raise UserError(f"{corpus} is no corpus (it has no train.jsonl); use the output of the corpus stage")
+    share = most_bytes / max(sum(file.stat().st_size for file in files), 1)
+    return chain.from_iterable(sample_texts(file, int(share * file.stat().st_size)) for file in files)
+
+
 def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json."""
-    (corpus,) = inputs["corpus"]
-    if not (corpus / "train.jsonl").is_file():
-        raise UserError(f"{corpus} is no corpus (it has no train.jsonl); use the output of the corpus stage")
-    tokenizer = train_tokenizer(
-        sample_texts(corpus / "train.jsonl", config.sample_bytes), config.vocab_size, config.max_token_length
-    )
+    corpora = inputs["corpus"]
+    sample = _sample(corpora, config.sample_bytes)
+    if "extend" in inputs:
+        (old,) = inputs["extend"]
+        backend = read_backend(old)
+        tokenizer = extend_tokenizer(backend, sample, config.vocab_size, config.max_token_length)
+        added = tokenizer.vocab_size - len(vocabulary(backend))
+        before = _density(lambda text: len(backend.encode(text, add_special_tokens=False)), corpora)
+        say(f"  {added:,} entries added to those of {old.name}, which had {before}")
+    else:
+        tokenizer = train_tokenizer(sample, config.vocab_size, config.max_token_length)
     tokenizer.save(out)
+    say(f"  {tokenizer.vocab_size:,} entries, {_density(lambda text: len(tokenizer.encode(text)), corpora)}")
+
+
+def _density(count: Callable[[str], int], corpora: list[Path]) -> str:
     size = tokens = 0
-    for _, text in zip(range(1000), read_texts(corpus / "heldout.jsonl"), strict=False):
-        size, tokens = size + len(text.encode()), tokens + len(tokenizer.encode(text))
-    say(f"  {tokenizer.vocab_size:,} entries, {size / max(tokens, 1):.2f} bytes a token on held-out text")
+    for corpus in corpora:
+        for text in islice(read_texts(corpus / "heldout.jsonl"), 1000):
+            size, tokens = size + len(text.encode()), tokens + count(text)
+    return f"{size / max(tokens, 1):.2f} bytes a token on held-out text"

@@ -89,15 +89,18 @@ class Tokenizer:
 
     @staticmethod
     def load(directory: Path) -> "Tokenizer":
-        path = Path(directory) / "tokenizer.json"
-        if not path.is_file():
-            raise UserError(f"no tokenizer.json in {directory}; give a directory that the tokenizer stage wrote")
-        try:
-            return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
-        except UserError:
-            raise
-        except Exception as error:  # the library raises bare Exception
-            raise UserError(f"{path} is no readable tokenizer ({error}); train or copy it again") from error
+        return Tokenizer(read_backend(directory))
+
+
+def read_backend(directory: Path) -> tokenizers.Tokenizer:
+    """Any tokenizer.json, with or without our control tokens. UserError if there is none, or it cannot be read."""
+    path = Path(directory) / "tokenizer.json"
+    if not path.is_file():
+        raise UserError(f"no tokenizer.json in {directory}; give a directory that the tokenizer stage wrote")
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise UserError(f"{path} is no readable tokenizer ({error}); train or copy it again") from error
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_token_length: int) -> Tokenizer:

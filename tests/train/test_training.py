@@ -9,7 +9,8 @@ import torch
 
 from mengya.errors import UserError
 from mengya.metrics import read_jsonl
-from mengya.train import checkpoint, training
+from mengya.train import training
+from mengya.train.checkpoint_storage import steps_in
 from mengya.train.objectives import Loss, language_modeling
 from mengya.train.training import Optim, Trainer, TrainingConfig, prepare_model
 
@@ -128,9 +129,10 @@ def test_a_truncated_newest_checkpoint_costs_steps_but_no_bits(start, undisturbe
     trainer, run = start("cut", crashing(13))
     with pytest.raises(Crash):
         run()
-    found = checkpoint.paths(trainer.out / "checkpoints")
+    found = steps_in(trainer.out / "checkpoints")
     assert [path.stem for path in found] == ["step-4", "step-8"]
-    found[1].write_bytes(found[1].read_bytes()[:-10])
+    (file,) = found[1].glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-10])
     trainer, run = start("cut")
     run()
     shown = capsys.readouterr().out
@@ -142,7 +144,7 @@ def test_no_readable_checkpoint_means_from_the_beginning(start, undisturbed):
     trainer, run = start("cut", crashing(13))
     with pytest.raises(Crash):
         run()
-    for path in (trainer.out / "checkpoints").iterdir():
+    for path in (trainer.out / "checkpoints").glob("*/*"):
         path.write_bytes(b"")
     trainer, run = start("cut")
     run()
@@ -153,7 +155,7 @@ def test_checkpoints_are_rotated(start):
     for keep in (1, 3):
         trainer, run = start(f"keep-{keep}", keep_checkpoints=keep)
         run()
-        names = [path.stem for path in checkpoint.paths(trainer.out / "checkpoints")]
+        names = [path.stem for path in steps_in(trainer.out / "checkpoints")]
         assert names == ["step-16", "step-20", "step-24"][-keep:]
 
 
@@ -183,7 +185,7 @@ def test_best_weights_that_cannot_be_read_leave_the_last(start, monkeypatch, cap
     trainer, run = start("best")
 
     def measure(*_):
-        for path in (trainer.out / "checkpoints").glob("best*"):
+        for path in (trainer.out / "checkpoints").glob("best/*"):
             path.write_bytes(b"")
         return next(measured)
 

@@ -1,132 +1,223 @@
-"""Checkpoints: everything a run needs to go on bit by bit, whole or not at all, without pickles."""
+"""Checkpoints: everything a run needs to go on bit by bit, whole or not at all, without pickles.
 
-import json
-import os
-import re
-from dataclasses import dataclass
+They move between engines and numbers of ranks, because a tensor has its global name and shape whoever holds its parts.
+"""
+
+import contextlib
+import shutil
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException, DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mengya.errors import UserError
 from mengya.metrics import say
-from mengya.model.transformer import CausalLM
+from mengya.model.config import ModelConfig, to_hf
+from mengya.train.checkpoint_storage import Saved, Writer, hidden, reader, recover, remove, steps_in, verify
 
-_STATE = "checkpoint"
-"""Key of the file's metadata that holds the plain values."""
+__all__ = ["Checkpoints", "Saved", "read_weights"]
 
-
-@dataclass
-class Checkpoint:
-    step: int
-    """Steps that are done: the next one to take."""
-    tensors: dict[str, Tensor]
-    """Weights as `model.*`, optimizer moments as `optimizer.<moment>.*`, the random state as `rng`."""
-    state: dict
-    """Plain values of the run: guard, best held-out loss."""
+T = TypeVar("T")
 
 
-def capture(model: CausalLM, optimizer: torch.optim.Optimizer, step: int, state: dict) -> Checkpoint:
-    """References, not copies: save before the next step."""
-    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        del tensors["model.lm_head.weight"]
-    for name, parameter in model.named_parameters():
-        for moment, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{moment}.{name}"] = value
-    tensors["rng"] = torch.get_rng_state()
-    return Checkpoint(step, tensors, state)
+class Checkpoints:
+    """The checkpoints in one directory, which all ranks share. Construct and call on all ranks alike.
 
-
-def save(checkpoint: Checkpoint, path: Path) -> None:
-    """Write one file beside `path`, flush it to disk, rename it: a crash leaves the old one or the new one, whole.
-
-    OSError (a full disk, say) leaves the old one.
+    Tensors are named `model.<name>`, `optimizer.<moment>.<name>` and `rng.<rank>`. A plain tensor is the same on every
+    rank that gives it and is written by one of them; of a DTensor each rank writes its part. Replicas share the work.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    tensors = {name: t.detach().to("cpu").contiguous() for name, t in checkpoint.tensors.items()}
-    try:
-        save_file(tensors, partial, {_STATE: json.dumps({"step": checkpoint.step, "state": checkpoint.state})})
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except SafetensorError as error:
-        raise _as_os_error(error, path) from error
-    finally:
-        partial.unlink(missing_ok=True)
-    if os.name == "posix":  # elsewhere a directory cannot be flushed
-        descriptor = os.open(path.parent, os.O_RDONLY)
+
+    def __init__(self, root: Path, keep: int, shape: ModelConfig, asynchronous: bool):
+        """`keep`: so many of the newest `step-*` stay. `asynchronous`: `save` returns once the state is copied."""
+        self._root, self._keep = root, keep
+        self._config = to_hf(shape, "float32", None, None)
+        self._alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+        # Its own group: the writing thread must not get between the collectives of training.
+        self._group = None if self._alone else dist.new_group(backend="gloo")
+        self._main = self._alone or dist.get_rank() == 0
+        self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
+        self._pending: Future[None] | None = None
+        self._buffers: dict[str, Tensor] = {}
+
+    def save(self, name: str, step: int, tensors: Mapping[str, Tensor], state: dict) -> None:
+        """Write `name` ("step-40", "best"), replacing one of that name, and rotate.
+
+        A crash at any moment leaves the old or the new one, whole. OSError (a full disk, say) leaves the old one; when
+        asynchronous it comes from the next `save` or `wait`.
+        """
+        self.wait()
+        if self._thread is None:
+            self._write(name, step, tensors, state, _on_host)
+            return
+        staged = threading.Event()
+        device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+        def work() -> None:
+            if device is not None:  # a thread begins on device 0
+                torch.cuda.set_device(device)
+            self._write(name, step, tensors, state, lambda share: self._copy(share, staged))
+
+        self._pending = self._thread.submit(work)
+        self._pending.add_done_callback(lambda _: staged.set())
+        staged.wait()
+
+    def wait(self) -> None:
+        """Until the last save is on disk; raises its error."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, name: str, step: int, tensors: Mapping[str, Tensor], state: dict, stage: Callable) -> None:
+        path = self._root / name
+        writer = Writer(path, {"step": step, "state": state}, self._config, stage)
+        planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            with _plain_errors():
+                dcp.save(
+                    dict(tensors),
+                    storage_writer=writer,
+                    planner=planner,
+                    process_group=self._group,
+                    no_dist=self._alone,
+                )
+        except BaseException:
+            if self._main:  # all ranks have stopped writing
+                shutil.rmtree(hidden(path, "partial"), ignore_errors=True)
+            raise
+        if self._main:
+            for old in steps_in(self._root)[: -self._keep]:
+                remove(old)
+
+    def _copy(self, share: dict[str, Tensor], staged: threading.Event) -> dict[str, Tensor]:
+        """Copies in host memory that is used again at the next save."""
+        share = {name: tensor.detach() for name, tensor in share.items()}
+        for name, tensor in share.items():
+            buffer = self._buffers.get(name)
+            if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
+                buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+                self._buffers[name] = buffer
+            buffer.copy_(tensor, non_blocking=True)
+        if any(tensor.is_cuda for tensor in share.values()):
+            torch.cuda.synchronize()
+        staged.set()
+        return {name: self._buffers[name] for name in share}
+
+    def latest(self) -> Saved | None:
+        """The newest step checkpoint that is whole; damaged ones are named, deleted and passed over. None: begin anew.
+
+        Removes what a killed run left half done.
+        """
+        self.wait()
+        return self._from_main(self._latest)
+
+    def _latest(self) -> Saved | None:
+        recover(self._root)
+        for path in reversed(steps_in(self._root)):
+            try:
+                return verify(path)
+            except UserError as error:
+                say(f"passing over a damaged checkpoint: {error}")
+                remove(path)
+        return None
+
+    def find(self, name: str) -> Saved:
+        """The checkpoint of this name. UserError if it is not there or not whole."""
+        self.wait()
+        return self._from_main(lambda: verify(self._root / name))
+
+    def load(self, saved: Saved, tensors: Mapping[str, Tensor]) -> None:
+        """Fill `tensors` in place, whatever their device and sharding; each rank reads only what it needs.
+
+        UserError, before anything is changed, if names or shapes differ. Only random states may be missing on either
+        side, where the number of ranks has changed: those stay as they are.
+        """
+        wanted = {n: t for n, t in tensors.items() if n in saved.shapes or not n.startswith("rng.")}
+        shapes = {name: shape for rank in self._gather(_shapes(wanted)) for name, shape in rank.items()}
+        held = {name: shape for name, shape in saved.shapes.items() if name in shapes or not name.startswith("rng.")}
+        if shapes != held:
+            raise UserError(
+                f"the checkpoint {saved.path} belongs to a model of another shape ({_difference(held, shapes)}); "
+                "delete the unfinished run or change back"
+            )
+        _read(saved, wanted, self._group, self._alone)
+
+    def _gather(self, value: T) -> list[T]:
+        """`value` of every rank, on every rank."""
+        if self._alone:
+            return [value]
+        found: list[T] = [value] * dist.get_world_size()
+        dist.all_gather_object(found, value, self._group)
+        return found
+
+    def _from_main(self, function: Callable[[], T]) -> T:
+        """What `function` returns or raises on rank 0, on every rank."""
+        answer: list = [None, None]
+        if self._main:
+            try:
+                answer[0] = function()
+            except (UserError, OSError) as error:
+                answer[1] = error
+        if not self._alone:
+            dist.broadcast_object_list(answer, 0, self._group)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
 
 
-def _as_os_error(error: SafetensorError, path: Path) -> OSError:
-    """safetensors hides the system's error number in its message."""
-    number = re.search(r"os error (\d+)", str(error))
-    return OSError(int(number[1]), str(error), str(path)) if number else OSError(f"{path}: {error}")
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The whole weights in a checkpoint, by the model's own names, verified. UserError if it is damaged."""
+    saved = verify(path)
+    held = reader(saved).read_metadata().state_dict_metadata
+    weights = {
+        name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
+        for name, tensor in held.items()
+        if name.startswith("model.") and isinstance(tensor, TensorStorageMetadata)
+    }
+    _read(saved, weights, None, True)
+    return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
 
 
-def load(path: Path) -> Checkpoint:
-    """UserError if the file is not there or not whole."""
+def _on_host(share: dict[str, Tensor]) -> dict[str, Tensor]:
+    """No copy of what is there already."""
+    return {name: tensor.detach().to("cpu").contiguous() for name, tensor in share.items()}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _difference(held: dict[str, list[int]], wanted: dict[str, list[int]]) -> str:
+    lines = [f"{name}: not in the checkpoint" for name in wanted.keys() - held.keys()]
+    lines += [f"{name}: only in the checkpoint" for name in held.keys() - wanted.keys()]
+    common = sorted(held.keys() & wanted.keys())
+    lines += [f"{n}: {held[n]} in it, {wanted[n]} here" for n in common if held[n] != wanted[n]]
+    return "; ".join(sorted(lines)[:3]) + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")
+
+
+def _read(saved: Saved, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None, alone: bool) -> None:
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    with _plain_errors():
+        dcp.load(dict(tensors), storage_reader=reader(saved), planner=planner, process_group=group, no_dist=alone)
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """The error itself, of the lowest rank that has one, instead of torch's collection of them.
+
+    In a single process torch says each time that it assumes one: that is meant.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            content = json.loads((file.metadata() or {})[_STATE])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"the checkpoint {path} cannot be read ({error}); delete it to go on without it") from error
-    return Checkpoint(content["step"], tensors, content["state"])
-
-
-def restore_weights(checkpoint: Checkpoint, model: CausalLM) -> None:
-    """Put the weights back. UserError if they are of another shape."""
-    weights = {n.removeprefix("model."): t for n, t in checkpoint.tensors.items() if n.startswith("model.")}
-    # Prefixes meet here: the checkpoint's own `model.` and the decoder's.
-    if model.config.tie_word_embeddings:
-        weights["lm_head.weight"] = weights.get("model.embed_tokens.weight", torch.empty(0))
-    own = model.state_dict()
-    if {n: t.shape for n, t in weights.items()} != {n: t.shape for n, t in own.items()}:
-        raise UserError("the checkpoint belongs to a model of another shape; delete the unfinished run or change back")
-    model.load_state_dict(weights, strict=True)
-
-
-def restore(checkpoint: Checkpoint, model: CausalLM, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights, optimizer and random state back."""
-    restore_weights(checkpoint, model)
-    for name, parameter in model.named_parameters():
-        suffix = f".{name}"
-        moments = {
-            key.removeprefix("optimizer.").removesuffix(suffix): tensor
-            for key, tensor in checkpoint.tensors.items()
-            if key.startswith("optimizer.") and key.endswith(suffix) and key.count(".") == suffix.count(".") + 1
-        }
-        if moments:
-            # The fused optimizer wants its step counter there, too.
-            optimizer.state[parameter] = {moment: t.to(parameter.device) for moment, t in moments.items()}
-    torch.set_rng_state(checkpoint.tensors["rng"])
-
-
-def paths(root: Path) -> list[Path]:
-    """The step checkpoints below `root`, oldest first."""
-    return sorted(root.glob("step-*.safetensors"), key=lambda path: int(path.stem.removeprefix("step-")))
-
-
-def load_latest(root: Path) -> Checkpoint | None:
-    """The newest checkpoint that can be read; damaged ones are named, deleted and passed over. None: begin anew."""
-    for path in reversed(paths(root)):
-        try:
-            return load(path)
-        except UserError as error:
-            say(f"passing over a damaged checkpoint: {error}")
-            path.unlink(missing_ok=True)
-    return None
-
-
-def rotate(root: Path, keep: int) -> None:
-    """Delete all but the newest `keep` step checkpoints."""
-    for old in paths(root)[:-keep]:
-        old.unlink()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            yield
+    except CheckpointException as error:
+        raise error.failures[min(error.failures)][0] from error

@@ -1,4 +1,4 @@
-"""The shape of a dense model, in Hugging Face's names, and its two spellings in config.json (Llama, Qwen3)."""
+"""The shape of a model, in Hugging Face's names, and its spellings in config.json."""
 
 import dataclasses
 from typing import Any, Literal
@@ -37,13 +37,18 @@ class RopeScaling:
 
 @config
 class ModelConfig:
-    """A dense decoder. With `qk_norm` it is written as Qwen3, otherwise as Llama."""
+    """A decoder, dense or with experts.
+
+    Dense, it is written as Qwen3 with `qk_norm`, otherwise as Llama; with experts as Ernie-4.5-MoE if their weights are
+    normalised, otherwise as Qwen2-MoE.
+    """
 
     hidden_size: Count
     num_hidden_layers: Count
     num_attention_heads: Count
     num_key_value_heads: Count
     intermediate_size: Count
+    """Width of the dense feed-forward layers."""
     max_position_embeddings: Count
     """The longest context."""
     vocab_size: Natural = 0
@@ -59,6 +64,18 @@ class ModelConfig:
     rope_theta: Positive = 10_000.0
     rope_scaling: RopeScaling | None = None
     initializer_range: Positive = 0.02
+    num_experts: Natural = 0
+    """Routed experts of each MoE layer; 0: a dense model."""
+    num_experts_per_tok: Natural = 0
+    """Routed experts that each token takes."""
+    moe_intermediate_size: Natural = 0
+    """Width of one expert."""
+    n_shared_experts: Natural = 0
+    """Experts that every token takes as well, fused into one of that many times the width."""
+    first_k_dense_replace: Natural = 0
+    """As many first layers are dense."""
+    norm_topk_prob: bool = True
+    """The weights of a token's routed experts add up to 1; if not, they are the router's probabilities."""
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":
@@ -73,7 +90,32 @@ class ModelConfig:
             raise ValueError(f"head_dim={self.head_dim} must be even for rotary embeddings")
         if self.qk_norm and self.mlp_bias:
             raise ValueError("mlp_bias=true with qk_norm=true exists in no published architecture; drop one of them")
+        if self.num_experts:
+            self._check_experts()
+        else:
+            idle = [name for name in _OF_EXPERTS if getattr(self, name) != _OF_EXPERTS[name]]
+            if idle:
+                raise ValueError(f"{idle[0]}={getattr(self, idle[0])} needs experts; set num_experts, or remove it")
         return self
+
+    def _check_experts(self) -> None:
+        routed, taken, dense = self.num_experts, self.num_experts_per_tok, self.first_k_dense_replace
+        if not 1 <= taken <= routed:
+            raise ValueError(f"num_experts_per_tok={taken} must be between 1 and num_experts={routed}")
+        if not self.moe_intermediate_size:
+            raise ValueError(f"num_experts={routed} needs moe_intermediate_size, the width of one expert, e.g. 256")
+        if dense >= self.num_hidden_layers:
+            raise ValueError(
+                f"first_k_dense_replace={dense} leaves no layer of num_hidden_layers={self.num_hidden_layers} for the "
+                "experts; lower it, or set num_experts=0"
+            )
+        for name in ("qk_norm", "attention_bias", "mlp_bias"):
+            if getattr(self, name):
+                raise ValueError(f"{name}=true with experts exists in no format that we write; remove it")
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether layer number `layer` is a mixture of experts."""
+        return self.num_experts > 0 and layer >= self.first_k_dense_replace
 
     def for_tokenizer(self, vocab_size: int) -> "ModelConfig":
         """This shape with at least `vocab_size` embedding rows."""
@@ -84,18 +126,60 @@ class ModelConfig:
         return dataclasses.replace(self, vocab_size=self.vocab_size or vocab_size)
 
 
-# Fields that mean and are named the same in both architectures' config.json.
+# What says something about experts, and its value in a dense model.
+_OF_EXPERTS: dict[str, object] = {
+    "num_experts_per_tok": 0,
+    "moe_intermediate_size": 0,
+    "n_shared_experts": 0,
+    "first_k_dense_replace": 0,
+    "norm_topk_prob": True,
+}
+
+
+# ---- config.json -----------------------------------------------------------------------------------------------------
+
+# Fields that mean and are named the same in all architectures.
 _SAME = (
     "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size "
-    "max_position_embeddings tie_word_embeddings attention_bias rms_norm_eps initializer_range"
+    "max_position_embeddings tie_word_embeddings rms_norm_eps initializer_range"
 ).split()
+
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+}
+"""model_type -> class in transformers, of every family that we read and write."""
+
+# What transformers assumes where config.json is silent.
+_ASSUMED: dict[str, dict] = {
+    "llama": {"vocab_size": 32000, "max_position_embeddings": 2048},
+    "qwen3": {"vocab_size": 151936, "max_position_embeddings": 32768, "head_dim": 128},
+    "ernie4_5_moe": {
+        "vocab_size": 103424,
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500_000.0,
+    },
+    "qwen2_moe": {"vocab_size": 151936, "max_position_embeddings": 32768},
+}
+
+
+def model_type(shape: ModelConfig) -> str:
+    """The family that a model of this shape is written as."""
+    if shape.num_experts:
+        return "ernie4_5_moe" if shape.norm_topk_prob else "qwen2_moe"
+    return "qwen3" if shape.qk_norm else "llama"
 
 
 def to_hf(shape: ModelConfig, dtype: str, eos_token_id: int | list[int] | None, pad_token_id: int | None) -> dict:
     """The content of config.json; `rope_theta` and `rope_scaling` are for readers older than transformers 5."""
+    kind = model_type(shape)
     out: dict = {
-        "architectures": ["Qwen3ForCausalLM" if shape.qk_norm else "LlamaForCausalLM"],
-        "model_type": "qwen3" if shape.qk_norm else "llama",
+        "architectures": [ARCHITECTURES[kind]],
+        "model_type": kind,
         "hidden_act": "silu",
         "attention_dropout": 0.0,
         "use_cache": True,
@@ -106,8 +190,7 @@ def to_hf(shape: ModelConfig, dtype: str, eos_token_id: int | list[int] | None, 
         "pad_token_id": pad_token_id,
     }
     out |= {name: getattr(shape, name) for name in _SAME}
-    if not shape.qk_norm:
-        out["mlp_bias"] = shape.mlp_bias
+    out |= {"llama": _to_llama, "qwen3": _to_qwen3, "ernie4_5_moe": _to_ernie, "qwen2_moe": _to_qwen2_moe}[kind](shape)
     rope: dict = {"rope_type": "default"}
     if shape.rope_scaling:
         rope = {k: v for k, v in dataclasses.asdict(shape.rope_scaling).items() if v is not None}
@@ -117,40 +200,112 @@ def to_hf(shape: ModelConfig, dtype: str, eos_token_id: int | list[int] | None, 
     return out
 
 
+def _to_llama(shape: ModelConfig) -> dict:
+    return {"attention_bias": shape.attention_bias, "mlp_bias": shape.mlp_bias}
+
+
+def _to_qwen3(shape: ModelConfig) -> dict:
+    return {"attention_bias": shape.attention_bias}
+
+
+def _to_ernie(shape: ModelConfig) -> dict:
+    return {
+        "use_bias": False,
+        "moe_num_experts": shape.num_experts,
+        "moe_k": shape.num_experts_per_tok,
+        "moe_intermediate_size": shape.moe_intermediate_size,
+        "moe_num_shared_experts": shape.n_shared_experts,
+        "moe_layer_start_index": shape.first_k_dense_replace,
+        "moe_layer_end_index": shape.num_hidden_layers - 1,
+        "moe_layer_interval": 1,
+        "moe_norm_min": 1e-12,
+        "output_router_logits": False,
+    }
+
+
+def _to_qwen2_moe(shape: ModelConfig) -> dict:
+    return {
+        "num_experts": shape.num_experts,
+        "num_experts_per_tok": shape.num_experts_per_tok,
+        "norm_topk_prob": shape.norm_topk_prob,
+        "moe_intermediate_size": shape.moe_intermediate_size,
+        "shared_expert_intermediate_size": shape.n_shared_experts * shape.moe_intermediate_size,
+        "mlp_only_layers": list(range(shape.first_k_dense_replace)),
+        "decoder_sparse_step": 1,
+        "qkv_bias": True,  # all zero; vLLM reads biases without asking
+        "use_sliding_window": False,
+        "output_router_logits": False,
+    }
+
+
+def _from_llama(hf: dict) -> dict:
+    return {"attention_bias": bool(hf.get("attention_bias")), "mlp_bias": bool(hf.get("mlp_bias"))}
+
+
+def _from_qwen3(hf: dict) -> dict:
+    return {"attention_bias": bool(hf.get("attention_bias")), "qk_norm": True}
+
+
+def _from_ernie(hf: dict) -> dict:
+    if hf.get("use_bias"):
+        raise ValueError("use_bias=true is not supported with experts")
+    last, layers = hf.get("moe_layer_end_index", -1), hf["num_hidden_layers"]
+    if last not in (-1, layers - 1) or hf.get("moe_layer_interval", 1) != 1:
+        raise ValueError("only the first layers may be dense (moe_layer_end_index=-1, moe_layer_interval=1)")
+    return {
+        "num_experts": hf.get("moe_num_experts", 64),
+        "num_experts_per_tok": hf.get("moe_k", 6),
+        "moe_intermediate_size": hf.get("moe_intermediate_size", 1536),
+        "n_shared_experts": hf.get("moe_num_shared_experts", 2),
+        "first_k_dense_replace": hf.get("moe_layer_start_index", 1),
+    }
+
+
+def _from_qwen2_moe(hf: dict) -> dict:
+    dense = sorted(hf.get("mlp_only_layers") or [])
+    if dense != list(range(len(dense))) or hf.get("decoder_sparse_step", 1) != 1:
+        raise ValueError("only the first layers may be dense (mlp_only_layers=[0, 1, ...], decoder_sparse_step=1)")
+    width, shared = hf.get("moe_intermediate_size", 1408), hf.get("shared_expert_intermediate_size", 5632)
+    if width and shared % width:
+        raise ValueError(f"shared_expert_intermediate_size={shared} is not a multiple of moe_intermediate_size={width}")
+    return {
+        "num_experts": hf.get("num_experts", 60),
+        "num_experts_per_tok": hf.get("num_experts_per_tok", 4),
+        "norm_topk_prob": bool(hf.get("norm_topk_prob")),
+        "moe_intermediate_size": width,
+        "n_shared_experts": shared // width if width else 0,
+        "first_k_dense_replace": len(dense),
+    }
+
+
 def from_hf(hf: dict, source: str) -> ModelConfig:
-    """The reverse of `to_hf`; also reads what transformers 4 and 5 write for Llama and Qwen3.
+    """The reverse of `to_hf`; also reads what transformers 4 and 5 write for these families.
 
     `source` names the directory in errors. Raises UserError for other architectures or settings that we do not have.
     """
-    model_type = hf.get("model_type")
-    if model_type not in ("llama", "qwen3"):
-        raise UserError(f"{source}: model_type {model_type!r} is not implemented natively; use a llama or qwen3 model")
+    kind = hf.get("model_type")
+    if kind not in ARCHITECTURES:
+        raise UserError(
+            f"{source}: model_type {kind!r} is not implemented natively; use one of {', '.join(ARCHITECTURES)}"
+        )
     if hf.get("hidden_act", "silu") != "silu":
         raise UserError(f"{source}: hidden_act={hf['hidden_act']!r} is not supported, only silu")
     if hf.get("use_sliding_window"):
         raise UserError(f"{source}: sliding-window attention is not supported; set use_sliding_window to false")
-    defaults = {
-        "llama": {"vocab_size": 32000, "rms_norm_eps": 1e-6, "max_position_embeddings": 2048},
-        "qwen3": {"vocab_size": 151936, "rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "head_dim": 128},
-    }[model_type]
-    values: dict = {name: hf.get(name, defaults.get(name)) for name in _SAME}
+    assumed = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "rope_theta": 10_000.0} | _ASSUMED[kind]
+    values: dict = {name: hf.get(name, assumed.get(name)) for name in _SAME}
     values["num_key_value_heads"] = values["num_key_value_heads"] or values["num_attention_heads"]
     values["tie_word_embeddings"] = bool(values["tie_word_embeddings"])
     values = {name: value for name, value in values.items() if value is not None}
     rope = dict(hf.get("rope_parameters") or {}) or dict(hf.get("rope_scaling") or {})
-    theta = rope.pop("rope_theta", None) or hf.get("rope_theta") or 10_000.0
-    kind: Any = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    theta = rope.pop("rope_theta", None) or hf.get("rope_theta") or assumed["rope_theta"]
+    scaled: Any = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
     if rope.pop("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"{source}: partial rotary embeddings are not supported")
+    special = {"llama": _from_llama, "qwen3": _from_qwen3, "ernie4_5_moe": _from_ernie, "qwen2_moe": _from_qwen2_moe}
     try:
-        scaling = None if kind == "default" else RopeScaling(rope_type=kind, **rope)
-        return ModelConfig(
-            **values,
-            qk_norm=model_type == "qwen3",
-            mlp_bias=bool(hf.get("mlp_bias")) and model_type == "llama",
-            rope_theta=theta,
-            rope_scaling=scaling,
-        )
-    except (ValueError, TypeError) as error:
+        scaling = None if scaled == "default" else RopeScaling(rope_type=scaled, **rope)
+        return ModelConfig(**values, **special[kind](hf), rope_theta=theta, rope_scaling=scaling)
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{source}: config.json does not describe a model that we implement: {error}") from error

@@ -8,15 +8,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mengya.errors import UserError
-from mengya.model.config import ModelConfig, from_hf, to_hf
+from mengya.model.config import ModelConfig, from_hf, model_type, to_hf
+from mengya.model.families import from_disk, to_disk
+from mengya.model.moe import Router
 from mengya.model.transformer import CausalLM
 
 WEIGHTS = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"
 
 
-def read_config(directory: Path) -> ModelConfig:
-    """The shape that config.json describes; UserError if the directory is no model of ours."""
+def _read_json(directory: Path) -> dict:
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise UserError(f"{directory} is no model directory (it has no config.json); give one that a stage wrote")
@@ -26,7 +27,12 @@ def read_config(directory: Path) -> ModelConfig:
         raise UserError(f"{path} is not valid JSON ({error}); copy the model again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} does not hold an object; copy the model again")
-    return from_hf(content, str(directory))
+    return content
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """The shape that config.json describes; UserError if the directory is no model of ours."""
+    return from_hf(_read_json(directory), str(directory))
 
 
 def _read_weights(directory: Path) -> dict[str, torch.Tensor]:
@@ -51,6 +57,7 @@ def load_weights(model: CausalLM, directory: Path) -> None:
     if model.config.tie_word_embeddings:
         state.setdefault("lm_head.weight", state.get("model.embed_tokens.weight", torch.empty(0)))
     state = {name: tensor for name, tensor in state.items() if not name.endswith("rotary_emb.inv_freq")}
+    state = from_disk(state, model.config, _read_json(directory)["model_type"], str(directory))
     own = model.state_dict()
     wrong = [f"{n}: missing" for n in own if n not in state] + [f"{n}: unexpected" for n in state if n not in own]
     wrong += [
@@ -67,15 +74,28 @@ def load_weights(model: CausalLM, directory: Path) -> None:
 
 
 def load_model(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> CausalLM:
-    """A model from any Llama or Qwen3 directory, in evaluation mode."""
+    """A model from any directory of a family that we implement, in evaluation mode. Routers stay float32."""
     config = read_config(directory)
     with torch.device("meta"):
         model = CausalLM(config)
-    model = model.to(dtype).to_empty(device=device)
+    model = model.to(dtype)
+    _widen_routers(model)
+    model.to_empty(device=device)
     if config.tie_word_embeddings:  # to_empty gives each name its own storage
         model.lm_head.weight = model.model.embed_tokens.weight
     load_weights(model, directory)
     return model.eval()
+
+
+def _widen_routers(model: CausalLM) -> None:
+    """Rounded to half precision, close decisions between experts would fall differently."""
+    for module in model.modules():
+        if isinstance(module, Router):
+            module.float()
+
+
+def _narrows(name: str) -> bool:
+    return ".mlp.gate." not in name
 
 
 def save_model(
@@ -88,11 +108,12 @@ def save_model(
     """Write config.json, model.safetensors and generation_config.json; `dtype` None keeps that of the weights."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    state = {name: t.detach().to("cpu", dtype).contiguous() for name, t in model.state_dict().items()}
+    state = {name: t.detach().to("cpu", dtype if _narrows(name) else None) for name, t in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         del state["lm_head.weight"]
-    save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
-    name = str(next(iter(state.values())).dtype).removeprefix("torch.")
+    name = str(state["model.embed_tokens.weight"].dtype).removeprefix("torch.")
+    state = to_disk(state, model.config, model_type(model.config))
+    save_file({n: t.contiguous() for n, t in state.items()}, directory / WEIGHTS, metadata={"format": "pt"})
     config = to_hf(model.config, name, eos_token_id, pad_token_id)
     generation: dict = {"bos_token_id": None, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
     generation |= {"do_sample": True, "temperature": 0.7, "top_p": 0.9}

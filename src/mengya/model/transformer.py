@@ -1,4 +1,4 @@
-"""The dense decoder of the Llama and Qwen3 families, with Hugging Face's parameter names.
+"""The decoder of the Llama, Qwen3, Ernie-4.5-MoE and Qwen2-MoE families, with Hugging Face's parameter names.
 
 Pre-norm residual blocks of RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467), rotary grouped-query attention
 (Ainslie et al. 2023, arXiv:2305.13245) and SwiGLU (Shazeer 2020, arXiv:2002.05202), as in Llama 2 (arXiv:2307.09288)
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mengya.model.attention import document_mask, packed_attention, uses_kernel
 from mengya.model.cache import KVCache
 from mengya.model.config import ModelConfig
+from mengya.model.moe import MoE, Routing
 from mengya.model.rope import RotaryEmbedding, apply_rotary
 
 Tables = tuple[Tensor, Tensor]
@@ -86,9 +87,9 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, inner: int):
         super().__init__()
-        size, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        size, bias = config.hidden_size, config.mlp_bias
         self.gate_proj = nn.Linear(size, inner, bias=bias)
         self.up_proj = nn.Linear(size, inner, bias=bias)
         self.down_proj = nn.Linear(inner, size, bias=bias)
@@ -98,21 +99,34 @@ class MLP(nn.Module):
         return project(F.silu(gate) * up, self.down_proj)[0]
 
 
+def _feed_forward(config: ModelConfig, layer: int) -> MLP | MoE:
+    if not config.has_experts(layer):
+        return MLP(config, config.intermediate_size)
+    shared = config.n_shared_experts * config.moe_intermediate_size
+    return MoE(config, MLP(config, shared) if shared else None)
+
+
 class DecoderLayer(nn.Module):
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.self_attn = Attention(config)
-        self.mlp = MLP(config)
+        self.mlp = _feed_forward(config, layer)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rope: Tables, starts: Tensor | None, mask: Tensor | None) -> Tensor:
+    def _add_mlp(self, x: Tensor) -> tuple[Tensor, Routing | None]:
+        out = self.mlp(self.post_attention_layernorm(x))
+        return (x + out[0], out[1]) if isinstance(self.mlp, MoE) else (x + out, None)
+
+    def forward(
+        self, x: Tensor, rope: Tables, starts: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Routing | None]:
         x = x + self.self_attn(self.input_layernorm(x), rope, starts, mask)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        return self._add_mlp(x)
 
     def decode(self, x: Tensor, rope: Tables, mask: Tensor | None, cache: KVCache, layer: int) -> Tensor:
         x = x + self.self_attn.decode(self.input_layernorm(x), rope, mask, cache, layer)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        return self._add_mlp(x)[0]
 
 
 class Decoder(nn.Module):
@@ -121,7 +135,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rope = RotaryEmbedding(config)
         self.head_dim = config.head_dim
@@ -136,19 +150,11 @@ class Decoder(nn.Module):
         cache: KVCache | None = None,
     ) -> Tensor:
         """(B, T) ids -> (B, T, hidden_size). `starts` (B, T): column of the first token of each token's document."""
-        if position_ids is None:
-            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-            if cache is not None:
-                position_ids = position_ids + cache.lengths[:, None]
-        x: Tensor = self.embed_tokens(input_ids)
-        x = x.to(self.compute_dtype or x.dtype)
-        rope = self.rope(position_ids)
         if cache is None:
-            served = uses_kernel(x.device.type, x.dtype, self.head_dim)
-            mask = None if starts is None or served else document_mask(starts)
-            for layer in self.layers:
-                x = layer(x, rope, starts, mask)
-            return self.norm(x)
+            return self.routed(input_ids, position_ids, starts)[0]
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device) + cache.lengths[:, None]
+        x, rope = self._embed(input_ids, position_ids)
         cache.check_room(input_ids.shape[1])
         mask = cache.mask(input_ids.shape[1])
         for index, layer in enumerate(self.layers):
@@ -156,9 +162,29 @@ class Decoder(nn.Module):
         cache.advance(input_ids.shape[1])
         return self.norm(x)
 
+    def routed(
+        self, input_ids: Tensor, position_ids: Tensor | None = None, starts: Tensor | None = None
+    ) -> tuple[Tensor, list[Routing]]:
+        """As forward without a cache, and the decisions of every router, for the losses that train them."""
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        x, rope = self._embed(input_ids, position_ids)
+        served = uses_kernel(x.device.type, x.dtype, self.head_dim)
+        mask = None if starts is None or served else document_mask(starts)
+        routings = []
+        for layer in self.layers:
+            x, routing = layer(x, rope, starts, mask)
+            if routing is not None:
+                routings.append(routing)
+        return self.norm(x), routings
+
+    def _embed(self, input_ids: Tensor, position_ids: Tensor) -> tuple[Tensor, Tables]:
+        x: Tensor = self.embed_tokens(input_ids)
+        return x.to(self.compute_dtype or x.dtype), self.rope(position_ids)
+
 
 class CausalLM(nn.Module):
-    """A language model; state-dict names are those of LlamaForCausalLM and Qwen3ForCausalLM."""
+    """A language model; state-dict names are those of transformers' classes in memory."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -192,7 +218,7 @@ class CausalLM(nn.Module):
             elif name.endswith(".bias"):
                 parameter.zero_()
             else:
-                residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                residual = name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj"))
                 scale = std / math.sqrt(2 * self.config.num_hidden_layers) if residual else std
                 parameter.normal_(0.0, scale, generator=generator)
 
@@ -203,14 +229,25 @@ def count_parameters(config: ModelConfig) -> int:
         return sum(p.numel() for p in CausalLM(config).parameters())
 
 
+def count_active_parameters(config: ModelConfig) -> int:
+    """Those that one token passes through: without the routed experts that it does not take."""
+    c = config
+    idle = (c.num_experts - c.num_experts_per_tok) * 3 * c.hidden_size * c.moe_intermediate_size
+    return count_parameters(c) - sum(map(c.has_experts, range(c.num_hidden_layers))) * idle
+
+
 def flops_per_token(config: ModelConfig, context: float) -> float:
     """Floating-point operations of one training token (forward and backward), `context` keys seen on average.
 
-    6 for each parameter of a matrix product (the embedding look-up is none, the output projection is one) plus
+    6 for each active parameter of a matrix product (the embedding look-up is none, the output projection is one) plus
     12 x layers x attention width x context, as in PaLM's appendix B (Chowdhery et al. 2022, arXiv:2204.02311).
     """
     c = config
     inner, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    layer = c.hidden_size * (2 * inner + 2 * kv + 3 * c.intermediate_size)
-    products = c.num_hidden_layers * layer + c.hidden_size * c.vocab_size
+    attention = c.hidden_size * (2 * inner + 2 * kv)
+    expert = 3 * c.hidden_size * c.moe_intermediate_size
+    sparse = c.hidden_size * c.num_experts + (c.num_experts_per_tok + c.n_shared_experts) * expert
+    dense = 3 * c.hidden_size * c.intermediate_size
+    layers = [attention + (sparse if c.has_experts(i) else dense) for i in range(c.num_hidden_layers)]
+    products = sum(layers) + c.hidden_size * c.vocab_size
     return 6.0 * products + 12.0 * c.num_hidden_layers * inner * context

@@ -1,0 +1,207 @@
+"""Mixture of experts: a router, fine-grained routed experts and shared ones, as in DeepSeekMoE (arXiv:2401.06066).
+
+The (token, expert) pairs are sorted once, so that each product is one grouped matrix product over all experts; no token
+is dropped, and no scatter-add with an order of its own stands in the way of runs that repeat bit by bit.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mengya.model.config import ModelConfig
+
+
+class Routing(NamedTuple):
+    """What the router of one layer decided, for the losses that keep the experts equally loaded."""
+
+    logits: Tensor
+    """(B, T, experts) float32, before the softmax."""
+    experts: Tensor
+    """(B, T, num_experts_per_tok) int64, the selected experts."""
+
+
+# ---- grouped matrix products -----------------------------------------------------------------------------------------
+
+
+def _served(*tensors: Tensor) -> bool:
+    """Whether `torch.nn.functional.grouped_mm` takes these: its rows must be multiples of 16 bytes."""
+    kinds = (torch.bfloat16, torch.float16, torch.float32)
+    return all(t.dtype in kinds and t.shape[-1] * t.element_size() % 16 == 0 for t in tensors)
+
+
+@torch.library.custom_op("mengya::grouped_linear", mutates_args=())
+def _grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    if _served(x, weight, weight.mT):
+        return F.grouped_mm(x, weight.mT, offs=ends)
+    groups = zip(x.tensor_split(ends[:-1].tolist()), weight, strict=True)
+    return torch.cat([rows @ matrix.T for rows, matrix in groups])
+
+
+@_grouped_linear.register_fake
+def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+@torch.library.custom_op("mengya::grouped_linear_backward", mutates_args=())
+def _grouped_linear_backward(grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    if _served(x, grad, weight, weight.mT):
+        grad = grad.contiguous()
+        return F.grouped_mm(grad, weight, offs=ends), F.grouped_mm(grad.T, x, offs=ends)
+    cuts = ends[:-1].tolist()
+    grads, rows = grad.tensor_split(cuts), x.tensor_split(cuts)
+    grad_x = torch.cat([g @ matrix for g, matrix in zip(grads, weight, strict=True)])
+    return grad_x, torch.stack([g.T @ r for g, r in zip(grads, rows, strict=True)])
+
+
+@_grouped_linear_backward.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+
+
+def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, grad: Tensor) -> tuple:
+    return *torch.ops.mengya.grouped_linear_backward(grad, *ctx.saved_tensors), None
+
+
+_grouped_linear.register_autograd(_differentiate, setup_context=_save)
+
+
+def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Each group of rows times its own matrix: (M, I), (E, O, I) -> (M, O).
+
+    Group e is the rows ends[e - 1] .. ends[e] - 1; `ends` (E,) int32, the last one M. Empty groups are fine.
+    """
+    return torch.ops.mengya.grouped_linear(x, weight, ends)
+
+
+# ---- to the experts and back -----------------------------------------------------------------------------------------
+
+
+def _spread(x: Tensor, order: Tensor, copies: int) -> Tensor:
+    return x[order // copies if copies > 1 else order]
+
+
+def _gather(y: Tensor, places: Tensor, copies: int) -> Tensor:
+    y = y[places]
+    return y.unflatten(0, (-1, copies)).sum(1) if copies > 1 else y
+
+
+class _Dispatch(torch.autograd.Function):
+    """Rows of x (N, ...) in the order of the pairs: (N * copies, ...); pair p belongs to row p // copies.
+
+    `order` (M,) lists the pairs as they are sorted, `places` is its inverse. The gradient gathers, too, where autograd
+    would add into rows in an order of its own.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, places: Tensor, copies: int) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.copies = copies
+        return _spread(x, order, copies)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return _gather(grad, ctx.saved_tensors[0], ctx.copies), None, None, None
+
+
+class _Combine(torch.autograd.Function):
+    """The transpose of _Dispatch: the sum of each row's copies."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, order: Tensor, places: Tensor, copies: int) -> Tensor:
+        ctx.save_for_backward(order)
+        ctx.copies = copies
+        return _gather(y, places, copies)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        return _spread(grad, ctx.saved_tensors[0], ctx.copies), None, None, None
+
+
+# ---- modules ---------------------------------------------------------------------------------------------------------
+
+
+class Statics(nn.Module):
+    """What training sets without a gradient."""
+
+    e_score_correction_bias: Tensor
+
+    def __init__(self, experts: int):
+        super().__init__()
+        self.register_buffer("e_score_correction_bias", torch.zeros(1, experts))
+
+
+class Router(nn.Module):
+    """Softmax over all experts, of which each token takes the best few.
+
+    A normalised router has a selection bias (DeepSeek-V3, arXiv:2412.19437, section 2.1.2): it is added to the
+    probabilities where experts are selected, not where their outputs are weighted.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.top_k, self.normalised = config.num_experts_per_tok, config.norm_topk_prob
+        self.weight = nn.Parameter(torch.empty(config.num_experts, config.hidden_size))
+        if self.normalised:
+            self.moe_statics = Statics(config.num_experts)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, C) -> logits (N, experts) float32; the selected experts (N, top_k) and their weights, float32."""
+        logits = F.linear(x.float(), self.weight.float())
+        probabilities = logits.softmax(-1)
+        if not self.normalised:
+            weights, experts = probabilities.topk(self.top_k, dim=-1)
+            return logits, experts, weights
+        preference = probabilities.detach() + self.moe_statics.e_score_correction_bias.float()
+        experts = preference.topk(self.top_k, dim=-1).indices
+        weights = probabilities.gather(-1, experts)
+        return logits, experts, weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
+
+
+class Experts(nn.Module):
+    """The SwiGLU weights of all routed experts, gate and up in one."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        experts, size, inner = config.num_experts, config.hidden_size, config.moe_intermediate_size
+        self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * inner, size))
+        self.down_proj = nn.Parameter(torch.empty(experts, size, inner))
+
+    def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
+        """x (N, C), experts and weights (N, k) -> the weighted sum of the experts' outputs (N, C)."""
+        top_k = experts.shape[1]
+        chosen, order = experts.flatten().sort(stable=True)
+        places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+        every = torch.arange(len(self.down_proj), device=chosen.device)
+        ends = torch.searchsorted(chosen, every, right=True, out_int32=True)
+        rows = _Dispatch.apply(x, order, places, top_k)
+        gate, up = grouped_linear(rows, self.gate_up_proj.to(x.dtype), ends).chunk(2, dim=-1)
+        # An expert's output is linear in what enters its last product, so its weight is applied here, where it is free.
+        weight = _Dispatch.apply(weights.to(x.dtype).flatten(), order, places, 1)
+        inner = F.silu(gate) * up * weight[:, None]
+        out = grouped_linear(inner, self.down_proj.to(x.dtype), ends)
+        return _Combine.apply(out, order, places, top_k)
+
+
+class MoE(nn.Module):
+    """`shared`: what every token passes through as well, ungated."""
+
+    def __init__(self, config: ModelConfig, shared: nn.Module | None):
+        super().__init__()
+        self.gate = Router(config)
+        self.experts = Experts(config)
+        self.shared_experts = shared
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
+        """(B, T, C) -> (B, T, C) and the router's decisions."""
+        flat = x.flatten(0, 1)
+        logits, experts, weights = self.gate(flat)
+        out = self.experts(flat, experts, weights)
+        if self.shared_experts is not None:
+            out = out + self.shared_experts(flat)
+        return out.view_as(x), Routing(logits.unflatten(0, x.shape[:2]), experts.unflatten(0, x.shape[:2]))

@@ -1,111 +1,176 @@
-"""Checkpoints: bitwise, whole or not at all, rotated, and without pickles."""
+"""Checkpoints: bitwise, whole or not at all, rotated, without pickles, and from any number of ranks to any other."""
 
-import builtins
-import contextlib
+import json
 import os
 import resource
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from mengya.errors import UserError
-from mengya.train import checkpoint
-from mengya.train.checkpoint import (
-    Checkpoint,
-    capture,
-    load,
-    load_latest,
-    paths,
-    restore,
-    restore_weights,
-    rotate,
-    save,
-)
-from mengya.train.optimizer import make_adamw
+from mengya.model.config import from_hf
+from mengya.train import checkpoint_storage
+from mengya.train.checkpoint import Checkpoints, read_weights
+
+SCRIPT = Path(__file__).parent / "two_ranks.py"
+RANKS = runpy.run_path(str(SCRIPT))
+SHAPE, check_equal = RANKS["SHAPE"], RANKS["check_equal"]
+BOTH = pytest.mark.parametrize("asynchronous", [False, True])
+NEW_AND_REPLACED = pytest.mark.parametrize(("name", "asynchronous"), [("step-2", True), ("best", False)])
 
 
-def adamw(model):
-    return make_adamw(model, 1e-2, (0.9, 0.95), 1e-8, 0.1)
+def odd_state():
+    """Tensors of every kind that a run has."""
+    large = torch.randn(6, 8)
+    return {
+        "model.weight": large,
+        "model.transposed": torch.randn(3, 5).t(),
+        "model.slice": torch.randn(9, 4)[2:5],
+        "model.column": torch.randn(9, 4)[:, 1],
+        "model.half": torch.randn(4).bfloat16(),
+        "model.empty": torch.empty(0, 4),
+        "model.parameter": torch.nn.Parameter(torch.randn(3)),
+        "optimizer.step.weight": torch.tensor(7.0),
+        "optimizer.count.weight": torch.tensor(3),
+        "optimizer.exp_avg.weight": large.double(),
+        "rng.0": torch.get_rng_state(),
+    }
 
 
-def steps(model, optimizer, count):
-    """Updates that depend on weights, moments and random state alike."""
-    for _ in range(count):
-        ids = torch.randint(50, (2, 16))
-        model(ids).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+def blank(tensors):
+    return {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in tensors.items()}
 
 
-def bits(model, optimizer):
-    found = {n: p.detach().clone() for n, p in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        found |= {f"{name}/{key}": t.clone() for key, t in optimizer.state.get(parameter, {}).items()}
-    return found | {"rng": torch.get_rng_state()}
+def make(root, keep=2, asynchronous=False):
+    return Checkpoints(root, keep, SHAPE, asynchronous)
 
 
-def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]), name
+def save(root, step, name="", keep=5):
+    """A small checkpoint whose weights are its step."""
+    tensors = {"model.x": torch.full((1000,), float(step)), "rng.0": torch.get_rng_state()}
+    make(root, keep).save(name or f"step-{step}", step, tensors, {"value": step})
 
 
-def small(step=1, value=0.0, **state):
-    return Checkpoint(step, {"model.x": torch.full((1000,), value), "rng": torch.get_rng_state()}, state)
+def value(root, saved):
+    found = {"model.x": torch.zeros(1000)}
+    make(root).load(saved, found)
+    assert (found["model.x"] == found["model.x"][0]).all()
+    return int(found["model.x"][0])
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("frozen", [True, False])
-def test_round_trip_is_bitwise_and_goes_on_bitwise(make_model, tmp_path, tied, frozen):
-    def build():
-        model = make_model(tie_word_embeddings=tied, attention_bias=True)
-        model.model.embed_tokens.weight.requires_grad_(not frozen)
-        return model, adamw(model)
+def names(root):
+    return sorted(path.name for path in root.iterdir())
 
-    model, optimizer = build()
-    torch.manual_seed(5)
-    steps(model, optimizer, 3)
+
+@BOTH
+def test_round_trip_is_bitwise_and_in_place(tmp_path, asynchronous):
+    checkpoints, tensors = make(tmp_path, 2, asynchronous), odd_state()
     state = {"best": 0.1 + 0.2, "guard": {"mean_norm": 1 / 3}, "none": None}
-    save(capture(model, optimizer, 3, state), tmp_path / "step-3.safetensors")
-    saved = bits(model, optimizer)
-    steps(model, optimizer, 4)
-    wanted = bits(model, optimizer)
-
-    torch.manual_seed(99)
-    model, optimizer = build()
-    found = load(tmp_path / "step-3.safetensors")
-    restore(found, model, optimizer)
-    assert (found.step, found.state) == (3, state)
-    assert_equal(bits(model, optimizer), saved)
-    steps(model, optimizer, 4)
-    assert_equal(bits(model, optimizer), wanted)
-    assert (model.lm_head.weight is model.model.embed_tokens.weight) == tied
-
-
-def test_the_whole_state_goes_to_the_device_of_the_weights(make_model, tmp_path):
-    model = make_model(tie_word_embeddings=False)
-    optimizer = adamw(model)
-    steps(model, optimizer, 1)
-    save(capture(model, optimizer, 1, {}), tmp_path / "step-1.safetensors")
-    elsewhere = make_model(tie_word_embeddings=False).to("meta")
-    other = torch.optim.AdamW(elsewhere.parameters())
-    restore(load(tmp_path / "step-1.safetensors"), elsewhere, other)
-    found = [t for p in elsewhere.parameters() for t in other.state[p].values()]
-    assert len(found) == 3 * len(list(elsewhere.parameters())) and {t.device.type for t in found} == {"meta"}
+    checkpoints.save("step-3", 3, tensors, state)
+    saved = checkpoints.latest()
+    assert (saved.step, saved.state, saved.path) == (3, state, tmp_path / "step-3")
+    found = blank(tensors)
+    places = {name: tensor.data_ptr() for name, tensor in found.items()}
+    checkpoints.load(saved, found)
+    assert {name: tensor.data_ptr() for name, tensor in found.items()} == places
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype, name
+    transposed = {name: tensor.t().contiguous().t() if tensor.dim() == 2 else tensor for name, tensor in found.items()}
+    for tensor in transposed.values():
+        tensor.zero_()
+    checkpoints.load(saved, transposed)
+    check_equal(transposed, {name: tensor.detach() for name, tensor in tensors.items()})
 
 
-def test_a_checkpoint_before_the_first_step(make_model, tmp_path):
-    model = make_model()
-    save(capture(model, adamw(model), 0, {}), tmp_path / "step-0.safetensors")
-    other, optimizer = make_model(1), None
-    optimizer = adamw(other)
-    restore(load(tmp_path / "step-0.safetensors"), other, optimizer)
-    assert_equal(dict(other.named_parameters()), dict(model.named_parameters()))
-    assert not optimizer.state
+def test_an_asynchronous_save_holds_what_was_there_when_it_was_called(tmp_path, monkeypatch):
+    order, real = [], checkpoint_storage.save_file
+
+    def slow(*arguments):
+        order.append("written")
+        assert gate.wait(10)
+        real(*arguments)
+
+    gate = threading.Event()
+    monkeypatch.setattr(checkpoint_storage, "save_file", slow)
+    checkpoints, tensors = make(tmp_path, 5, True), {"model.x": torch.ones(1000), "optimizer.step.x": torch.tensor(1.0)}
+    for step in (1, 2):
+        gate.clear()
+        checkpoints.save(f"step-{step}", step, tensors, {})
+        for tensor in tensors.values():
+            tensor.add_(1)  # training goes on while it is written
+        assert not (tmp_path / f"step-{step}").exists()
+        places = {t.data_ptr() for t in checkpoints._buffers.values()}
+        gate.set()
+        checkpoints.wait()
+        assert {t.data_ptr() for t in checkpoints._buffers.values()} == places, "new buffers at each save"
+        found = blank(tensors)
+        checkpoints.load(checkpoints.latest(), found)
+        assert found["model.x"].unique().tolist() == [step] and found["optimizer.step.x"] == step
 
 
-def operations(monkeypatch, fail_at, after):
-    """Make the file operation number `fail_at` of a save raise, before or `after` it was done. Returns the counter."""
+def test_the_directory_is_safetensors_and_json(tmp_path, monkeypatch):
+    def forbidden(*_, **__):
+        raise AssertionError("pickle")
+
+    for name in ("pickle.Pickler", "pickle.dump", "pickle.dumps", "pickle.load", "pickle.loads", "pickle.Unpickler"):
+        monkeypatch.setattr(name, forbidden)
+    monkeypatch.setattr("torch.save", forbidden)
+    monkeypatch.setattr("torch.load", forbidden)
+    checkpoints, tensors = make(tmp_path), odd_state()
+    checkpoints.save("step-1", 1, tensors, {})
+    checkpoints.load(checkpoints.latest(), blank(tensors))
+    assert names(tmp_path / "step-1") == ["checkpoint.json", "config.json", "rank-0.safetensors"]
+    assert from_hf(json.loads((tmp_path / "step-1" / "config.json").read_text()), "") == SHAPE
+    record = json.loads((tmp_path / "step-1" / "checkpoint.json").read_text())
+    assert record["step"] == 1 and record["files"].keys() == {"config.json", "rank-0.safetensors"}
+    with safe_open(tmp_path / "step-1" / "rank-0.safetensors", "pt") as file:
+        assert set(file.keys()) == tensors.keys()
+
+
+def test_nothing_is_warned_of(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(tmp_path, 1)
+        assert value(tmp_path, make(tmp_path).latest()) == 1
+
+
+def test_consolidated_weights_have_the_models_names_and_types(tmp_path):
+    tensors = odd_state()
+    make(tmp_path).save("best", 3, tensors, {})
+    found = read_weights(tmp_path / "best")
+    wanted = {n.removeprefix("model."): t.detach() for n, t in tensors.items() if n.startswith("model.")}
+    check_equal(found, wanted)
+    assert found["half"].dtype == torch.bfloat16
+    (tmp_path / "best" / "rank-0.safetensors").write_bytes(b"")
+    for name in ("best", "step-1"):
+        with pytest.raises(UserError, match=rf"{name} cannot be read .*; delete it"):
+            read_weights(tmp_path / name)
+        with pytest.raises(UserError, match=rf"{name} cannot be read .*; delete it"):
+            make(tmp_path).find(name)
+
+
+def test_rotation_keeps_the_newest_by_number(tmp_path):
+    save(tmp_path, 1, "best")
+    for step in (2, 9, 10, 100):
+        save(tmp_path, step, keep=2)
+    assert names(tmp_path) == ["best", "step-10", "step-100"]
+    assert make(tmp_path).latest().step == 100 and make(tmp_path).find("best").step == 1
+
+
+# --- whole or not at all ----------------------------------------------------------------------------------------------
+
+
+def operations(monkeypatch, fail_at, after, fault):
+    """Let `fault` happen at the operation number `fail_at` on the disk, before or `after` it is done."""
     count = [0]
 
     def wrap(owner, name):
@@ -113,139 +178,280 @@ def operations(monkeypatch, fail_at, after):
 
         def call(*arguments, **named):
             count[0] += 1
-            if count[0] == fail_at and not after:
-                raise OSError(5, "injected")
+            mine = count[0] == fail_at
+            if mine and not after:
+                fault()
             result = real(*arguments, **named)
-            if count[0] == fail_at:
-                raise OSError(5, "injected")
+            if mine:
+                fault()
             return result
 
-        monkeypatch.setattr(owner, name, call, raising=False)
+        monkeypatch.setattr(owner, name, call)
 
-    monkeypatch.setattr(checkpoint, "open", builtins.open, raising=False)
-    for owner, name in ((checkpoint, "save_file"), (checkpoint, "open"), (os, "fsync"), (os, "replace"), (os, "open")):
+    wrap(checkpoint_storage, "save_file")
+    for owner, name in ((os, "fsync"), (Path, "mkdir"), (Path, "rename"), (Path, "write_text"), (shutil, "rmtree")):
         wrap(owner, name)
     return count
 
 
+def broken_disk():
+    raise OSError(5, "injected")
+
+
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("same_name", [False, True])
-def test_a_failure_at_any_moment_leaves_the_old_or_the_new_one(tmp_path, monkeypatch, same_name, after):
-    name = "step-1.safetensors" if same_name else "step-2.safetensors"
-    outcomes = []
-    for fail_at in range(1, 20):
+@NEW_AND_REPLACED
+def test_a_failure_at_any_moment_leaves_the_old_or_the_new_one(tmp_path, monkeypatch, name, after, asynchronous):
+    outcomes, fail_at, failed = [], 0, True
+    while failed:
+        fail_at += 1
         root = tmp_path / str(fail_at)
-        root.mkdir()
-        save(small(1, 1.0), root / "step-1.safetensors")
+        save(root, 1, "step-1")
+        save(root, 1, "best")
         with monkeypatch.context() as patch:
-            count = operations(patch, fail_at, after)
-            failed = True
-            with contextlib.suppress(OSError):
-                save(small(2, 2.0), root / name)
+            operations(patch, fail_at, after, broken_disk)
+            checkpoints = make(root, 1, asynchronous)
+            try:
+                checkpoints.save(name, 2, {"model.x": torch.full((1000,), 2.0)}, {})
+                checkpoints.wait()
                 failed = False
-        if not failed:
-            break
-        assert count[0] == fail_at
-        found = load_latest(root)
-        assert found.step in (1, 2) and (found.tensors["model.x"] == found.step).all()
-        assert all(path.suffix == ".safetensors" for path in root.iterdir()), "something was left behind"
-        outcomes.append(found.step)
-    assert not failed and fail_at > 5 and outcomes[0] == 1, outcomes
-    assert sorted(outcomes) == outcomes
+            except OSError as error:
+                assert str(error) == "[Errno 5] injected"
+        checkpoints = make(root)
+        newest = checkpoints.latest()
+        saved = newest if name != "best" else checkpoints.find("best")
+        assert value(root, saved) == saved.step == saved.state.get("value", 2)
+        assert not [path for path in names(root) if path.startswith(".")]
+        outcomes.append(saved.step)
+    assert fail_at > 10 and outcomes == sorted(outcomes) and set(outcomes) == {1, 2}
 
 
-def test_what_a_killed_save_left_is_no_checkpoint_and_is_no_obstacle(tmp_path):
-    (tmp_path / ".step-2.safetensors.partial").write_bytes(b"half")
-    assert load_latest(tmp_path) is None and paths(tmp_path) == []
-    save(small(2), tmp_path / "step-2.safetensors")
-    assert [path.name for path in tmp_path.iterdir()] == ["step-2.safetensors"]
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no kill -9")
+@NEW_AND_REPLACED
+def test_kill_9_between_any_two_operations_leaves_the_old_or_the_new_one(tmp_path, monkeypatch, name, asynchronous):
+    outcomes, fail_at, code = [], 0, -signal.SIGKILL
+    while code == -signal.SIGKILL:
+        fail_at += 1
+        root = tmp_path / str(fail_at)
+        save(root, 1, "step-1")
+        save(root, 1, "best")
+        child = os.fork()
+        if not child:
+            try:
+                operations(monkeypatch, fail_at, False, lambda: os.kill(os.getpid(), signal.SIGKILL))
+                checkpoints = make(root, 1, asynchronous)
+                checkpoints.save(name, 2, {"model.x": torch.full((1000,), 2.0)}, {})
+                checkpoints.wait()
+            finally:
+                os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        checkpoints = make(root)
+        newest = checkpoints.latest()  # tidies up
+        saved = newest if name != "best" else checkpoints.find("best")
+        assert value(root, saved) == saved.step
+        assert not [path for path in names(root) if path.startswith(".")]
+        save(root, 3, name)
+        assert checkpoints.find(name).step == 3
+        outcomes.append(saved.step)
+    assert code == 0 and fail_at > 10 and outcomes == sorted(outcomes) and set(outcomes) == {1, 2}
 
 
-def test_a_full_disk_is_an_error_of_the_system_and_leaves_the_old_one(tmp_path):
-    path = tmp_path / "step-1.safetensors"
-    save(small(1, 1.0), path)
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = sys.platform == "linux" and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("mounting a small tmpfs is not permitted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@BOTH
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_the_old_one(small_disk, asynchronous):
+    save(small_disk, 1)
+    checkpoints = make(small_disk, 1, asynchronous)
+    for _ in range(2):  # and again
+        with pytest.raises(OSError) as caught:
+            checkpoints.save("step-2", 2, {"model.x": torch.zeros(10**6)}, {})
+            checkpoints.wait()
+        assert caught.value.errno == 28 and "step-2" in str(caught.value.filename)
+        assert names(small_disk) == ["step-1"] and value(small_disk, checkpoints.latest()) == 1
+    checkpoints.save("step-2", 2, {"model.x": torch.full((1000,), 2.0)}, {})
+    assert value(small_disk, checkpoints.latest()) == 2
+
+
+def test_a_limit_of_the_system_likewise(tmp_path):
+    save(tmp_path, 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # the nearest to a full disk that needs no rights
     try:
         with pytest.raises(OSError) as caught:
-            save(small(2, 2.0), path)
+            save(tmp_path, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert caught.value.errno is not None and str(path) == caught.value.filename
-    assert load(path).step == 1 and list(tmp_path.iterdir()) == [path]
+    assert caught.value.errno is not None and names(tmp_path) == ["step-1"]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
-def test_a_truncated_checkpoint_is_passed_over(tmp_path, capsys, share):
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def cut(share):
+    def damage(path):
+        file = path / "rank-0.safetensors"
+        file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+
+    return damage
+
+
+def flip(name, at):
+    def damage(path):
+        content = bytearray((path / name).read_bytes())
+        content[at] ^= 1
+        (path / name).write_bytes(content)
+
+    return damage
+
+
+def change_state(path):
+    record = json.loads((path / "checkpoint.json").read_text())
+    (path / "checkpoint.json").write_text(json.dumps(record | {"step": 7}))
+
+
+def write(name, content):
+    return lambda path: (path / name).write_bytes(content)
+
+
+def make_a_file(path):
+    shutil.rmtree(path)
+    path.write_bytes(b"old")
+
+
+DAMAGE = {
+    "empty file": (cut(0.0), "rank-0.safetensors has 0 bytes"),
+    "half a file": (cut(0.5), r"rank-0.safetensors has \d+ bytes instead of"),
+    "almost a file": (cut(0.999), r"rank-0.safetensors has \d+ bytes instead of"),
+    "a bit of a weight": (flip("rank-0.safetensors", -1), "the content of rank-0.safetensors has changed"),
+    "a bit of the header": (flip("rank-0.safetensors", 20), "the content of rank-0.safetensors has changed"),
+    "a bit of the shape": (flip("config.json", 5), "the content of config.json has changed"),
+    "another step": (change_state, "checkpoint.json is damaged"),
+    "garbage": (write("checkpoint.json", b"\xff\x00"), "cannot be read"),
+    "no object": (write("checkpoint.json", b"[]"), "checkpoint.json is damaged"),
+    "another object": (write("checkpoint.json", b"{}"), "checkpoint.json is damaged"),
+    "no tensors": (lambda path: (path / "rank-0.safetensors").unlink(), "No such file .*rank-0.safetensors"),
+    "no json": (lambda path: (path / "checkpoint.json").unlink(), "No such file .*checkpoint.json"),
+    "a file": (make_a_file, "Not a directory"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_checkpoint_is_named_deleted_and_passed_over(tmp_path, capsys, name):
+    damage, words = DAMAGE[name]
     for step in (1, 2, 3):
-        save(small(step, float(step)), tmp_path / f"step-{step}.safetensors")
-    newest = tmp_path / "step-3.safetensors"
-    content = newest.read_bytes()
-    newest.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(UserError, match=r"step-3.* cannot be read"):
-        load(newest)
-    assert load_latest(tmp_path).step == 2
-    assert "step-3" in capsys.readouterr().out
-    assert [path.name for path in paths(tmp_path)] == ["step-1.safetensors", "step-2.safetensors"]
+        save(tmp_path, step)
+    damage(tmp_path / "step-3")
+    with pytest.raises(UserError, match=words):
+        read_weights(tmp_path / "step-3")
+    assert value(tmp_path, make(tmp_path).latest()) == 2
+    shown = capsys.readouterr().out
+    assert shown.startswith("passing over a damaged checkpoint: ") and "step-3" in shown and "step-2" not in shown
+    assert names(tmp_path) == ["step-1", "step-2"]
 
 
 def test_none_that_can_be_read(tmp_path):
+    assert make(tmp_path).latest() is None
+    assert make(tmp_path / "nowhere").latest() is None
     for step in (1, 2):
-        (tmp_path / f"step-{step}.safetensors").write_bytes(b"\0" * 100)
-    assert load_latest(tmp_path) is None
-    with pytest.raises(UserError, match="cannot be read"):
-        load(tmp_path / "best.safetensors")
-
-
-def test_weights_of_something_else_are_no_checkpoint(make_model, tmp_path):
-    from safetensors.torch import save_file
-
-    save_file({"x": torch.zeros(3)}, tmp_path / "step-1.safetensors")
-    with pytest.raises(UserError, match="cannot be read"):
-        load(tmp_path / "step-1.safetensors")
-
-
-def test_rotation_keeps_the_newest_by_number(tmp_path):
-    for step in (2, 10, 9, 100):
-        save(small(step), tmp_path / f"step-{step}.safetensors")
-    save(small(1), tmp_path / "best.safetensors")
-    rotate(tmp_path, 2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "best.safetensors",
-        "step-10.safetensors",
-        "step-100.safetensors",
-    ]
-    rotate(tmp_path, 5)
-    assert load_latest(tmp_path).step == 100 and len(paths(tmp_path)) == 2
+        save(tmp_path, step)
+        cut(0.5)(tmp_path / f"step-{step}")
+    assert make(tmp_path).latest() is None and names(tmp_path) == []
 
 
 @pytest.mark.parametrize(
-    "change", [{"hidden_size": 64}, {"num_hidden_layers": 3}, {"vocab_size": 51}, {"qk_norm": True}]
+    ("change", "words"),
+    [
+        ({"model.a": torch.zeros(3, 2)}, r"model.a: \[2, 3\] in it, \[3, 2\] here"),
+        ({"model.a": torch.zeros(6)}, r"model.a: \[2, 3\] in it, \[6\] here"),
+        ({"model.c": torch.zeros(2)}, "model.c: not in the checkpoint"),
+        ({"model.a": None}, "model.a: only in the checkpoint"),
+        ({"optimizer.step.a": None}, "optimizer.step.a: only in the checkpoint"),
+        ({f"model.{i}": torch.zeros(2) for i in range(9)}, "and 6 more"),
+    ],
 )
-def test_another_shape_is_refused(make_model, tmp_path, change):
-    model = make_model()
-    save(capture(model, adamw(model), 1, {}), tmp_path / "step-1.safetensors")
-    other = make_model(1, **change)
-    before = {n: p.detach().clone() for n, p in other.named_parameters()}
-    for call in (lambda c: restore(c, other, adamw(other)), lambda c: restore_weights(c, other)):
-        with pytest.raises(UserError, match="another shape"):
-            call(load(tmp_path / "step-1.safetensors"))
-    assert_equal(before, {n: p.detach() for n, p in other.named_parameters()})
+def test_another_shape_is_refused_before_anything_changes(tmp_path, change, words):
+    tensors = {"model.a": torch.ones(2, 3), "model.b": torch.ones(4), "optimizer.step.a": torch.tensor(1.0)}
+    checkpoints = make(tmp_path)
+    checkpoints.save("step-1", 1, tensors | {"rng.0": torch.ones(4, dtype=torch.uint8)}, {})
+    others = {name: tensor for name, tensor in (blank(tensors) | change).items() if tensor is not None}
+    with pytest.raises(UserError, match=f"another shape .*{words}.*delete the unfinished run or change back"):
+        checkpoints.load(checkpoints.latest(), others)
+    assert not any(tensor.any() for tensor in others.values())
 
 
-def test_no_pickles(make_model, tmp_path, monkeypatch):
-    def forbidden(*_, **__):
-        raise AssertionError("pickle")
+# --- ranks ------------------------------------------------------------------------------------------------------------
 
-    monkeypatch.setattr("pickle.Pickler", forbidden)
-    monkeypatch.setattr("pickle.dump", forbidden)
-    monkeypatch.setattr("pickle.dumps", forbidden)
-    monkeypatch.setattr("torch.save", forbidden)
-    monkeypatch.setattr("torch.load", forbidden)
-    model = make_model()
-    optimizer = adamw(model)
-    steps(model, optimizer, 1)
-    path = tmp_path / "step-1.safetensors"
-    save(capture(model, optimizer, 1, {}), path)
-    restore(load(path), model, optimizer)
-    assert path.read_bytes()[8:9] == b"{", "a safetensors header"
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    """The folder in which two ranks have done what two_ranks.py says."""
+    folder = tmp_path_factory.mktemp("ranks")
+    rng = {"rng.0": torch.full((10,), 9, dtype=torch.uint8)}
+    make(folder / "one").save("step-1", 1, RANKS["whole_state"]() | rng, {"from": "one"})
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, SCRIPT, str(rank), folder],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        shown = [rank.communicate(timeout=100)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    codes = [rank.returncode for rank in ranks]
+    assert codes == [0, -signal.SIGKILL], "\n".join(shown)
+    assert shown[0].count("passing over a damaged checkpoint") == 1 and "step-2" in shown[0]
+    assert "passing over" not in shown[1]
+    return folder
+
+
+def test_what_two_ranks_have_saved_goes_into_one(two_ranks):
+    whole = RANKS["whole_state"]()
+    checkpoints = make(two_ranks / "before-0")
+    saved, found = checkpoints.latest(), blank(whole)
+    assert (saved.step, saved.state) == (1, {"from": "two"})
+    assert {"rng.0", "rng.1"} <= saved.shapes.keys()
+    checkpoints.load(saved, found)
+    check_equal(found, whole)
+    weights = {name.removeprefix("model."): t for name, t in whole.items() if name.startswith("model.")}
+    check_equal(read_weights(saved.path), weights)
+
+
+def test_two_ranks_share_the_work_and_write_nothing_twice(two_ranks):
+    sizes = []
+    for rank in (0, 1):
+        with safe_open(two_ranks / "before-0" / "step-1" / f"rank-{rank}.safetensors", "pt") as file:
+            sizes.append(sum(file.get_tensor(name).nbytes for name in file.keys()))  # noqa: SIM118 (no mapping)
+    assert sum(sizes) == sum(tensor.nbytes for tensor in RANKS["whole_state"]().values()) + 2 * 10
+    assert min(sizes) > 0.3 * max(sizes)
+
+
+def test_fsdp_on_two_ranks_and_one_process_save_the_same(two_ranks):
+    wanted = RANKS["train_a_little"](RANKS["small_model"]())
+    checkpoints, found = make(two_ranks / "fsdp"), blank(wanted)
+    checkpoints.load(checkpoints.latest(), found)
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_a_rank_that_was_killed_while_writing_leaves_the_one_before(two_ranks):
+    root = two_ranks / "two"
+    assert (root / "step-1").exists() and not (root / "step-5").exists()
+    assert make(root).latest().step == 1 and names(root) == ["step-1"]

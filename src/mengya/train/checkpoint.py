@@ -78,7 +78,7 @@ class Checkpoints:
 
     def _write(self, name: str, step: int, tensors: Mapping[str, Tensor], state: dict, stage: Callable) -> None:
         path = self._root / name
-        writer = Writer(path, {"step": step, "state": state}, self._config, stage)
+        writer = Writer(path, self._keep, {"step": step, "state": state}, self._config, stage)
         planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         try:
             with _plain_errors():
@@ -93,9 +93,6 @@ class Checkpoints:
             if self._main:  # all ranks have stopped writing
                 shutil.rmtree(hidden(path, "partial"), ignore_errors=True)
             raise
-        if self._main:
-            for old in steps_in(self._root)[: -self._keep]:
-                remove(old)
 
     def _copy(self, share: dict[str, Tensor], staged: threading.Event) -> dict[str, Tensor]:
         """Copies in host memory that is used again at the next save."""

@@ -104,12 +104,19 @@ def _publish(partial: Path, path: Path) -> None:
 class Writer(StorageWriter):
     """One safetensors file a rank, each hashed and flushed by its rank; the coordinator adds the JSON and renames."""
 
-    def __init__(self, path: Path, record: dict, config: dict, stage: Callable[[dict[str, Tensor]], dict[str, Tensor]]):
-        """`record`: step and state. `config`: content of config.json.
+    def __init__(
+        self,
+        path: Path,
+        keep: int,
+        record: dict,
+        config: dict,
+        stage: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    ):
+        """`keep`: step checkpoints that stay beside it. `record`: step and state. `config`: content of config.json.
 
         `stage`: contiguous tensors of this rank's share in host memory, given those of the run.
         """
-        self._path, self._partial = path, hidden(path, "partial")
+        self._path, self._partial, self._keep = path, hidden(path, "partial"), keep
         self._record, self._config, self._stage = record, config, stage
 
     def reset(self, checkpoint_id: str | os.PathLike | None = None) -> None:
@@ -173,6 +180,8 @@ class Writer(StorageWriter):
         self._write_json(RECORD, record | {"digest": manifest.digest(record)})
         _flush(self._partial)
         _publish(self._partial, self._path)
+        for old in steps_in(self._path.parent)[: -self._keep]:
+            remove(old)
 
     def _write_json(self, name: str, value: dict) -> None:
         path = self._partial / name

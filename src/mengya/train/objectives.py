@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mengya.data.batch import Batch
+from mengya.model.moe import Routing
 from mengya.model.transformer import CausalLM
+from mengya.train.balance import DEFAULT, Balance, router_losses, weigh
 from mengya.train.linear_cross_entropy import linear_cross_entropy, token_log_probs
 
 
@@ -16,23 +18,32 @@ class Loss(NamedTuple):
     total: Tensor
     """Summed over the batch, never averaged; the caller divides by Batch.count."""
     metrics: dict[str, Tensor]
-    """Sums too."""
+    """Sums too. One that is no scalar (tokens per expert) stays a sum."""
 
 
 Objective = Callable[[CausalLM, Batch], Loss]
 
 
-def _hidden(model: CausalLM, batch: Batch) -> Tensor:
-    return model.model(batch.input_ids, batch.position_ids, batch.starts)
+def _hidden(model: CausalLM, batch: Batch) -> tuple[Tensor, list[Routing]]:
+    return model.model.routed(batch.input_ids, batch.position_ids, batch.starts)
 
 
-def language_modeling(compiled: bool) -> Objective:
+def _balanced(loss: Loss, routings: list[Routing], batch: Batch, balance: Balance) -> Loss:
+    """With what keeps the experts equally loaded; held-out losses, measured without gradients, are without it."""
+    if not routings or not torch.is_grad_enabled():
+        return loss
+    extra, metrics = weigh(router_losses(routings, batch), len(routings), balance)
+    return Loss(loss.total + extra, loss.metrics | metrics)
+
+
+def language_modeling(compiled: bool, balance: Balance = DEFAULT) -> Objective:
     """Cross-entropy of the labelled tokens: pretraining and supervised fine-tuning alike."""
 
     def objective(model: CausalLM, batch: Batch) -> Loss:
-        hidden, weight = _hidden(model, batch), model.lm_head.weight
+        (hidden, routings), weight = _hidden(model, batch), model.lm_head.weight
         if torch.is_grad_enabled():
-            return Loss(linear_cross_entropy(hidden, weight, batch.labels, compiled), {})
+            loss = Loss(linear_cross_entropy(hidden, weight, batch.labels, compiled), {})
+            return _balanced(loss, routings, batch, balance)
         return Loss(-token_log_probs(hidden, weight, batch.labels).sum(), {})  # forms no gradient on the way
 
     return objective
@@ -40,20 +51,25 @@ def language_modeling(compiled: bool) -> Objective:
 
 def sequence_log_probs(model: CausalLM, batch: Batch) -> Tensor:
     """(sequences,) summed log-probability of each sequence's labelled tokens."""
-    log_p = token_log_probs(_hidden(model, batch), model.lm_head.weight, batch.labels)
+    return _sum_log_probs(model, batch)[0]
+
+
+def _sum_log_probs(model: CausalLM, batch: Batch) -> tuple[Tensor, list[Routing]]:
+    hidden, routings = _hidden(model, batch)
+    log_p = token_log_probs(hidden, model.lm_head.weight, batch.labels)
     # Padding goes to one more slot. The sum is a product with a 0/1 matrix: unlike scatter-add, its order is fixed.
     slots = F.one_hot(batch.sequence_ids.remainder(batch.sequences + 1).flatten(), batch.sequences + 1)
-    return (log_p.flatten() @ slots.to(log_p.dtype))[: batch.sequences]
+    return (log_p.flatten() @ slots.to(log_p.dtype))[: batch.sequences], routings
 
 
-def dpo(beta: float, reference: CausalLM) -> Objective:
+def dpo(beta: float, reference: CausalLM, balance: Balance = DEFAULT) -> Objective:
     """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290), the sigmoid loss.
 
     Sequences 2p and 2p + 1 of a batch are the chosen and the rejected completion of pair p.
     """
 
     def objective(model: CausalLM, batch: Batch) -> Loss:
-        policy = sequence_log_probs(model, batch)
+        policy, routings = _sum_log_probs(model, batch)
         with torch.no_grad():
             baseline = sequence_log_probs(reference, batch)
         rewards = beta * (policy - baseline)
@@ -65,6 +81,7 @@ def dpo(beta: float, reference: CausalLM) -> Objective:
             "reward_chosen": chosen.sum(),
             "reward_rejected": rejected.sum(),
         }
-        return Loss(-F.logsigmoid(margins).sum(), {name: value.detach() for name, value in metrics.items()})
+        loss = Loss(-F.logsigmoid(margins).sum(), {name: value.detach() for name, value in metrics.items()})
+        return _balanced(loss, routings, batch, balance)
 
     return objective

@@ -30,7 +30,7 @@ def vocabulary(backend: tokenizers.Tokenizer) -> list[str]:
 
 
 def first_difference(old: tokenizers.Tokenizer, new: tokenizers.Tokenizer) -> tuple[int, str, str | None] | None:
-    """The first id of `old` that `new` uses otherwise, and its token in both (None: `new` ends before); None if none."""
+    """The first id of `old` that `new` uses otherwise, and its token in both (None: `new` is shorter); None if none."""
     theirs = vocabulary(new)
     for number, token in enumerate(vocabulary(old)):
         other = theirs[number] if number < len(theirs) else None

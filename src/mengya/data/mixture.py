@@ -1,0 +1,124 @@
+"""Several sources of rows as one, each with its share.
+
+An epoch of a mixture has as many rows as all its sources together, and each source gives its share of them. So a source
+whose share is larger than its size comes more than once in an epoch, in a new order each time, and where the share is
+smaller a source is walked through several epochs before a row is repeated. Which row comes when is a pure function of
+the seed and its number.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from mengya.data.packing import Packer, Row
+from mengya.errors import UserError
+
+
+def shares_of(weights: Sequence[float]) -> list[float]:
+    """Weights as parts of 1."""
+    return [weight / sum(weights) for weight in weights]
+
+
+def _divide(total: int, weights: Sequence[float]) -> np.ndarray:
+    """`total` in whole parts as near to the weights as can be (largest remainders), at least 1 each."""
+    exact = np.array(shares_of(weights)) * total
+    parts = np.maximum(np.floor(exact).astype(np.int64), 1)
+    while parts.sum() != total:
+        error = exact - parts
+        if parts.sum() < total:
+            parts[np.argmax(error)] += 1
+        else:
+            parts[np.argmin(np.where(parts > 1, error, np.inf))] -= 1
+    return parts
+
+
+class Mixture:
+    """Rows of several packers of plain text, all of one length."""
+
+    per_count = 0
+
+    def __init__(self, packers: Sequence[Packer], weights: Sequence[float] | None, seed: int):
+        """`weights`: share of the rows that come from each; None: as many as it has."""
+        lengths = {packer.seq_len for packer in packers}
+        assert len(lengths) == 1 and all(packer.per_count == 0 for packer in packers)
+        (self.seq_len,) = lengths
+        self._packers, self._seed = list(packers), seed
+        sizes = [len(packer) for packer in packers]
+        self.counts = _divide(sum(sizes), weights if weights is not None else sizes)
+        """Rows of each source in an epoch."""
+        self._epoch, self._slots = -1, np.empty((0, 2), np.int64)
+        self._passes: list[tuple[int, np.ndarray]] = [(-1, np.empty(0, np.int64)) for _ in packers]
+
+    def __len__(self) -> int:
+        """Rows in an epoch."""
+        return int(self.counts.sum())
+
+    def place(self, number: int) -> tuple[int, int, int]:
+        """Of the row with this number in a training run: its source, the pass over the source, the row in it."""
+        epoch, index = divmod(number, len(self))
+        if epoch != self._epoch:
+            self._epoch, self._slots = epoch, self._interleaved(epoch)
+        source, nth = (int(x) for x in self._slots[index])
+        walk, position = divmod(epoch * int(self.counts[source]) + nth, len(self._packers[source]))
+        if walk != self._passes[source][0]:
+            order = np.random.default_rng([self._seed, source, walk]).permutation(len(self._packers[source]))
+            self._passes[source] = (walk, order)
+        return source, walk, int(self._passes[source][1][position])
+
+    def _interleaved(self, epoch: int) -> np.ndarray:
+        """(rows, 2) source and number within the source and the epoch, of each row of an epoch.
+
+        The rows of a source are spread evenly, each somewhere in its own stretch, so that every part of an epoch is
+        mixed as the whole is.
+        """
+        rng = np.random.default_rng([self._seed, epoch])
+        when = [(np.arange(count) + rng.random(count)) / count for count in self.counts]
+        slots = [np.stack([np.full(count, i), np.arange(count)], axis=1) for i, count in enumerate(self.counts)]
+        return np.concatenate(slots)[np.argsort(np.concatenate(when), kind="stable")]
+
+    def row(self, index: int) -> Row:
+        """A row of the first epoch."""
+        return self.drawn(index)
+
+    def drawn(self, number: int) -> Row:
+        source, _, index = self.place(number)
+        return self._packers[source].row(index)
+
+
+class HeldoutPart(NamedTuple):
+    """A source of held-out text."""
+
+    name: str
+    packer: Packer
+    share: float = 1.0
+    """Of the predicted tokens; the shares of all parts add up to 1."""
+    bytes_per_token: float = 0.0
+    """UTF-8 bytes of its text that a predicted token stands for; 0: it is no plain text."""
+
+
+def heldout_metrics(parts: Sequence[HeldoutPart], losses: Sequence[float]) -> dict[str, float]:
+    """`heldout_loss`, the mean by shares, and of plain text `heldout_bits_per_byte`; of several parts each one's, too.
+
+    The bits per byte of a mixture are its bits by its bytes, so that a part weighs by its share of the bytes.
+    """
+    mean = sum(part.share * loss for part, loss in zip(parts, losses, strict=True))
+    rows = [("", mean, sum(part.share * part.bytes_per_token for part in parts))]
+    if len(parts) > 1:
+        rows += [(f"/{part.name}", loss, part.bytes_per_token) for part, loss in zip(parts, losses, strict=True)]
+    found: dict[str, float] = {}
+    for name, loss, size in rows:
+        found[f"heldout_loss{name}"] = loss
+        if size:
+            found[f"heldout_bits_per_byte{name}"] = loss / math.log(2) / size
+    return found
+
+
+def names_of(paths: Sequence[str]) -> list[str]:
+    """Short names of directories, each only once: UserError if one directory is given twice."""
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise UserError(f"{twice} is given twice; give it once, with a larger weight")
+    short = [path.rstrip("/").rpartition("/")[2] for path in paths]
+    return [name if short.count(name) == 1 else f"{name}-{i + 1}" for i, name in enumerate(short)]

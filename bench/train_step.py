@@ -44,13 +44,13 @@ def ours(steps: int):
     from mengya.model.transformer import CausalLM
     from mengya.train.loop import Guard, fit
     from mengya.train.objectives import language_modeling
-    from mengya.train.optimizer import make_adamw
-    from mengya.train.training import TrainingConfig, prepare_model
+    from mengya.train.training import Optim, TrainingConfig, make_engine, prepare_model
 
     model = CausalLM(ModelConfig(**SHAPE))
     model.initialize(torch.Generator().manual_seed(0))
-    model, compiled = prepare_model(model, TrainingConfig(seq_len=LENGTH, batch_tokens=ROWS * LENGTH))
-    optimizer = make_adamw(model, 1e-3, (0.9, 0.95), 1e-8, 0.1)
+    settings = TrainingConfig(seq_len=LENGTH, batch_tokens=ROWS * LENGTH, optim=Optim(lr=1e-3))
+    model, compiled = prepare_model(model, settings)
+    engine = make_engine(model, language_modeling(compiled), settings)
 
     def source(step: int) -> list[Batch]:
         ids = tokens(step)
@@ -66,8 +66,7 @@ def ours(steps: int):
             )
         ]
 
-    objective = language_modeling(compiled)
-    for _, metrics in fit(model, objective, optimizer, lambda _: 1.0, source, range(steps), 1.0, Guard()):
+    for _, metrics in fit(engine, lambda _: 1.0, source, range(steps), 1.0, Guard()):
         yield metrics["loss"]
 
 

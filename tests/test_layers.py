@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "mengya"
 LAYERS = [
     {"__init__", "errors", "schema"},
-    {"runtime", "metrics", "manifest"},
+    {"runtime", "ranks", "metrics", "manifest"},
     {"text"},
     {"data", "model"},
     {"infer"},
@@ -16,7 +16,9 @@ LAYERS = [
     {"stages"},
     {"recipe"},
     {"stage", "plan", "help"},
+    {"export"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -21,11 +21,13 @@ _MACHINE_FAULTS = {
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from mengya import ranks
     from mengya.recipe import load_recipe
     from mengya.stage import run_recipe
 
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
-    run_recipe(recipe, arguments.out or Path("runs") / recipe.name, arguments.until)
+    with ranks.group():
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        run_recipe(recipe, arguments.out or Path("runs") / recipe.name, arguments.until)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -58,6 +60,14 @@ def _chat(arguments: argparse.Namespace) -> None:
         answer_questions(arguments.model, ["你是谁？", "法国的首都是哪里？", "37+45等于多少？"], sys.stdout)
     else:
         chat(arguments.model, sampling, arguments.system)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    import torch
+
+    from mengya.export import export
+
+    export(arguments.source, arguments.out, getattr(torch, arguments.dtype) if arguments.dtype else None)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,6 +104,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--max-new-tokens", type=int, default=256, help="default: %(default)s")
     command.add_argument("--seed", type=int)
     command.add_argument("--demo", action="store_true", help="without a terminal, answer three questions and end")
+
+    text = "a Hugging Face directory from an unfinished training, a checkpoint, or a model in another type"
+    command = commands.add_parser("export", help=text, description=text)
+    command.set_defaults(function=_export)
+    command.add_argument(
+        "source",
+        type=Path,
+        metavar="RUN_OR_CHECKPOINT",
+        help="runs/x/pretrain.partial, one of its checkpoints/step-*, or a model directory",
+    )
+    command.add_argument("out", type=Path, metavar="OUT", help="must not exist")
+    command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the weights")
     return parser
 
 

@@ -1,5 +1,6 @@
 """`mengya plan`: what a recipe will need, from its shapes and from a few seconds of real steps on this machine."""
 
+import contextlib
 import dataclasses
 import json
 import tempfile
@@ -24,8 +25,7 @@ from mengya.model.transformer import CausalLM, count_parameters, flops_per_token
 from mengya.recipe import Recipe, StageSpec
 from mengya.train.loop import Guard, fit
 from mengya.train.objectives import Objective, dpo, language_modeling
-from mengya.train.optimizer import make_adamw
-from mengya.train.training import TrainingConfig, prepare_model
+from mengya.train.training import TrainingConfig, make_engine, prepare_model
 
 _BYTES_PER_TOKEN = 3.6
 """Of a tokenizer that does not exist yet; measured on Chinese text with 6,400 entries."""
@@ -44,7 +44,7 @@ class _Measured(NamedTuple):
 
 def _synthetic(settings: TrainingConfig, vocab_size: int, pairs: bool):
     """A source of random batches of the right shape; each row holds a pair, or one document."""
-    rows, length = settings.micro_batch or settings.rows, settings.seq_len
+    rows, length = min(settings.micro_batch or settings.rows, settings.rows), settings.seq_len
     if settings.rows % rows:
         raise UserError(f"micro_batch={rows} does not divide the {settings.rows} rows of a step; try a divisor")
     half = length // 2 if pairs else length
@@ -82,16 +82,17 @@ def _measure(settings: Any, shape: ModelConfig, pairs: bool, seconds: float = 4.
     else:
         model, compiled = prepare_model(model, settings)
         objective = language_modeling(compiled)
-    o = settings.optim
-    optimizer = make_adamw(model, o.lr, o.betas, o.eps, o.weight_decay)
+    engine = make_engine(model, objective, settings)
     source = _synthetic(settings, shape.vocab_size, pairs)
     times: list[float] = []
     last = time.perf_counter()
-    for _ in fit(model, objective, optimizer, lambda _: 0.0, source, range(1000), o.max_grad_norm, Guard()):
-        times.append(time.perf_counter() - last)
-        last += times[-1]
-        if len(times) >= 4 and sum(times[1:]) > seconds:
-            break
+    updates = fit(engine, lambda _: 0.0, source, range(1000), settings.optim.max_grad_norm, Guard())
+    with contextlib.closing(updates):
+        for _ in updates:
+            times.append(time.perf_counter() - last)
+            last += times[-1]
+            if len(times) >= 4 and sum(times[1:]) > seconds:
+                break
     later = sorted(times[2:])
     return _Measured(sum(times[:2]) - 2 * later[len(later) // 2], sum(later) / len(later), runtime.peak_memory())
 

@@ -16,6 +16,13 @@ INPUT = _Input()
 InputPath = Annotated[str, INPUT]
 InputPaths = Annotated[str | list[str], INPUT]
 
+
+class _How:
+    """Marks a field that decides how a stage computes, not what: it may change while the stage is unfinished."""
+
+
+HOW = _How()
+
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -50,6 +57,10 @@ def is_input(field: Any) -> bool:
 
 def input_fields(cls: type) -> list[str]:
     return [name for name, field in fields_of(cls).items() if is_input(field)]
+
+
+def how_fields(cls: type) -> list[str]:
+    return [name for name, field in fields_of(cls).items() if HOW in field.metadata]
 
 
 def nested_config(annotation: Any) -> type | None:

@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from mengya import __version__, manifest, runtime
+from mengya import __version__, manifest, ranks, runtime
 from mengya.errors import UserError
 from mengya.metrics import format_seconds, say
 from mengya.recipe import Recipe, StageSpec, matches
-from mengya.schema import as_dict, input_fields
+from mengya.schema import as_dict, how_fields, input_fields
 
 UNFINISHED = "unfinished.json"
 _LIBRARIES = ("torch", "tokenizers", "safetensors", "numpy")
@@ -52,7 +52,8 @@ def _resolve(spec: StageSpec, root: Path) -> dict[str, list[Path]]:
 
 def _identity(spec: StageSpec, inputs: dict[str, list[Path]], out: Path) -> dict:
     """What decides whether an artifact can be reused, and its fingerprint. Input paths may move, contents may not."""
-    config = {k: v for k, v in as_dict(spec.config).items() if k not in input_fields(type(spec.config))}
+    left_out = {*input_fields(type(spec.config)), *how_fields(type(spec.config))}
+    config = {k: v for k, v in as_dict(spec.config).items() if k not in left_out}
     if spec.kind != spec.name:
         config["stage"] = spec.kind
     entries = [_entry(field, path, out) for field, paths in inputs.items() for path in paths]
@@ -101,18 +102,44 @@ def _refuse(spec: StageSpec, out: Path, old: dict, new: dict, kind: str) -> User
 
 
 def run_stage(spec: StageSpec, root: Path) -> None:
-    """Fill root/<name>; nothing is there until it is whole."""
+    """Fill root/<name>; nothing is there until it is whole.
+
+    Under torchrun all ranks take part in a stage that is `DISTRIBUTED`; for the others they wait until rank 0 is done.
+    """
     out = root / spec.name
     partial = out.with_name(f"{out.name}.partial")
+    begun = ranks.on_main(lambda: _begin(spec, root, out, partial))
+    if begun is None:
+        return
+    inputs, identity = begun
+    if getattr(spec.module, "DISTRIBUTED", False) and identity is not None:
+        if not partial.is_dir():
+            raise UserError(f"rank {ranks.rank()} does not see {partial}; all nodes must share the output directory")
+        if ranks.is_main():
+            _fill(spec, inputs, partial, identity)
+        else:
+            spec.module.run(spec.config, inputs, partial)
+    elif identity is not None:
+        ranks.on_main(lambda: _fill(spec, inputs, partial, identity))
+    ranks.on_main(lambda: _finish(spec, out, partial))
+
+
+def _begin(spec: StageSpec, root: Path, out: Path, partial: Path) -> tuple[dict[str, list[Path]], dict | None] | None:
+    """Inputs and identity of a stage that has to run; None if it is done. Without identity it only lacks its name."""
     inputs = _resolve(spec, root)
     identity = _identity(spec, inputs, out)
     if _is_done(spec, out, identity):
         say(f"✓ {spec.name}: already there")
-        return
+        return None
     _prepare(spec, partial, identity)
-    if manifest.read(partial) is None:  # else a crash came during the lines below
-        say(f"▶ {spec.name}")
-        _fill(spec, inputs, partial, identity)
+    if manifest.read(partial) is not None:  # a crash came during _finish
+        return inputs, None
+    say(f"▶ {spec.name}")
+    return inputs, identity
+
+
+def _finish(spec: StageSpec, out: Path, partial: Path) -> None:
+    """Give a whole artifact its name."""
     seconds = manifest.read(partial)["seconds"]  # type: ignore[index]
     (partial / UNFINISHED).unlink(missing_ok=True)
     for name in _scratch(spec):
@@ -155,6 +182,8 @@ def _fill(spec: StageSpec, inputs: dict[str, list[Path]], partial: Path, identit
     files = {name: size for name, size in files.items() if name.split("/")[0] not in _scratch(spec)}
     record = identity | {
         "seed": getattr(spec.config, "seed", None),
+        "how": {name: as_dict(spec.config)[name] for name in how_fields(type(spec.config))},
+        "ranks": ranks.size() if getattr(spec.module, "DISTRIBUTED", False) else 1,
         "versions": {"mengya": __version__} | {name: importlib.metadata.version(name) for name in _LIBRARIES},
         "machine": runtime.describe_machine(),
         "started": started,
@@ -191,6 +220,21 @@ def run_recipe(recipe: Recipe, root: Path, until: str | None) -> None:
     if until is not None and until not in names:
         raise UserError(f"--until {until}: the recipe has no such stage; it has {', '.join(names)}")
     last = names.index(until) if until else len(names) - 1
-    with _locked(root):
-        for spec in recipe.stages[: last + 1]:
+    chosen = recipe.stages[: last + 1]
+    ranks.on_main(lambda: _check(chosen, root))
+    with _locked(root) if ranks.is_main() else contextlib.nullcontext():
+        for spec in chosen:
             run_stage(spec, root)
+
+
+def _check(specs: list[StageSpec], root: Path) -> None:
+    """Whether this machine and its ranks can run the stages that are not done; all problems at once."""
+    problems = []
+    for spec in specs:
+        if hasattr(spec.config, "check") and not (root / spec.name).exists():
+            try:
+                spec.config.check()
+            except UserError as error:
+                problems.append(f"{spec.name}: {error}")
+    if problems:
+        raise UserError("\n  ".join(problems))

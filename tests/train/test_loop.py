@@ -10,6 +10,7 @@ from mengya.errors import UserError
 from mengya.train.loop import Guard, fit, measure
 from mengya.train.objectives import Loss, dpo, language_modeling
 from mengya.train.optimizer import make_adamw
+from mengya.train.parallel import Engine
 
 LENGTHS = [30, 3, 25, 31, 2, 12, 28, 8, 32, 17, 6, 30]
 
@@ -19,8 +20,8 @@ def adamw(model, lr=1e-2):
 
 
 def train(model, objective, source, steps=3, optimizer=None, clip=1.0, guard=None):
-    optimizer = optimizer or adamw(model)
-    return list(fit(model, objective, optimizer, lambda _: 1.0, source, range(steps), clip, guard or Guard()))
+    engine = Engine(model, objective, lambda _: optimizer or adamw(model))
+    return list(fit(engine, lambda _: 1.0, source, range(steps), clip, guard or Guard()))
 
 
 def copy(model):
@@ -82,7 +83,8 @@ def test_clipping_bounds_the_update(make_model, make_groups, most):
 def test_the_schedule_scales_the_rate(make_model, make_groups):
     model = make_model()
     optimizer, source = adamw(model), BatchSource(make_groups(LENGTHS), 2, 2, 0)
-    rows = fit(model, language_modeling(False), optimizer, lambda s: s / 4, source, range(2, 5), 1.0, Guard())
+    engine = Engine(model, language_modeling(False), lambda _: optimizer)
+    rows = fit(engine, lambda s: s / 4, source, range(2, 5), 1.0, Guard())
     rates = [(step, metrics["lr"], optimizer.param_groups[0]["lr"]) for step, metrics in rows]
     assert rates == [(2, 0.005, 0.005), (3, 0.0075, 0.0075), (4, 0.01, 0.01)]
 
@@ -112,9 +114,8 @@ def test_a_step_that_is_no_number_changes_nothing(make_model, make_groups, value
     model = make_model()
     optimizer, guard = adamw(model), Guard()
     source = BatchSource(make_groups(LENGTHS), 4, 4, 0)
-    rows = fit(
-        model, poisoned(language_modeling(False), {2, 3}, value), optimizer, lambda _: 1.0, source, range(6), 1.0, guard
-    )
+    engine = Engine(model, poisoned(language_modeling(False), {2, 3}, value), lambda _: optimizer)
+    rows = fit(engine, lambda _: 1.0, source, range(6), 1.0, guard)
     history = [(copy(model), None)]
     states = []
     for _, metrics in rows:
@@ -156,7 +157,7 @@ def test_measure_is_the_mean_and_leaves_the_model_alone(make_model, make_groups,
     model, batch = make_model(), whole(make_groups(LENGTHS))
     before = copy(model)
     objective = language_modeling(False)
-    found = measure(model, objective, iter([batch, batch]))
+    found = measure(Engine(model, objective, adamw), iter([batch, batch]))
     assert found == pytest.approx(float(objective(model, batch).total.detach()) / batch.count, rel=1e-6)
     assert model.training and largest_difference(copy(model), before) == 0
     assert all(p.grad is None for p in model.parameters())

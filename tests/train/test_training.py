@@ -23,13 +23,13 @@ def start(make_model, make_text, tmp_path):
     """(name, objective, **settings) -> a trainer in its directory, and a function that runs it."""
     packer, heldout = make_text(LENGTHS), make_text([20, 20], seed=1)
 
-    def make(name, objective=None, **settings):
+    def make(name, objective=None, shape=(), **settings):
         values = {"seq_len": 32, "batch_tokens": 64, "steps": 24, "heldout_every": 5, "checkpoint_every": 4}
         values |= {"dtype": "float32", "compile": False, "optim": Optim(lr=1e-2)}
         config = TrainingConfig(**(values | settings))
         out = tmp_path / name
         out.mkdir(exist_ok=True)
-        model, compiled = prepare_model(make_model(), config)
+        model, compiled = prepare_model(make_model(**dict(shape)), config)
         trainer = Trainer(model, objective or language_modeling(compiled), config, packer, out)
         return trainer, lambda: trainer.run(heldout, "toy")
 
@@ -42,7 +42,7 @@ def rows(trainer):
 
 
 def weights(trainer):
-    return [p.detach().clone() for p in trainer.model.parameters()]
+    return [p.detach().clone() for p in trainer.engine.model.parameters()]
 
 
 def assert_same_run(a, b):
@@ -162,8 +162,8 @@ def test_checkpoints_are_rotated(start):
 def test_the_best_weights_are_taken(start, monkeypatch, capsys):
     losses = iter([float("nan"), 1.0, 2.0, float("nan"), 1.5])
     monkeypatch.setattr(training, "measure", lambda *_: next(losses))
-    trainer, run = start("best")
-    run()
+    _, run = start("best")
+    best = run()
     assert "taking the weights of step 10" in capsys.readouterr().out
     again, run = start("again", steps=24, heldout_every=10**6)
     seen = {}
@@ -177,7 +177,7 @@ def test_the_best_weights_are_taken(start, monkeypatch, capsys):
     monkeypatch.setattr(training.MetricsLog, "write", remember)
     monkeypatch.setattr(training, "measure", lambda *_: 1.0)
     run()
-    assert all(torch.equal(a, b) for a, b in zip(weights(trainer), seen["weights"], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(best.parameters(), seen["weights"], strict=True))
 
 
 def test_best_weights_that_cannot_be_read_leave_the_last(start, monkeypatch, capsys):
@@ -221,11 +221,10 @@ def test_skipped_steps_are_logged_as_valid_json(start):
 
 
 def test_another_shape_or_a_context_that_is_too_short(start, make_model):
-    trainer, run = start("shape", crashing(9))
+    _, run = start("shape", crashing(9))
     with pytest.raises(Crash):
         run()
-    trainer, run = start("shape")
-    trainer.model = make_model(hidden_size=64)
+    _, run = start("shape", shape={"hidden_size": 64})
     with pytest.raises(UserError, match="another shape"):
         run()
     with pytest.raises(UserError, match="seq_len=128 is longer than the model's context of 64"):

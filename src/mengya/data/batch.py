@@ -1,11 +1,14 @@
 """What an objective sees of the data."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 IGNORE = -100
 """Label of a position that is not supervised."""
+_TENSORS = ("input_ids", "labels", "position_ids", "starts", "sequence_ids")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,17 @@ class Batch:
     """What the summed loss is divided by: supervised tokens, or pairs for preference data."""
 
     def to(self, device: str) -> "Batch":
-        names = ("input_ids", "labels", "position_ids", "starts", "sequence_ids")
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in names}
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin(self) -> "Batch":
+        """In page-locked memory, from which a copy to a GPU does not block."""
+        return self._map(Tensor.pin_memory)
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory until what `stream` has to do now is done."""
+        for name in _TENSORS:
+            getattr(self, name).record_stream(stream)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        moved = {name: change(getattr(self, name)) for name in _TENSORS}
         return Batch(**moved, sequences=self.sequences, count=self.count)

@@ -5,7 +5,7 @@ the seed and the epoch, so the position of the iterator is the number of the ste
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -33,6 +33,15 @@ class Packer(Protocol):
     def __len__(self) -> int: ...
 
     def row(self, index: int) -> Row: ...
+
+
+@runtime_checkable
+class Ordered(Packer, Protocol):
+    """A packer that decides itself which row comes when."""
+
+    def drawn(self, number: int) -> Row:
+        """The row with this number in a training run, counted from 0 through all epochs."""
+        ...
 
 
 def _empty_row(seq_len: int, padding: int) -> Row:
@@ -170,20 +179,26 @@ def make_batch(rows: list[Row], per_count: int) -> Batch:
 
 
 class BatchSource:
-    """The batches of a training run: `source(step)` gives the micro-batches of one optimizer step."""
+    """The batches of a training run: `source(step)` gives this rank's micro-batches of one optimizer step.
 
-    def __init__(self, packer: Packer, rows_per_step: int, rows_per_batch: int, seed: int):
-        if rows_per_step % rows_per_batch:
-            raise UserError(
-                f"{rows_per_step} rows a step are not a multiple of {rows_per_batch} rows a micro-batch; "
-                f"set micro_batch to a divisor of {rows_per_step}"
-            )
+    The rows of a step are the same for any number of ranks; each rank takes an equal share of neighbours.
+    """
+
+    def __init__(
+        self, packer: Packer, rows_per_step: int, rows_per_batch: int, seed: int, rank: int = 0, ranks: int = 1
+    ):
+        """`rows_per_batch` is a most; 0: all rows of a rank at once."""
+        self._rows = rows_per_rank(rows_per_step, rows_per_batch, ranks)
         self.packer = packer
-        self.rows_per_step, self.rows_per_batch = rows_per_step, rows_per_batch
+        self._ordered = packer if isinstance(packer, Ordered) else None
+        self.rows_per_step, self.rows_per_batch = rows_per_step, min(rows_per_batch or self._rows, self._rows)
+        self._rank = rank
         self._seed = seed
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def _row(self, number: int) -> Row:
+        if self._ordered is not None:
+            return self._ordered.drawn(number)
         epoch, index = divmod(number, len(self.packer))
         if epoch != self._epoch:
             self._epoch = epoch
@@ -191,8 +206,8 @@ class BatchSource:
         return self.packer.row(int(self._order[index]))
 
     def __call__(self, step: int) -> list[Batch]:
-        first = step * self.rows_per_step
-        rows = [self._row(first + i) for i in range(self.rows_per_step)]
+        first = step * self.rows_per_step + self._rank * self._rows
+        rows = [self._row(first + i) for i in range(self._rows)]
         size = self.rows_per_batch
         return [make_batch(rows[i : i + size], self.packer.per_count) for i in range(0, len(rows), size)]
 
@@ -201,10 +216,39 @@ class BatchSource:
         return max(1, round(epochs * len(self.packer) / self.rows_per_step))
 
 
-def in_order(packer: Packer, rows_per_batch: int, most_rows: int) -> Iterator[Batch]:
-    """The first rows of a packer once, for held-out measurement; the last batch is filled up with empty rows."""
+def rows_per_rank(rows_per_step: int, rows_per_batch: int, ranks: int) -> int:
+    """Each rank's share of a step. UserError if the rows cannot be shared evenly; `rows_per_batch` 0: any size."""
+    if rows_per_step < ranks:
+        raise UserError(
+            f"a step has {rows_per_step} rows (batch_tokens / seq_len), so that {ranks - rows_per_step} of {ranks} "
+            f"ranks would see no data; set batch_tokens to {ranks} x seq_len at least, or start "
+            f"{rows_per_step} processes"
+        )
+    if rows_per_step % ranks:
+        fewer = next(n for n in range(ranks, 0, -1) if rows_per_step % n == 0)
+        more = -(-rows_per_step // ranks) * ranks
+        raise UserError(
+            f"the {rows_per_step} rows of a step (batch_tokens / seq_len) cannot be shared evenly by {ranks} ranks; "
+            f"set batch_tokens to {more} x seq_len, or start {fewer} processes"
+        )
+    share = rows_per_step // ranks
+    if rows_per_batch and share % min(rows_per_batch, share):
+        of = "a step" if ranks == 1 else f"a step for each of {ranks} ranks"
+        raise UserError(
+            f"{share} rows {of} are not a multiple of {rows_per_batch} rows a micro-batch; "
+            f"set micro_batch to a divisor of {share}"
+        )
+    return share
+
+
+def in_order(packer: Packer, rows_per_batch: int, most_rows: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+    """The first rows of a packer once, for held-out measurement, shared out batch by batch.
+
+    The last batch is filled up with empty rows; every rank gets as many batches as the others, if need be empty ones.
+    """
     count = min(len(packer), most_rows)
-    for begin in range(0, count, rows_per_batch):
+    for begin in range(rank * rows_per_batch, count + rank * rows_per_batch, ranks * rows_per_batch):
         rows = [packer.row(i) for i in range(begin, min(begin + rows_per_batch, count))]
-        rows += [_empty_row(packer.seq_len, int(rows[0].input_ids[0]))] * (rows_per_batch - len(rows))
+        padding = int(packer.row(0).input_ids[0])
+        rows += [_empty_row(packer.seq_len, padding)] * (rows_per_batch - len(rows))
         yield make_batch(rows, packer.per_count)

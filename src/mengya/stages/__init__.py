@@ -5,5 +5,6 @@ MODULES = {
 }
 """Each module has `Config`, `run(config, inputs, out)` and, if a crash can be continued, `RESUMABLE = True`.
 
+With `DISTRIBUTED = True` all ranks call `run` together; otherwise rank 0 alone does.
 `SCRATCH` may name folders in `out` that only a continued run needs; they are deleted once the manifest is written.
 """

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mengya import ranks, runtime
 from mengya.data.packing import PackedGroups
 from mengya.data.preferences import read_preferences
 from mengya.data.quarantine import Quarantine
@@ -11,11 +12,12 @@ from mengya.metrics import say
 from mengya.model.load import load_model, save_model
 from mengya.schema import InputPath, InputPaths, Positive, Share, config
 from mengya.text.tokenizer import Tokenizer
+from mengya.train.balance import after_step
 from mengya.train.objectives import dpo
 from mengya.train.training import SCRATCH, Trainer, TrainingConfig, prepare_model
 
-RESUMABLE = True
-__all__ = ["RESUMABLE", "SCRATCH", "Config", "run"]
+RESUMABLE = DISTRIBUTED = True
+__all__ = ["DISTRIBUTED", "RESUMABLE", "SCRATCH", "Config", "run"]
 
 
 @config
@@ -31,7 +33,7 @@ class Config(TrainingConfig):
     """How strongly the policy is held to the reference."""
 
 
-def _shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Tokenizer, out: Path) -> tuple[Shards, Shards]:
+def _write_shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Tokenizer, out: Path) -> list[Path]:
     train, heldout = out / "shards" / "train", out / "shards" / "heldout"
     if not all((split / "shards.json").exists() for split in (train, heldout)):
         with Quarantine(out / "quarantine.jsonl") as quarantine:
@@ -39,17 +41,20 @@ def _shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Tokenizer,
             used, kept, long = write_preference_shards(pairs, tokenizer, train, heldout, config.heldout, config.seq_len)
         say(f"  {used['documents'] // 2:,} pairs to train on, {kept['documents'] // 2:,} held out, {long:,} too long")
         say(f"  {quarantine.summary()}")
-    return Shards(train), Shards(heldout)
+    return [train, heldout]
 
 
 def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     """Write a model directory and metrics.jsonl."""
     (base,) = inputs["model"]
     tokenizer = Tokenizer.load(base)
-    splits = _shards(config, inputs, tokenizer, out)
+    splits = [Shards(path) for path in ranks.on_main(lambda: _write_shards(config, inputs, tokenizer, out))]
     model, _ = prepare_model(load_model(base), config)
     reference, _ = prepare_model(load_model(base).requires_grad_(False), config)
+    reference.to(runtime.pick_device())  # whole on every rank
     train, heldout = (PackedGroups(shards, config.seq_len, tokenizer.eos_id, config.seed, 2) for shards in splits)
-    Trainer(model, dpo(config.beta, reference), config, train, out).run(heldout, "dpo")
-    save_model(model, out, None, sorted(tokenizer.stop_ids), tokenizer.eos_id)
-    tokenizer.save(out)
+    objective, update = dpo(config.beta, reference, config.balance), after_step(model, config.balance)
+    best = Trainer(model, objective, config, train, out, update).run(heldout, "dpo")
+    if best is not None:
+        save_model(best, out, None, sorted(tokenizer.stop_ids), tokenizer.eos_id)
+        tokenizer.save(out)

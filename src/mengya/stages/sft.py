@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mengya import ranks
 from mengya.data.conversations import read_conversations
 from mengya.data.packing import PackedGroups
 from mengya.data.quarantine import Quarantine
@@ -11,11 +12,12 @@ from mengya.metrics import say
 from mengya.model.load import load_model, save_model
 from mengya.schema import InputPath, InputPaths, Share, config
 from mengya.text.tokenizer import Tokenizer
+from mengya.train.balance import after_step
 from mengya.train.objectives import language_modeling
 from mengya.train.training import SCRATCH, Trainer, TrainingConfig, prepare_model
 
-RESUMABLE = True
-__all__ = ["RESUMABLE", "SCRATCH", "Config", "run"]
+RESUMABLE = DISTRIBUTED = True
+__all__ = ["DISTRIBUTED", "RESUMABLE", "SCRATCH", "Config", "run"]
 
 
 @config
@@ -31,7 +33,7 @@ class Config(TrainingConfig):
     """Keep the embedding (and a tied output projection) as it is."""
 
 
-def _shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Tokenizer, out: Path) -> tuple[Shards, Shards]:
+def _write_shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Tokenizer, out: Path) -> list[Path]:
     train, heldout = out / "shards" / "train", out / "shards" / "heldout"
     if not all((split / "shards.json").exists() for split in (train, heldout)):
         with Quarantine(out / "quarantine.jsonl") as quarantine:
@@ -39,17 +41,19 @@ def _shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Tokenizer,
             used, kept = write_conversation_shards(conversations, tokenizer, train, heldout, config.heldout)
         say(f"  {used['documents']:,} conversations to train on, {kept['documents']:,} held out")
         say(f"  {quarantine.summary()}")
-    return Shards(train), Shards(heldout)
+    return [train, heldout]
 
 
 def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     """Write a model directory and metrics.jsonl."""
     (base,) = inputs["model"]
     tokenizer = Tokenizer.load(base)
-    splits = _shards(config, inputs, tokenizer, out)
+    splits = [Shards(path) for path in ranks.on_main(lambda: _write_shards(config, inputs, tokenizer, out))]
     model, compiled = prepare_model(load_model(base), config)
     model.model.embed_tokens.weight.requires_grad_(not config.freeze_embeddings)
     train, heldout = (PackedGroups(shards, config.seq_len, tokenizer.eos_id, config.seed) for shards in splits)
-    Trainer(model, language_modeling(compiled), config, train, out).run(heldout, "sft")
-    save_model(model, out, None, sorted(tokenizer.stop_ids), tokenizer.eos_id)
-    tokenizer.save(out)
+    objective, update = language_modeling(compiled, config.balance), after_step(model, config.balance)
+    best = Trainer(model, objective, config, train, out, update).run(heldout, "sft")
+    if best is not None:
+        save_model(best, out, None, sorted(tokenizer.stop_ids), tokenizer.eos_id)
+        tokenizer.save(out)

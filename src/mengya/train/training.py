@@ -1,27 +1,33 @@
 """What every training stage does around `fit`: resume, log, measure held-out loss, save, stop cleanly."""
 
+import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
-from mengya import runtime
-from mengya.data.packing import BatchSource, Packer, in_order
+from mengya import ranks, runtime
+from mengya.data.mixture import HeldoutPart, heldout_metrics
+from mengya.data.packing import BatchSource, Packer, in_order, rows_per_rank
 from mengya.errors import UserError
 from mengya.metrics import MetricsLog, ProgressLine, format_count, say
 from mengya.model.transformer import CausalLM, flops_per_token
-from mengya.schema import Count, Natural, Positive, config
-from mengya.train import checkpoint
-from mengya.train.loop import Guard, fit, measure
+from mengya.schema import HOW, Count, Natural, Positive, config
+from mengya.train.balance import Balance
+from mengya.train.checkpoint import Checkpoints, read_weights
+from mengya.train.loop import Guard, Metrics, fit, measure
 from mengya.train.objectives import Objective
 from mengya.train.optimizer import make_adamw
+from mengya.train.parallel import Engine, Replicated, Sharded
 from mengya.train.schedule import make_schedule
 
-_BEST = "best.safetensors"
+_BEST = "best"
 
 
 @config
@@ -54,6 +60,16 @@ class Optim:
 
 
 @config
+class Fsdp:
+    """How parallel = "fsdp" divides the model among the ranks."""
+
+    reshard_after_forward: bool = True
+    """Give the gathered weights of a layer back after its forward pass (ZeRO-3): less memory; false: ZeRO-2."""
+    cpu_offload: bool = False
+    """Keep weights, gradients and the optimizer in host memory."""
+
+
+@config
 class TrainingConfig:
     """The keys that all training stages share."""
 
@@ -79,8 +95,16 @@ class TrainingConfig:
     """Steps between checkpoints."""
     keep_checkpoints: Count = 2
     """Newest checkpoints that are kept while training."""
+    async_checkpoints: Annotated[bool, HOW] = True
+    """Write checkpoints while training goes on; needs host memory for a copy of one."""
+    parallel: Annotated[Literal["auto", "ddp", "fsdp", "deepspeed"], HOW] = "auto"
+    """Engine for several processes, started with torchrun. auto: ddp there, otherwise this process alone."""
+    fsdp: Annotated[Fsdp, HOW] = dataclasses.field(default_factory=Fsdp)
+    deepspeed: Annotated[str, HOW] = ""
+    """The ds.json of parallel = "deepspeed"."""
     seed: Natural = 0
     optim: Optim = dataclasses.field(default_factory=Optim)
+    balance: Balance = dataclasses.field(default_factory=Balance)
 
     def __post_init__(self) -> None:
         if self.batch_tokens % self.seq_len:
@@ -89,10 +113,27 @@ class TrainingConfig:
                 f"batch_tokens={self.batch_tokens} is not a multiple of seq_len={self.seq_len}; try {better}"
             )
 
+        if (self.parallel == "deepspeed") != bool(self.deepspeed):
+            raise ValueError(
+                f"parallel={self.parallel!r} and deepspeed={self.deepspeed!r} do not fit; DeepSpeed needs both: "
+                'parallel = "deepspeed" and deepspeed = "ds.json"'
+            )
+        if self.parallel != "fsdp" and self.fsdp != Fsdp():
+            raise ValueError(f'parallel={self.parallel!r} does not use the table fsdp; set parallel = "fsdp"')
+
     @property
     def rows(self) -> int:
         """Rows in an optimizer step."""
         return self.batch_tokens // self.seq_len
+
+    def check(self) -> None:
+        """UserError if the ranks that there are cannot train so. Called before any stage runs."""
+        if self.parallel != "auto" and not ranks.launched():
+            raise UserError(
+                f'parallel = "{self.parallel}" trains in several processes; start them with '
+                'torchrun --nproc-per-node 2 -m mengya run …, or set parallel = "auto"'
+            )
+        rows_per_rank(self.rows, self.micro_batch, ranks.size())
 
 
 def prepare_model(model: CausalLM, settings: TrainingConfig) -> tuple[CausalLM, bool]:
@@ -103,16 +144,29 @@ def prepare_model(model: CausalLM, settings: TrainingConfig) -> tuple[CausalLM, 
             f"{model.config.max_position_embeddings}; lower it"
         )
     device = runtime.pick_device()
-    model.to(device)
+    if not (ranks.launched() and settings.parallel in ("fsdp", "deepspeed")):  # which move it part by part
+        model.to(device)
     model.model.compute_dtype = runtime.pick_dtype(settings.dtype, device)
     missing = runtime.compiler_missing(device)
     if settings.compile and missing:
         say(f"training uncompiled: {missing}")
     compiled = settings.compile and not missing
     if compiled:
-        for layer in model.model.layers:
-            layer.compile(dynamic=False)
+        for layer in model.model.layers:  # its forward pass alone: the hooks of engines stay outside
+            layer.forward = torch.compile(layer.forward, dynamic=False)
     return model, compiled
+
+
+def make_engine(model: CausalLM, objective: Objective, settings: TrainingConfig) -> Engine:
+    """The engine that the settings name, around a model from `prepare_model`."""
+    o = settings.optim
+    adamw = functools.partial(make_adamw, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
+    if not ranks.launched():
+        return Engine(model, objective, adamw)
+    if settings.parallel == "fsdp":
+        device = torch.device(runtime.pick_device())
+        return Sharded(model, objective, adamw, device, settings.fsdp.reshard_after_forward, settings.fsdp.cpu_offload)
+    return Replicated(model, objective, adamw)
 
 
 SCRATCH = ("checkpoints", "shards")
@@ -120,98 +174,133 @@ SCRATCH = ("checkpoints", "shards")
 
 
 class Trainer:
-    """One training run in one directory. `metrics.jsonl` and `checkpoints/` are its memory."""
+    """One training run in one directory, on all ranks. `metrics.jsonl` and `checkpoints/` are its memory."""
 
-    def __init__(self, model: CausalLM, objective: Objective, settings: TrainingConfig, train: Packer, out: Path):
-        self.model, self.objective, self.settings, self.out = model, objective, settings, out
-        optim = settings.optim
-        self.optimizer = make_adamw(model, optim.lr, optim.betas, optim.eps, optim.weight_decay)
-        self.source = BatchSource(train, settings.rows, settings.micro_batch or settings.rows, settings.seed)
+    def __init__(
+        self,
+        model: CausalLM,
+        objective: Objective,
+        settings: TrainingConfig,
+        train: Packer,
+        out: Path,
+        after_step: Callable[[Metrics], None] | None = None,
+    ):
+        """`after_step` is called with the metrics of each step whose update was applied, on all ranks."""
+        self.settings, self.out, self.after_step = settings, out, after_step
+        torch.manual_seed(settings.seed + ranks.rank())
+        self.speed = _Speed(model, settings)
+        self.engine = make_engine(model, objective, settings)
+        self.source = BatchSource(train, settings.rows, settings.micro_batch, settings.seed, ranks.rank(), ranks.size())
         self.steps = settings.steps or self.source.steps(settings.epochs)
+        root = out / "checkpoints"
+        self.checkpoints = Checkpoints(root, settings.keep_checkpoints, model.config, settings.async_checkpoints)
         self.guard = Guard()
         self.done, self.tokens = 0, 0
         self.best: float | None = None
+        self.best_step = 0
 
-    def run(self, heldout: Packer, title: str, bytes_per_token: float | None = None) -> None:
-        """Train to the end and leave the best weights (by held-out loss) in the model.
+    def run(self, heldout: Packer | list[HeldoutPart], title: str) -> CausalLM | None:
+        """Train to the end. Rank 0 gets a plain model on the CPU with the best weights (by held-out loss), others None.
 
-        `bytes_per_token`: of the held-out text, to log bits per byte as well.
+        Held-out loss is that of all parts, by their shares; each of several parts is logged by itself as well.
         """
-        root = self.out / "checkpoints"
-        root.mkdir(exist_ok=True)
-        self._resume(root)
-        settings, optim = self.settings, self.settings.optim
-        schedule = make_schedule(optim.schedule, self.steps, optim.warmup, optim.decay, optim.min_lr)
-        log = MetricsLog(self.out / "metrics.jsonl", self.done)
-        speed = _Speed(self.model, settings)
-        with runtime.deferred_interrupt() as stop, ProgressLine(title, self.steps, self.done) as bar:
-            updates = fit(
-                self.model,
-                self.objective,
-                self.optimizer,
-                schedule,
-                self.source,
-                range(self.done, self.steps),
-                optim.max_grad_norm,
-                self.guard,
-            )
-            for step, metrics in updates:
-                self.done, self.tokens = step + 1, self.tokens + int(metrics.pop("tokens"))
-                row = {"step": self.done, **metrics, "tokens": self.tokens, "tokens_per_second": speed.step()}
-                if "skipped" in metrics:
-                    logging.getLogger(__name__).warning("step %d skipped: %s", self.done, metrics["skipped"])
-                last = self.done == self.steps
-                if last or self.done % settings.heldout_every == 0:
-                    row["heldout_loss"] = heldout_loss = self._measure(heldout, root)
-                    if bytes_per_token:
-                        row["heldout_bits_per_byte"] = heldout_loss / math.log(2) / bytes_per_token
-                log.write(row)
-                bar.update(self.done, f"loss {row['loss']:.3f} {speed.text()}")
-                if last or self.done % settings.checkpoint_every == 0 or stop():
-                    self._save(root)
-                if stop() and not last:
-                    log.close()
-                    raise KeyboardInterrupt
-                speed.begin()
-        log.close()
+        self._resume()
+        try:
+            self._train(heldout if isinstance(heldout, list) else [HeldoutPart("heldout", heldout)], title)
+        except BaseException:
+            with contextlib.suppress(Exception):  # a checkpoint that is being written is not lost
+                self.checkpoints.wait()
+            raise
+        self.checkpoints.wait()
+        ranks.barrier()
         if not self.guard.seen:
             raise UserError(f"every one of the {self.steps} steps was skipped (see metrics.jsonl); lower optim.lr")
-        self._take_best(root)
+        return self._best() if ranks.is_main() else None
 
-    def _measure(self, heldout: Packer, root: Path) -> float:
-        rows = self.settings.micro_batch or self.settings.rows
-        loss = measure(self.model, self.objective, in_order(heldout, rows, self.settings.heldout_rows))
+    def _train(self, parts: list[HeldoutPart], title: str) -> None:
+        settings, optim = self.settings, self.settings.optim
+        schedule = make_schedule(optim.schedule, self.steps, optim.warmup, optim.decay, optim.min_lr)
+        steps = range(self.done, self.steps)
+        updates = fit(self.engine, schedule, self.source, steps, optim.max_grad_norm, self.guard)
+        log = MetricsLog(self.out / "metrics.jsonl", self.done) if ranks.is_main() else None
+        with (
+            runtime.deferred_interrupt() as asked,
+            ProgressLine(title, self.steps, self.done) as bar,
+            contextlib.closing(log) if log else contextlib.nullcontext(),
+            contextlib.closing(updates),
+        ):
+            self.speed.begin()
+            for step, metrics in updates:
+                row = self._count(step, metrics)
+                last = self.done == self.steps
+                if last or self.done % settings.heldout_every == 0:
+                    row |= self._measure(parts)
+                if log:
+                    log.write(row)
+                bar.update(self.done, f"loss {row['loss']:.3f} {self.speed.text()}")
+                stop = ranks.any_of(asked())
+                if last or self.done % settings.checkpoint_every == 0 or stop:
+                    self._save()
+                if stop and not last:
+                    raise KeyboardInterrupt
+                self.speed.begin()
+
+    def _count(self, step: int, metrics: Metrics) -> Metrics:
+        """Take note of a step; returns its row of the log."""
+        self.done, self.tokens = step + 1, self.tokens + metrics.pop("tokens")
+        if "skipped" not in metrics and self.after_step:
+            self.after_step(metrics)
+        elif "skipped" in metrics and ranks.is_main():
+            logging.getLogger(__name__).warning("step %d skipped: %s", self.done, metrics["skipped"])
+        return {"step": self.done, **metrics, "tokens": self.tokens, "tokens_per_second": self.speed.step()}
+
+    def _measure(self, parts: list[HeldoutPart]) -> Metrics:
+        rows, most, share = self.source.rows_per_batch, self.settings.heldout_rows, (ranks.rank(), ranks.size())
+        losses = [measure(self.engine, in_order(part.packer, rows, most, *share)) for part in parts]
+        found = heldout_metrics(parts, losses)
+        loss = found["heldout_loss"]
         if math.isfinite(loss) and (self.best is None or loss < self.best):
-            self.best = loss
-            weights = checkpoint.capture(self.model, self.optimizer, self.done, {})
-            weights.tensors = {name: t for name, t in weights.tensors.items() if name.startswith("model.")}
-            checkpoint.save(weights, root / _BEST)
-        return loss
+            self.best, self.best_step = loss, self.done
+            weights = {name: t for name, t in self.engine.tensors().items() if name.startswith("model.")}
+            self.checkpoints.save(_BEST, self.done, weights, {"heldout_loss": loss})
+        return found
 
-    def _save(self, root: Path) -> None:
-        state = {"guard": dataclasses.asdict(self.guard), "best": self.best, "tokens": self.tokens}
-        captured = checkpoint.capture(self.model, self.optimizer, self.done, state)
-        checkpoint.save(captured, root / f"step-{self.done}.safetensors")
-        checkpoint.rotate(root, self.settings.keep_checkpoints)
+    def _save(self) -> None:
+        state = {"guard": dataclasses.asdict(self.guard), "tokens": self.tokens}
+        state |= {"best": self.best, "best_step": self.best_step}
+        tensors = self.engine.tensors() | {f"rng.{ranks.rank()}": torch.get_rng_state()}
+        self.checkpoints.save(f"step-{self.done}", self.done, tensors, state)
 
-    def _resume(self, root: Path) -> None:
-        found = checkpoint.load_latest(root)
+    def _resume(self) -> None:
+        found = self.checkpoints.latest()
         if found is None:
             return
-        checkpoint.restore(found, self.model, self.optimizer)
-        self.done, self.tokens, self.best = found.step, found.state["tokens"], found.state["best"]
+        tensors, random_state = self.engine.places(), torch.get_rng_state()
+        self.checkpoints.load(found, tensors | {f"rng.{ranks.rank()}": random_state})
+        self.engine.restore(tensors)
+        torch.set_rng_state(random_state)
+        self.done, self.tokens = found.step, found.state["tokens"]
+        self.best, self.best_step = found.state["best"], found.state["best_step"]
         self.guard = Guard(**found.state["guard"])
         say(f"going on after step {self.done}")
 
-    def _take_best(self, root: Path) -> None:
+    def _best(self) -> CausalLM:
+        root = self.out / "checkpoints"
         try:
-            best = checkpoint.load(root / _BEST)
+            weights = read_weights(root / _BEST)
+            if self.best_step != self.done:
+                say(f"taking the weights of step {self.best_step}, the best on held-out data")
         except UserError as error:
             say(f"keeping the last weights: {error}")
-            return
-        if best.step != self.done:
-            say(f"taking the weights of step {best.step}, the best on held-out data")
-            checkpoint.restore_weights(best, self.model)
+            weights = read_weights(root / f"step-{self.done}")
+        with torch.device("meta"):
+            model = CausalLM(self.engine.model.config)
+        if model.config.tie_word_embeddings:
+            weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        model.load_state_dict(weights, strict=True, assign=True)
+        if model.config.tie_word_embeddings:
+            model.lm_head.weight = model.model.embed_tokens.weight
+        return model.eval()
 
 
 class _Speed:
@@ -221,7 +310,8 @@ class _Speed:
         self._tokens = settings.batch_tokens
         device = runtime.pick_device()
         dtype = model.model.compute_dtype or torch.float32
-        self._utilisation = flops_per_token(model.config, settings.seq_len / 2) / runtime.peak_flops(dtype, device)
+        peak = runtime.peak_flops(dtype, device) * ranks.size()
+        self._utilisation = flops_per_token(model.config, settings.seq_len / 2) / peak
         self._rate = 0.0
         self.begin()
 

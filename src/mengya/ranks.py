@@ -1,0 +1,131 @@
+"""The processes ("ranks") of one run, as torchrun starts them; without torchrun this process is rank 0 of 1.
+
+Everything here also works without a process group. Messages of the user interface are printed by rank 0 alone.
+"""
+
+import contextlib
+import io
+import os
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from mengya.errors import UserError
+
+T = TypeVar("T")
+_TIMEOUT = timedelta(days=365)
+"""Ranks wait for rank 0 through stages that only it runs, however long; torchrun ends them all when one dies."""
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
+
+
+def launched() -> bool:
+    """Whether torchrun (or another launcher that sets its variables) has started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+@contextlib.contextmanager
+def group() -> Iterator[None]:
+    """Join the ranks for the duration; nothing without a launcher.
+
+    Ranks other than 0 print nothing. Of an error that ends the run the first rank to meet it tells; the others leave
+    silently (SystemExit), as their errors only follow from it.
+    """
+    if not launched():
+        yield
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    store, number, count = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+    dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_TIMEOUT)
+    quiet = contextlib.nullcontext() if is_main() else contextlib.redirect_stdout(io.StringIO())
+    with quiet:
+        try:
+            yield
+        except BaseException as error:
+            if not _first_to_fail(store):
+                time.sleep(1)  # torchrun ends all ranks when one ends: let the first say why
+                raise SystemExit(_exit_code(error)) from None
+            if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST):
+                raise UserError(
+                    "another process of this run was killed or has crashed; give the same command again, or start it "
+                    "with torchrun --max-restarts 3, which does so by itself"
+                ) from error
+            raise
+    dist.destroy_process_group()
+
+
+def _first_to_fail(store: dist.Store) -> bool:
+    try:
+        return store.add("mengya/failures", 1) == 1
+    except RuntimeError:  # the store has gone with the process that kept it
+        return False
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    return {UserError: 2, KeyboardInterrupt: 130}.get(type(error), 1)
+
+
+def barrier() -> None:
+    on_main(lambda: None)
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """What `work()` gives on rank 0, on every rank (it must pickle). If it raises there, the other ranks exit."""
+    if size() == 1:
+        return work()
+    answer: list = [None, None]
+    try:
+        if is_main():
+            answer[0] = work()
+    except BaseException as error:
+        answer[1] = _exit_code(error)
+        raise
+    finally:
+        # The device names the backend: gloo, on which waiting has no limit and blocks no accelerator.
+        dist.broadcast_object_list(answer, 0, device=torch.device("cpu"))
+    if answer[1] is not None:
+        raise SystemExit(answer[1])
+    return answer[0]
+
+
+def sum_of(*values: int) -> list[int]:
+    """The sums over all ranks."""
+    if size() == 1:
+        return list(values)
+    total = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def any_of(value: bool) -> bool:
+    """Whether it is true on some rank; the same answer on every rank."""
+    return sum_of(int(value))[0] > 0
+
+
+def sum_in_place(tensor: Tensor) -> Tensor:
+    """Add up a tensor over all ranks, wherever it lies."""
+    if size() > 1:
+        dist.all_reduce(tensor)
+    return tensor

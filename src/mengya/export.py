@@ -1,0 +1,110 @@
+"""A Hugging Face directory from an unfinished training, from one checkpoint, or from a model in another type."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from mengya.errors import UserError
+from mengya.metrics import format_count, say
+from mengya.model.config import ModelConfig
+from mengya.model.load import load_model, read_config, save_model
+from mengya.model.transformer import CausalLM, count_parameters
+from mengya.stage import UNFINISHED
+from mengya.text.tokenizer import Tokenizer
+from mengya.train.checkpoint import read_weights, steps_in
+
+_BESIDE = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*")
+"""What a model directory has besides config and weights; its generation_config.json goes along, too."""
+
+
+def export(source: Path, out: Path, dtype: torch.dtype | None) -> None:
+    """Fill `out`, which must not exist; it is whole or not there. `dtype` None keeps that of the weights.
+
+    `source`: a stage's directory while or before it is finished (its newest whole checkpoint is taken), a checkpoint,
+    or a model directory. UserError if it is none of these.
+    """
+    if out.exists():
+        raise UserError(f"{out} is there already; delete it or choose another name")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        if (source / "checkpoint.json").is_file():
+            name, shape = _from_checkpoint(source, partial, dtype)
+        elif (source / "checkpoints").is_dir():
+            name, shape = _from_run(source, partial, dtype)
+        elif (source / "config.json").is_file():
+            name, shape = _from_model(source, partial, dtype)
+        else:
+            raise UserError(_refusal(source))
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    say(f"✓ {out}: {name}, {format_count(count_parameters(shape))} parameters")
+
+
+def _refusal(source: Path) -> str:
+    unfinished = [*source.glob("*.partial/checkpoints"), *source.parent.glob(f"{source.name}.partial/checkpoints")]
+    if unfinished:
+        return f"{source} is no model; the training in {unfinished[-1].parent} is unfinished: give that directory"
+    kinds = "a stage's directory with checkpoints, one of its checkpoints, or a model directory"
+    return f"{source} is not there; give {kinds}" if not source.exists() else f"{source} is none of these: {kinds}"
+
+
+def _from_run(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, ModelConfig]:
+    for path in reversed(steps_in(source / "checkpoints")):
+        try:
+            return _from_checkpoint(path, out, dtype)
+        except UserError as error:  # the run itself will delete it
+            say(f"passing over a damaged checkpoint: {error}")
+    raise UserError(f"{source} holds no whole checkpoint yet; let it train on")
+
+
+def _from_checkpoint(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, ModelConfig]:
+    weights = read_weights(source)
+    shape = read_config(source)
+    with torch.device("meta"):
+        model = CausalLM(shape)
+    if shape.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    if {n: t.shape for n, t in weights.items()} != {n: t.shape for n, t in model.state_dict().items()}:
+        raise UserError(f"{source} was written by another version of mengya; use that one")
+    model.load_state_dict(weights, strict=True, assign=True)
+    tokenizer = _tokenizer_of_run(source.parent.parent, shape)
+    if tokenizer is None:
+        say(f"{source.parent.parent} does not say which tokenizer it uses: exporting without")
+        save_model(model, out, dtype)
+    else:
+        save_model(model, out, dtype, sorted(tokenizer.stop_ids), tokenizer.eos_id)
+        tokenizer.save(out)
+    return source.name, shape
+
+
+def _tokenizer_of_run(run: Path, shape: ModelConfig) -> Tokenizer | None:
+    """That of its inputs; the largest that fits, because a tokenizer may have grown from one input to the next."""
+    found = [Tokenizer.load(path) for path in _inputs(run) if (path / "tokenizer.json").is_file()]
+    return max((t for t in found if t.vocab_size <= shape.vocab_size), key=lambda t: t.vocab_size, default=None)
+
+
+def _inputs(run: Path) -> Iterator[Path]:
+    """The directories that a stage which is not finished is made from."""
+    try:
+        for entry in json.loads((run / UNFINISHED).read_text(encoding="utf-8"))["inputs"]:
+            yield run / entry["path"] if entry["artifact"] else Path(entry["path"])
+    except (OSError, ValueError, KeyError):  # a checkpoint that lies elsewhere now
+        return
+
+
+def _from_model(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, ModelConfig]:
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"), torch.float32)
+    model = load_model(source, dtype or stored)
+    save_model(model, out, dtype or stored, config.get("eos_token_id"), config.get("pad_token_id"))
+    for pattern in (*_BESIDE, "generation_config.json"):
+        for path in source.glob(pattern):
+            if path.is_file():
+                shutil.copyfile(path, out / path.name)
+    return source.name, model.config

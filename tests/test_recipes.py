@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mengya.model.config import ModelConfig
-from mengya.model.transformer import CausalLM, count_parameters
+from mengya.model.transformer import CausalLM, count_active_parameters, count_parameters
 from mengya.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent / "recipes"
@@ -22,6 +22,7 @@ PUBLISHED = {
     "tiny-llama2/256m.toml": ((1024, 16, 16, 16, 64793, 1024), 268_756_992, 256 * 2**20),
     "matelike/0.2b.toml": ((512, 8, 16, 8, 6400, 512), 26_878_464, None),
     "ndl/0.8b.toml": ((1600, 12, 16, 16, 60930, 512), 767_176_000, 0.8e9),
+    "ndl/1.3b-moe.toml": ((1600, 12, 32, 32, 60930, 512), 1_306_115_200, 1.3e9),
 }
 
 
@@ -66,3 +67,28 @@ def test_every_module_of_the_largest_dense_model_has_the_published_shape():
         assert shapes[f"{prefix}.mlp.gate_proj.weight"] == (7800, 1600)
         assert shapes[f"{prefix}.mlp.down_proj.weight"] == (1600, 7800)
         assert shapes[f"{prefix}.self_attn.q_proj.weight"] == (1600, 1600)
+
+
+def test_every_module_of_the_published_mixture_of_experts_has_its_shape():
+    config = shape_of("ndl/1.3b-moe.toml")
+    with torch.device("meta"):
+        model = CausalLM(config)
+    shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    expected = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (60930, 1600))
+    expected["model.norm.weight"] = (1600,)
+    for layer in range(12):
+        prefix = f"model.layers.{layer}"
+        expected |= {f"{prefix}.self_attn.{name}_proj.weight": (1600, 1600) for name in "qkvo"}
+        expected |= {f"{prefix}.{name}_layernorm.weight": (1600,) for name in ("input", "post_attention")}
+        mlp, width = f"{prefix}.mlp", 14336
+        if layer:
+            expected[f"{mlp}.gate.weight"] = (15, 1600)
+            expected[f"{mlp}.experts.gate_up_proj"] = (15, 2 * 1024, 1600)
+            expected[f"{mlp}.experts.down_proj"] = (15, 1600, 1024)
+            mlp, width = f"{mlp}.shared_experts", 2048
+        expected |= {f"{mlp}.{name}_proj.weight": (width, 1600) for name in ("gate", "up")}
+        expected[f"{mlp}.down_proj.weight"] = (1600, width)
+    assert shapes == expected
+    assert config.head_dim == 50 and config.num_experts_per_tok == 4 and not config.norm_topk_prob
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    assert count_active_parameters(config) == 711_376_000

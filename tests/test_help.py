@@ -40,13 +40,15 @@ def test_help_is_a_valid_recipe_once_it_is_filled_in(name):
     assert list(tables) == [name]
     if name == "corpus":
         tables[name]["schoolbook"] = True
-    if name == "pretrain":
-        tables[name]["model"]["hidden_size"] = 16
     cls = config_class(name)
+    if name == "pretrain":
+        shape = tables[name].pop("model") | {"hidden_size": 16}
+        assert TypeAdapter(cls).validate_python(tables[name] | {"model": shape}).model.hidden_size == 16
+        tables[name]["init"] = "@corpus"
     config = TypeAdapter(cls).validate_python(tables[name])
     for key, field in fields_of(cls).items():
         if not field.is_required():
-            assert getattr(config, key) == field.get_default(call_default_factory=True) or key == "schoolbook"
+            assert getattr(config, key) == field.get_default(call_default_factory=True) or key in ("schoolbook", "init")
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -71,6 +73,15 @@ def test_choices_are_listed():
 def test_keys_that_stages_share_are_explained_everywhere():
     explanation = "# Tokens of one optimizer step, padding included.\nbatch_tokens = 4096"
     assert all(explanation in stage_help(name) for name in ("pretrain", "sft", "dpo"))
+
+
+def test_explanations_of_several_lines_are_comments():
+    for line in stage_help("pretrain").splitlines():
+        assert not line or line.startswith("#") or re.match(r"\[|\w+ = ", line), line
+
+
+def test_the_overview_tells_how_a_stage_comes_twice():
+    assert '[pretrain_zh] with stage = "pretrain"' in stages_help()
 
 
 def test_help_of_an_unknown_stage():

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import inspect
 import json
 import textwrap
 from types import UnionType
@@ -51,12 +52,16 @@ def _table(cls: type, prefix: str) -> list[str]:
         inner = nested_config(field.annotation)
         if inner is not None:
             optional = " (optional)" if not field.is_required() else ""
-            nested += ["", f"# {inner.__doc__}{optional}", f"[{prefix}.{name}]", *_table(inner, f"{prefix}.{name}")]
+            about = _comment(f"{inspect.cleandoc(inner.__doc__ or '')}{optional}")
+            nested += ["", *about, f"[{prefix}.{name}]", *_table(inner, f"{prefix}.{name}")]
             continue
-        for line in textwrap.wrap(description_of(cls, name), 100):
-            lines.append(f"# {line}")
+        lines += _comment(description_of(cls, name))
         lines.append(f"{name} = {_value(field)}")
     return lines + nested
+
+
+def _comment(text: str) -> list[str]:
+    return [f"# {line}" for line in textwrap.wrap(text, 100)]
 
 
 def _value(field: Any) -> str:

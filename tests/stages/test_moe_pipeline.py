@@ -1,0 +1,169 @@
+"""The small sister of the published mixture of experts goes through the real stages, and comes out whole."""
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from mengya.cli import main
+from mengya.infer.engine import Session, generate
+from mengya.infer.sampling import Sampling
+from mengya.model.load import load_model
+from mengya.text.tokenizer import Tokenizer
+from mengya.train import checkpoint, training
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart-moe.toml"
+SHAPE = tomllib.loads(RECIPE.read_text(encoding="utf-8"))["pretrain"]["model"]
+SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1}
+SMALL |= {"intermediate_size": 96, "moe_intermediate_size": 16, "max_position_embeddings": 128}
+STEPS = 40
+TRAINING = f"""seq_len = 64
+batch_tokens = 512
+micro_batch = 4
+steps = {STEPS}
+heldout_every = 20
+checkpoint_every = 10
+compile = false
+optim.lr = 5e-3
+balance.bias_update_rate = 0.002
+"""
+
+
+def write_rows(path: Path, rows: list) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def run(root: Path, *overrides: str, out: str = "out") -> int:
+    return main(["run", str(root / "recipe.toml"), *overrides, "--out", str(root / out)])
+
+
+def rows(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A finished run of pretraining, tuning on conversations and on preferences."""
+    root = tmp_path_factory.mktemp("moe")
+    animals = {"猫": "鱼", "牛": "青草", "熊猫": "竹子", "兔子": "萝卜", "猴子": "桃子"}
+    lines, talks, pairs = [], [], []
+    for number in range(150):
+        animal, food = list(animals.items())[number % 5]
+        lines.append(
+            {"text": f"第{number}个故事：{animal}喜欢吃{food}，天天都吃{food}。It has eaten {number} of them."}
+        )
+        talks.append({"instruction": f"{number}：{animal}吃什么？", "output": f"{animal}吃{food}。"})
+        pairs.append({"prompt": f"{number}：{animal}吃什么？", "chosen": f"{animal}吃{food}。", "rejected": "不知道！"})
+    for name, content in (("text", lines), ("talks", talks), ("pairs", pairs)):
+        write_rows(root / f"{name}.jsonl", content)
+    shape = "".join(f"{key} = {value}\n" for key, value in (SHAPE | SMALL).items())
+    recipe = f"""[corpus]
+path = {json.dumps(str(root / "text.jsonl"))}
+heldout = 0.05
+[tokenizer]
+vocab_size = 330
+[tokenize]
+[pretrain]
+{TRAINING}[pretrain.model]
+{shape}
+[sft]
+path = {json.dumps(str(root / "talks.jsonl"))}
+heldout = 0.1
+{TRAINING}
+[dpo]
+path = {json.dumps(str(root / "pairs.jsonl"))}
+heldout = 0.1
+{TRAINING}"""
+    (root / "recipe.toml").write_text(recipe, encoding="utf-8")
+    assert run(root) == 0
+    return root
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
+def test_the_loss_falls_and_the_load_is_told(root, stage):
+    found = rows(root / "out" / stage)
+    assert len(found) == STEPS
+    assert found[-1]["loss"] < 0.7 * found[0]["loss"]
+    for row in found:
+        load = torch.tensor(row["expert_load"])
+        assert load.shape == (SMALL["num_hidden_layers"] - 1, SHAPE["num_experts"])
+        assert load.sum(1).unique().numel() == 1 and 0 < load[0].sum() <= SHAPE["num_experts_per_tok"] * 512
+        assert 0.9 < row["balance_loss"] < 4 and row["router_z_loss"] > 0
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "dpo"])
+def test_transformers_loads_it_with_the_same_logits(root, stage):
+    out = root / "out" / stage
+    ours, peer = load_model(out), AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    assert peer.config.model_type == "ernie4_5_moe"
+    biases = [b for name, b in ours.named_buffers() if name.endswith("e_score_correction_bias")]
+    assert all(bias.any() for bias in biases) and len(biases) == 2  # they were learnt, and are in the file
+    ids = torch.randint(0, 330, (2, 50), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (ours(ids) - peer(ids).logits).abs().max() < 1e-4
+
+
+def test_it_answers(root):
+    out = root / "out" / "sft"
+    model, tokenizer = load_model(out), Tokenizer.load(out)
+    question = {"role": "user", "content": "7：熊猫吃什么？"}
+    prompt, _ = tokenizer.encode_chat([question], add_generation_prompt=True)
+    greedy = Sampling(temperature=0.0, max_new_tokens=12)
+    alone, *_ = generate(model, [prompt], greedy, tokenizer.stop_ids)
+    batched = generate(model, [prompt, prompt[:-1], prompt], greedy, tokenizer.stop_ids)
+    assert batched[0] == batched[2] == alone
+    said = "".join(Session(model, tokenizer, greedy).stream(question["content"]))
+    assert said == tokenizer.decode(alone) and said
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(root, monkeypatch):
+    fresh = root / "again"
+    for stage in ("corpus", "tokenizer", "tokenize"):
+        shutil.copytree(root / "out" / stage, fresh / stage)
+
+    class Stop(Exception):
+        pass
+
+    save = checkpoint.Checkpoints.save
+
+    def stop_after_20(self, name, step, *rest):
+        save(self, name, step, *rest)
+        if name == "step-20":
+            self.wait()
+            raise Stop
+
+    monkeypatch.setattr(training.Checkpoints, "save", stop_after_20)
+    with pytest.raises(Stop):
+        run(root, "--until", "pretrain", out="again")
+    monkeypatch.undo()
+    assert run(root, "--until", "pretrain", out="again") == 0
+    drop = {"tokens_per_second"}
+    first, second = ([{k: v for k, v in row.items() if k not in drop} for row in rows(root / o / "pretrain")]
+                     for o in ("out", "again"))  # fmt: skip
+    assert first == second
+    states = [load_model(root / out / "pretrain").state_dict() for out in ("out", "again")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_unnormalised_routing_trains_and_is_written_as_qwen2_moe(root):
+    for stage in ("corpus", "tokenizer", "tokenize"):
+        shutil.copytree(root / "out" / stage, root / "qwen" / stage)
+    plain = ["pretrain.model.norm_topk_prob=false", "pretrain.balance.bias_update_rate=0", "pretrain.steps=20"]
+    assert run(root, *plain, "--until", "pretrain", out="qwen") == 0
+    out = root / "qwen" / "pretrain"
+    assert rows(out)[-1]["loss"] < 0.9 * rows(out)[0]["loss"]
+    ours, peer = load_model(out), AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    assert peer.config.model_type == "qwen2_moe"
+    ids = torch.randint(0, 330, (2, 50), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (ours(ids) - peer(ids).logits).abs().max() < 1e-4
+
+
+def test_a_bias_that_cannot_be_written_is_refused_before_anything_runs(root, capsys):
+    assert run(root, "pretrain.model.norm_topk_prob=false", out="refused") == 2
+    assert "balance.bias_update_rate=0.002 needs norm_topk_prob=true" in capsys.readouterr().err
+    assert not (root / "refused").exists()

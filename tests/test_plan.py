@@ -72,3 +72,41 @@ def test_more_steps_take_more_time(recipe, tmp_path, capsys, monkeypatch):
 def test_what_cannot_run_is_not_planned(recipe, tmp_path):
     with pytest.raises(UserError, match="micro_batch=3 does not divide"):
         plan.print_plan(load_recipe(recipe, ["pretrain.micro_batch=3"]), tmp_path / "run")
+
+
+CONTINUED = """
+[tokenizer_2]
+stage = "tokenizer"
+extend = "@tokenizer"
+vocab_size = 350
+[tokenize_2]
+stage = "tokenize"
+corpus = ["@corpus", "@corpus"]
+tokenizer = "@tokenizer_2"
+[pretrain_2]
+stage = "pretrain"
+init = "@pretrain"
+shards = ["@tokenize", "@tokenize_2"]
+mixture = [1, 2]
+seq_len = 32
+batch_tokens = 128
+"""
+
+
+def test_a_stage_of_another_name_is_planned_with_its_own_data_and_a_grown_vocabulary(
+    recipe, tmp_path, capsys, monkeypatch
+):
+    shapes = []
+
+    def measure(settings, shape, pairs):
+        shapes.append(shape)
+        return plan._Measured(1.0, 0.5, 10**9)
+
+    monkeypatch.setattr(plan, "_measure", measure)
+    recipe.write_text(recipe.read_text(encoding="utf-8") + CONTINUED, encoding="utf-8")
+    plan.print_plan(load_recipe(recipe, ['pretrain_2.shards=["@tokenize_2", "@tokenize"]']), tmp_path / "run")
+    out, summary = printed(capsys)
+    assert [shape.vocab_size for shape in shapes] == [300, 350]
+    bytes_of_text = len("春天来了，小草发芽。".encode()) * 500
+    assert f" {round(3 * bytes_of_text / plan._BYTES_PER_TOKEN / 128)} " in out  # the second tokenizes the text twice
+    assert "pretrain_2" in out and summary["seconds"] > 0

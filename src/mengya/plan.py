@@ -104,19 +104,28 @@ class _Sizes:
         self.root = root
         self._specs = {spec.name: spec for spec in recipe.stages}
         self._book: dict[str, int] = {}
-        corpus = self._specs.get("corpus")
-        if corpus and corpus.config.schoolbook:
+        taught = (s for s in recipe.stages if s.kind == "corpus" and s.config.schoolbook)
+        corpus = next(taught, None)
+        if corpus:
             with tempfile.TemporaryDirectory() as folder:
                 schoolbook.write(Path(folder), corpus.config.seed)
                 self._book = {p.name: p.stat().st_size for p in Path(folder).iterdir()}
                 self._rows = {p.name: sum(1 for _ in open(p, "rb")) for p in Path(folder).iterdir()}
 
-    def text(self) -> int:
-        if "corpus" not in self._specs:
-            raise UserError("the recipe has no [corpus] to plan from; plan a recipe that has")
-        corpus = self._specs["corpus"]
-        files = corpus.references.get("path", [])
-        return self._book.get("text.jsonl", 0) + (raw_bytes(list(files)) if files else 0)
+    def text(self, spec: StageSpec) -> int:
+        """Of all corpora that a stage reads, or of the one that it is."""
+        if spec.kind != "corpus":
+            return sum(self._text_of(value) for value in spec.references["corpus"])
+        files = spec.references.get("path", [])
+        book = self._book.get("text.jsonl", 0) if spec.config.schoolbook else 0
+        return book + (raw_bytes(list(files)) if files else 0)
+
+    def _text_of(self, value: str) -> int:
+        """Of a corpus that is a stage of the recipe, or a directory."""
+        spec = self._specs.get(value[1:].partition("/")[0]) if value.startswith("@") else None
+        if spec is None:
+            return raw_bytes(str(Path(value).expanduser() / "train.jsonl"))
+        return self.text(spec)
 
     def rows(self, name: str) -> int:
         return self._rows.get(name, 0) if self._book else 0
@@ -126,37 +135,53 @@ class _Sizes:
 
     def tokens(self, spec: StageSpec) -> float:
         """Tokens in an epoch of a training stage; exact once the shards exist."""
-        if spec.name == "pretrain":
-            shards = self.root / "tokenize" / "train"
-            if (shards / "shards.json").exists():
-                meta = Shards(shards).meta
-                return meta["tokens"] + meta["documents"]
-            return self.text() / _BYTES_PER_TOKEN
-        overhead = _CHAT_OVERHEAD * (_PAIR_OVERHEAD if spec.name == "dpo" else 1)
+        if spec.kind == "pretrain":
+            return sum(self._shard_tokens(value) for value in spec.references["shards"])
+        overhead = _CHAT_OVERHEAD * (_PAIR_OVERHEAD if spec.kind == "dpo" else 1)
         return self.of(spec.references["path"]) / _BYTES_PER_TOKEN * overhead
+
+    def _shard_tokens(self, value: str) -> float:
+        shards = (self.root / value[1:] if value.startswith("@") else Path(value).expanduser()) / "train"
+        spec = self._specs.get(value[1:].partition("/")[0])
+        if spec is None or (shards / "shards.json").exists():
+            meta = Shards(shards).meta
+            return meta["tokens"] + meta["documents"]
+        return self.text(spec) / _BYTES_PER_TOKEN
 
 
 def _shape(recipe: Recipe, spec: StageSpec) -> ModelConfig:
     """Of the model that a training stage trains, followed back to where it comes from."""
     specs = {s.name: s for s in recipe.stages}
-    while spec.name != "pretrain":
-        source = spec.references["model"][0]
+    entries = 0
+    while spec.kind != "pretrain" or spec.config.model is None:
+        if spec.kind == "pretrain":
+            entries = entries or _entries(specs, spec)
+        source = spec.references["init" if spec.kind == "pretrain" else "model"][0]
         if not source.startswith("@"):
-            return read_config(Path(source))
+            shape = read_config(Path(source).expanduser())
+            break
         spec = specs[source[1:].partition("/")[0]]
-    shape = spec.config.model
-    tokenizer = specs.get("tokenizer")
-    return shape if shape.vocab_size or not tokenizer else shape.for_tokenizer(tokenizer.config.vocab_size)
+    else:
+        shape = spec.config.model
+        entries = entries or (0 if shape.vocab_size else _entries(specs, spec))
+    return dataclasses.replace(shape, vocab_size=max(shape.vocab_size, entries))
+
+
+def _entries(specs: dict[str, StageSpec], spec: StageSpec) -> int:
+    """Of the tokenizer behind the shards of a pretraining stage; 0 if no stage of the recipe makes it."""
+    tokenize = specs.get(spec.references["shards"][0][1:].partition("/")[0])
+    tokenizer = specs.get(tokenize.references["tokenizer"][0][1:].partition("/")[0]) if tokenize else None
+    return tokenizer.config.vocab_size if tokenizer else 0
 
 
 def _other_seconds(spec: StageSpec, sizes: _Sizes, train_rate: float) -> float:
     """Stages that train nothing, from rates measured on two cores; small beside training."""
-    if spec.name == "corpus":
-        return 2 + sizes.text() / 20e6 + (6 if spec.config.schoolbook else 0)
-    if spec.name == "tokenizer":
-        return 1 + min(sizes.text(), spec.config.sample_bytes) / 1.5e6
-    if spec.name == "tokenize":
-        return 1 + sizes.text() / 4e6
+    if spec.kind == "corpus":
+        return 2 + sizes.text(spec) / 20e6 + (6 if spec.config.schoolbook else 0)
+    if spec.kind == "tokenizer":
+        return 1 + min(sizes.text(spec), spec.config.sample_bytes) / (1e6 if spec.config.extend else 1.5e6)
+    if spec.kind == "tokenize":
+        return 1 + sizes.text(spec) / 4e6
     tokens = spec.config.heldout_bytes / _BYTES_PER_TOKEN + 25 * sizes.rows("questions.jsonl") * 4
     return 4 + len(spec.references["models"]) * (1 + tokens / max(2 * train_rate, 1))
 
@@ -175,8 +200,8 @@ def print_plan(recipe: Recipe, root: Path) -> None:
             continue
         settings, shape = spec.config, _shape(recipe, spec)
         if not shape.vocab_size:
-            raise UserError(f"{spec.name}: the vocabulary is unknown; set pretrain.model.vocab_size")
-        measured = _measure(settings, shape, pairs=spec.name == "dpo")
+            raise UserError(f"{spec.name}: the vocabulary is unknown; set model.vocab_size in [pretrain]")
+        measured = _measure(settings, shape, pairs=spec.kind == "dpo")
         steps = settings.steps or max(1, round(settings.epochs * sizes.tokens(spec) / settings.batch_tokens))
         tokens = steps * settings.batch_tokens
         heldout = (steps / settings.heldout_every + 1) * settings.heldout_rows / settings.rows * measured.step / 2
@@ -191,7 +216,8 @@ def print_plan(recipe: Recipe, root: Path) -> None:
         table.add_row(spec.name, *map(str, cells), *sizes_shown)
     for spec in others:
         seconds = _other_seconds(spec, sizes, rate)
-        disk = round({"corpus": 1.0, "tokenize": 0.6}.get(spec.name, 0.0) * sizes.text())
+        share = {"corpus": 1.0, "tokenize": 0.6}.get(spec.kind)  # of the text
+        disk = round(share * sizes.text(spec)) if share else 0
         total, disk_total = total + seconds, disk_total + disk
         table.add_row(spec.name, "", "", "", "", "", "", f"{format_count(disk)}B", format_seconds(seconds))
     console.print(table)

@@ -71,6 +71,10 @@ def _model(config: Config, inputs: dict[str, list[Path]], tokenizer: Tokenizer) 
     else:
         (base,) = inputs["init"]
         model = load_model(base)
+        try:
+            balance.check(model.config, config.balance)
+        except ValueError as error:
+            raise UserError(f"{base}: {error}") from error
         grown = adopt_tokenizer(model, base, read_backend(inputs["shards"][0]))
         say(f"  going on from {base.name}" + (f" with {grown:,} more entries" if grown else ""))
     active = f", {format_count(count_active_parameters(model.config))} of them active" * (model.config.num_experts > 0)

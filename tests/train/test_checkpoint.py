@@ -117,6 +117,22 @@ def test_an_asynchronous_save_holds_what_was_there_when_it_was_called(tmp_path, 
         assert found["model.x"].unique().tolist() == [step] and found["optimizer.step.x"] == step
 
 
+def test_a_process_that_ends_by_an_error_still_writes_its_last_checkpoint(tmp_path):
+    program = f"""
+import runpy, time, torch
+from pathlib import Path
+from mengya.train import checkpoint_storage
+from mengya.train.checkpoint import Checkpoints
+real = checkpoint_storage.save_file
+checkpoint_storage.save_file = lambda *arguments: (time.sleep(0.5), real(*arguments))
+shape = runpy.run_path({str(SCRIPT)!r})["SHAPE"]
+Checkpoints(Path({str(tmp_path)!r}), 2, shape, True).save("step-1", 1, {{"model.x": torch.ones(1000)}}, {{}})
+raise SystemExit(3)
+"""
+    assert subprocess.run([sys.executable, "-c", program], env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == 3
+    assert value(tmp_path, make(tmp_path).latest()) == 1
+
+
 def test_the_directory_is_safetensors_and_json(tmp_path, monkeypatch):
     def forbidden(*_, **__):
         raise AssertionError("pickle")

@@ -132,7 +132,7 @@ def main(rank: int, folder: Path) -> None:
     fully_shard(model)
     trained = train_a_little(model)
     assert any(isinstance(t, DTensor) for t in trained.values())
-    Checkpoints(folder / "fsdp", 1, SHAPE, asynchronous=True).save("step-2", 2, trained, {})  # the exit waits for it
+    Checkpoints(folder / "fsdp", 1, SHAPE, asynchronous=False).save("step-2", 2, trained, {})
 
     if rank == 0:
         file = folder / "two" / "step-2" / "rank-1.safetensors"

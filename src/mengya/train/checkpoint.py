@@ -24,7 +24,7 @@ from mengya.metrics import say
 from mengya.model.config import ModelConfig, to_hf
 from mengya.train.checkpoint_storage import Saved, Writer, hidden, reader, recover, remove, steps_in, verify
 
-__all__ = ["Checkpoints", "Saved", "read_weights"]
+__all__ = ["Checkpoints", "Saved", "read_weights", "steps_in"]
 
 T = TypeVar("T")
 
@@ -41,6 +41,8 @@ class Checkpoints:
         self._root, self._keep = root, keep
         self._config = to_hf(shape, "float32", None, None)
         self._alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+        if self._alone:
+            _expect_one_process()
         # Its own group: the writing thread must not get between the collectives of training.
         self._group = None if self._alone else dist.new_group(backend="gloo")
         self._main = self._alone or dist.get_rank() == 0
@@ -172,6 +174,7 @@ class Checkpoints:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The whole weights in a checkpoint, by the model's own names, verified. UserError if it is damaged."""
+    _expect_one_process()
     saved = verify(path)
     held = reader(saved).read_metadata().state_dict_metadata
     weights = {
@@ -208,13 +211,13 @@ def _read(saved: Saved, tensors: Mapping[str, Tensor], group: dist.ProcessGroup 
 
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
-    """The error itself, of the lowest rank that has one, instead of torch's collection of them.
-
-    In a single process torch says each time that it assumes one: that is meant.
-    """
+    """The error itself, of the lowest rank that has one, instead of torch's collection of them."""
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            yield
+        yield
     except CheckpointException as error:
         raise error.failures[min(error.failures)][0] from error
+
+
+def _expect_one_process() -> None:
+    """Torch warns whenever it saves or loads without ranks: that is meant. For good, as threads share the filters."""
+    warnings.filterwarnings("ignore", "torch.distributed is disabled")

@@ -143,8 +143,8 @@ class Writer(StorageWriter):
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         tensors = self._stage({item.index.fqn: planner.resolve_data(item) for item in plan.items})  # type: ignore[misc]
         written = Future()  # type: ignore[var-annotated]
-        written.set_result([])
         if not tensors:
+            written.set_result([])
             return written
         offsets = {i.index.fqn: {"saved_offsets": list(i.tensor_data.chunk.offsets)} for i in plan.items}  # type: ignore[union-attr]
         name = f"rank-{self._rank}.safetensors"
@@ -154,7 +154,6 @@ class Writer(StorageWriter):
         except SafetensorError as error:
             raise _as_os_error(error, path) from error
         _flush(path)
-        written = Future()
         written.set_result([WriteResult(MetadataIndex(name), path.stat().st_size, _sha256(path))])
         return written
 

@@ -151,8 +151,8 @@ def _swiglu_backward(
 def _swiglu_gradients(
     grad_out: Tensor, x: Tensor, gate_up: Tensor, gate: Tensor, up: Tensor, down: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wide = (torch.empty_like(w, dtype=torch.float32) for w in (gate, up, down))
-    return torch.empty_like(x), *wide
+    grad_gate, grad_up, grad_down = (torch.empty_like(w, dtype=torch.float32) for w in (gate, up, down))
+    return torch.empty_like(x), grad_gate, grad_up, grad_down
 
 
 def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

@@ -110,8 +110,8 @@ def prepare_model(model: CausalLM, settings: TrainingConfig) -> tuple[CausalLM, 
         say(f"training uncompiled: {missing}")
     compiled = settings.compile and not missing
     if compiled:
-        for module in (*model.model.layers, model.model.norm):
-            module.compile(dynamic=False)
+        for layer in model.model.layers:
+            layer.compile(dynamic=False)
     return model, compiled
 
 

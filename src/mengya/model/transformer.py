@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mengya.model.attention import document_mask, packed_attention, uses_kernel
 from mengya.model.cache import KVCache
 from mengya.model.config import ModelConfig
+from mengya.model.linear import project, swiglu
 from mengya.model.moe import MoE, Routing
 from mengya.model.rope import RotaryEmbedding, apply_rotary
 
@@ -32,19 +33,6 @@ class RMSNorm(nn.Module):
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide * self.weight.float()).to(x.dtype)
-
-
-def project(x: Tensor, *layers: nn.Linear) -> list[Tensor]:
-    """The outputs of linear layers that share their input.
-
-    While training they are one matrix product: the weights are cast anyway, and the concatenation rides along. Without
-    gradients the weights already have the right type, and copying them would double the traffic of every token.
-    """
-    if len(layers) == 1 or not torch.is_grad_enabled():
-        return [F.linear(x, m.weight.to(x.dtype), None if m.bias is None else m.bias.to(x.dtype)) for m in layers]
-    weight = torch.cat([m.weight for m in layers]).to(x.dtype)
-    bias = None if layers[0].bias is None else torch.cat([m.bias for m in layers]).to(x.dtype)
-    return list(F.linear(x, weight, bias).split([m.out_features for m in layers], dim=-1))
 
 
 class Attention(nn.Module):
@@ -95,8 +83,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, size, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = project(x, self.gate_proj, self.up_proj)
-        return project(F.silu(gate) * up, self.down_proj)[0]
+        return swiglu(x, self.gate_proj, self.up_proj, self.down_proj)
 
 
 def _feed_forward(config: ModelConfig, layer: int) -> MLP | MoE:

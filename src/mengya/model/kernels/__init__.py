@@ -55,25 +55,39 @@ def build(source: Path, directory: Path) -> Path:
     return library
 
 
-@functools.cache
-def attention_library() -> ctypes.CDLL | None:
-    """The attention kernel, built if need be; None where it cannot run, with one logged warning if a build failed."""
+def _load(name: str, structure: type[ctypes.Structure], functions: tuple[str, ...]) -> ctypes.CDLL | None:
+    """A kernel's library, built if need be; None where it cannot run, with one logged warning if a build failed."""
     if not supported():
         return None
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mengya" / "kernels"
-        library = ctypes.CDLL(str(build(Path(__file__).with_name("attention.cpp"), cache)))
-        if library.attention_init() != 0:
+        library = ctypes.CDLL(str(build(Path(__file__).with_name(f"{name}.cpp"), cache)))
+        if library[f"{name}_init"]() != 0:
             raise OSError("the system grants no tile registers")
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home directory
         detail = getattr(error, "stderr", None) or str(error)
         _LOG.warning(
-            "The fast attention kernel could not be built; using PyTorch's, which is slower: %s", detail.strip()
+            "The fast %s kernel could not be built; using PyTorch's, which is slower: %s", name, detail.strip()
         )
         return None
-    for function in (library.attention_forward, library.attention_backward):
-        function.argtypes, function.restype = (ctypes.POINTER(AttentionProblem),), None
+    for function in functions:
+        library[function].argtypes, library[function].restype = (ctypes.POINTER(structure),), None
     return library
+
+
+@functools.cache
+def attention_library() -> ctypes.CDLL | None:
+    return _load("attention", AttentionProblem, ("attention_forward", "attention_backward"))
+
+
+@functools.cache
+def weight_gradient_library() -> ctypes.CDLL | None:
+    return _load("weight_gradient", WeightGradientProblem, ("weight_gradient",))
+
+
+@functools.cache
+def swiglu_library() -> ctypes.CDLL | None:
+    return _load("swiglu", GateProblem, ("swiglu_forward", "swiglu_backward"))
 
 
 class Strides(ctypes.Structure):
@@ -96,4 +110,36 @@ class AttentionProblem(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("starts", "lse", "q", "k", "v", "grad_out")),
         *((name, ctypes.c_void_p) for name in ("out", "grad_q", "grad_k", "grad_v")),
         *((name, Strides) for name in ("q_at", "k_at", "v_at", "out_at", "grad_out_at", "grad_kv_at")),
+    )
+
+
+class Factor(ctypes.Structure):
+    """`struct Factor` of weight_gradient.cpp."""
+
+    _fields_ = (("p", ctypes.c_void_p), ("stride", ctypes.c_int64), ("size", ctypes.c_int64))
+
+    @classmethod
+    def of(cls, x: torch.Tensor) -> "Factor":
+        """A (tokens, size) tensor whose last dimension is contiguous."""
+        return cls(x.data_ptr(), x.stride(0), x.shape[1])
+
+
+class WeightGradientProblem(ctypes.Structure):
+    """`struct Problem` of weight_gradient.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("tokens", "groups", "parts", "threads")),
+        ("ends", ctypes.c_void_p),
+        ("x", Factor),
+        ("grad_y", Factor * 3),
+        ("grad_weight", ctypes.c_void_p * 3),
+    )
+
+
+class GateProblem(ctypes.Structure):
+    """`struct Gate` of swiglu.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "size", "threads")),
+        *((name, ctypes.c_void_p) for name in ("gate_up", "grad_h", "h", "grad_gate_up")),
     )

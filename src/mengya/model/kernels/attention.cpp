@@ -12,7 +12,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 
 #include "tiles.h"
 
@@ -39,31 +38,6 @@ constexpr float kLog2e = 1.4426950408889634f;
 
 template <class T>
 T* at(T* p, const Strides& s, int64_t row, int64_t head) { return p + row * s.row + head * s.head; }
-
-// Scratch memory of a thread, kept between calls: fresh pages cost more than the arithmetic.
-class Arena {
-    char* base_ = nullptr;
-    size_t size_ = 0, used_ = 0;
-
-  public:
-    ~Arena() { std::free(base_); }
-    void reset(size_t bytes) {
-        used_ = 0;
-        if (bytes <= size_) return;
-        std::free(base_);
-        size_ = (bytes + 4095) / 4096 * 4096;
-        base_ = static_cast<char*>(std::aligned_alloc(4096, size_));
-        if (!base_) std::abort();
-    }
-    template <class T>
-    T* take(int64_t count) {
-        T* p = reinterpret_cast<T*>(base_ + used_);
-        used_ += (count * sizeof(T) + 63) / 64 * 64 + 192;  // the gap keeps arrays off each other's cache sets
-        if (used_ > size_) std::abort();
-        return p;
-    }
-};
-thread_local Arena arena;
 
 // Which keys each query may read, per token and per block of 32.
 struct Spans {

@@ -2,7 +2,9 @@
 #pragma once
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 
 namespace {
 
@@ -25,6 +27,31 @@ struct TileConfig {
     ~TileConfig() { asm volatile("tilerelease" ::: "memory"); }
 };
 
+// Scratch memory of a thread, kept between calls: fresh pages cost more than the arithmetic.
+class Arena {
+    char* base_ = nullptr;
+    size_t size_ = 0, used_ = 0;
+
+  public:
+    ~Arena() { std::free(base_); }
+    void reset(size_t bytes) {
+        used_ = 0;
+        if (bytes <= size_) return;
+        std::free(base_);
+        size_ = (bytes + 4095) / 4096 * 4096;
+        base_ = static_cast<char*>(std::aligned_alloc(4096, size_));
+        if (!base_) std::abort();
+    }
+    template <class T>
+    T* take(int64_t count) {
+        T* p = reinterpret_cast<T*>(base_ + used_);
+        used_ += (count * sizeof(T) + 63) / 64 * 64 + 192;  // the gap keeps arrays off each other's cache sets
+        if (used_ > size_) std::abort();
+        return p;
+    }
+};
+thread_local Arena arena;
+
 // C += sum over n steps of A B, C being two by two tiles: the only product of this file.
 struct Product {
     const bf16 *a, *b;
@@ -32,6 +59,7 @@ struct Product {
     const float* init;  // null: C starts at zero; c: C goes on; anything else: every row of C starts as this one
     int64_t n, a_pair, a_step, b_pair, b_step;  // entries to the second tile, and to the next step
     int64_t c_down, c_right, c_row;             // entries to the tile below, to the tile beside; bytes to the next row
+    int64_t a_row = 64;                         // bytes to the next row of A
 };
 
 inline __attribute__((always_inline)) void multiply(const Product& p) {
@@ -44,11 +72,11 @@ inline __attribute__((always_inline)) void multiply(const Product& p) {
     }
     for (int64_t i = 0; i < p.n; i++) {
         const bf16 *a = p.a + i * p.a_step, *b = p.b + i * p.b_step;
-        TILE_LOAD(4, a, 64); TILE_LOAD(6, b, 64);
+        TILE_LOAD(4, a, p.a_row); TILE_LOAD(6, b, 64);
         TILE_DOT(0, 4, 6);
         TILE_LOAD(7, b + p.b_pair, 64);
         TILE_DOT(1, 4, 7);
-        TILE_LOAD(5, a + p.a_pair, 64);
+        TILE_LOAD(5, a + p.a_pair, p.a_row);
         TILE_DOT(2, 5, 6); TILE_DOT(3, 5, 7);
     }
     TILE_STORE(0, p.c, p.c_row); TILE_STORE(1, p.c + p.c_right, p.c_row);

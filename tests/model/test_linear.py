@@ -1,0 +1,115 @@
+"""Linear layers: the native kernels against float64, and the same results without them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mengya.model import kernels, linear
+from mengya.model.linear import project, swiglu, weight_gradient
+
+needs_kernels = pytest.mark.skipif(
+    not kernels.supported() or kernels.weight_gradient_library() is None, reason="no AMX or no C++ compiler here"
+)
+
+
+def relative(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got.double() - want.double()).norm() / want.double().norm().clamp(min=1e-30))
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("tokens", "width", "sizes", "ends"),
+    [
+        (100, 64, [32], None),
+        (1, 512, [64, 32], None),
+        (777, 1408, [512], None),  # the gradient's factor is the narrower one
+        (1500, 256, [96, 64, 32], None),
+        (2100, 512, [1056], None),
+        (700, 96, [64, 128], [0, 5, 300, 300, 700]),  # experts, some without a token
+        (2100, 1056, [512], [10, 1200, 2100]),
+    ],
+)
+def test_weight_gradient_is_the_exact_sum(tokens, width, sizes, ends):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(tokens, width, generator=generator).bfloat16()
+    grad = torch.randn(tokens, sum(sizes) + 32, generator=generator).bfloat16()[:, :-32]  # rows need not be dense
+    got = weight_gradient(grad, x, sizes, None if ends is None else torch.tensor(ends, dtype=torch.int32))
+    for part, weight in zip(grad.split(sizes, 1), got, strict=True):
+        begins = [0, *ends[:-1]] if ends else [0]
+        for group, (begin, end) in enumerate(zip(begins, ends or [tokens], strict=True)):
+            want = part[begin:end].double().T @ x[begin:end].double()
+            assert weight.dtype == torch.float32
+            torch.testing.assert_close(weight[group].double(), want, rtol=1e-5, atol=1e-4)
+
+
+@needs_kernels
+def test_weight_gradient_has_the_same_bits_for_every_number_of_threads():
+    x, grad = torch.randn(1100, 160).bfloat16(), torch.randn(1100, 224).bfloat16()
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(torch.cat(weight_gradient(grad, x, [128, 96], None), 1))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(found[0], other) for other in found)
+
+
+def layers(*shapes: tuple[int, int], bias: bool = False) -> list[nn.Linear]:
+    torch.manual_seed(1)
+    return [nn.Linear(*shape, bias=bias) for shape in shapes]
+
+
+def gradients(function, x: torch.Tensor, modules: list[nn.Linear]) -> list[torch.Tensor]:
+    """The output of function(x, *modules), and the gradients of x and all parameters."""
+    x = x.clone().requires_grad_()
+    for module in modules:
+        module.zero_grad()
+    out = function(x, *modules)
+    out = torch.cat(out, -1) if isinstance(out, list) else out
+    out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out.dtype))
+    return [out.detach(), x.grad, *(p.grad for module in modules for p in module.parameters())]
+
+
+FUNCTIONS = {
+    "project": (project, [(64, 96), (64, 32), (64, 32)]),
+    "swiglu": (swiglu, [(64, 160), (64, 160), (160, 64)]),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("served", [False, pytest.param(True, marks=needs_kernels)])
+def test_bfloat16_layers_are_as_near_to_float64_as_rounding_allows(name, bias, served, monkeypatch):
+    function, shapes = FUNCTIONS[name]
+    modules, x = layers(*shapes, bias=bias), torch.randn(3, 700, 64)
+    if not served:
+        monkeypatch.setattr(linear, "_served", lambda *_: False)
+    got = gradients(function, x.bfloat16(), modules)
+    monkeypatch.setattr(linear, "_served", lambda *_: False)
+    want = gradients(function, x.bfloat16().double(), [m.double() for m in modules])
+    for g, w in zip(got, want, strict=True):
+        assert relative(g, w) < 0.01
+
+
+@needs_kernels
+def test_frozen_weights_get_no_gradient():
+    (module,) = layers((64, 32))
+    module.weight.requires_grad_(False)
+    x = torch.randn(5, 64).bfloat16().requires_grad_()
+    project(x, module)[0].sum().backward()
+    assert module.weight.grad is None and x.grad is not None
+
+
+@needs_kernels
+def test_gate_takes_any_finite_value():
+    gate = torch.tensor([0.0, -0.0, 1e-30, 80.0, -80.0, 1e30, -1e30, 3e38, -3e38] + [1.0] * 23)
+    modules = layers((32, 32), (32, 32), (32, 32))
+    for module, diagonal in zip(modules, (gate, torch.ones(32), torch.ones(32)), strict=True):
+        module.weight.data.copy_(torch.diag(diagonal))
+    x = torch.ones(2, 32).bfloat16()
+    out, grad, *_ = gradients(swiglu, x, modules)
+    want = F.silu(gate.bfloat16().double())
+    torch.testing.assert_close(out[0].double(), want, rtol=0.01, atol=1e-30)
+    assert grad[:, :5].isfinite().all()

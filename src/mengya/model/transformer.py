@@ -12,6 +12,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mengya.model.attention import document_mask, packed_attention, uses_kernel
 from mengya.model.cache import KVCache
@@ -128,6 +129,8 @@ class Decoder(nn.Module):
         self.head_dim = config.head_dim
         self.compute_dtype: torch.dtype | None = None
         """Type of the activations; None: that of the weights."""
+        self.activation_checkpointing = False
+        """Keep a layer's input alone and compute the rest again in the backward pass (Chen et al. 2016, 1604.06174)."""
 
     def forward(
         self,
@@ -159,8 +162,12 @@ class Decoder(nn.Module):
         served = uses_kernel(x.device.type, x.dtype, self.head_dim)
         mask = None if starts is None or served else document_mask(starts)
         routings = []
+        recompute = self.activation_checkpointing and torch.is_grad_enabled()
         for layer in self.layers:
-            x, routing = layer(x, rope, starts, mask)
+            if recompute:
+                x, routing = checkpoint(layer, x, rope, starts, mask, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x, routing = layer(x, rope, starts, mask)
             if routing is not None:
                 routings.append(routing)
         return self.norm(x), routings

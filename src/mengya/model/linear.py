@@ -15,7 +15,7 @@ from mengya.model.kernels import Factor, GateProblem, WeightGradientProblem, swi
 
 
 @torch.compiler.assume_constant_result
-def _served(device_type: str, dtype: torch.dtype, *sizes: int) -> bool:
+def served(device_type: str, dtype: torch.dtype, *sizes: int) -> bool:
     """Whether the kernels serve tensors of this kind. The first call builds them."""
     right = device_type == "cpu" and dtype == torch.bfloat16 and all(size % 32 == 0 for size in sizes)
     return right and weight_gradient_library() is not None and swiglu_library() is not None
@@ -30,7 +30,7 @@ def project(x: Tensor, *layers: nn.Linear) -> list[Tensor]:
     if not torch.is_grad_enabled():
         return [F.linear(x, m.weight.to(x.dtype), None if m.bias is None else m.bias.to(x.dtype)) for m in layers]
     weights, sizes = [m.weight for m in layers], [m.out_features for m in layers]
-    if _served(x.device.type, x.dtype, x.shape[-1], *sizes):
+    if served(x.device.type, x.dtype, x.shape[-1], *sizes):
         out = _Product.apply(x, *weights)
     else:
         out = F.linear(x, torch.cat(weights).to(x.dtype))
@@ -91,7 +91,7 @@ _CHUNK = 1024
 def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> Tensor:
     """down(silu(gate(x)) * up(x)), as Shazeer 2020 (arXiv:2002.05202)."""
     sizes = x.shape[-1], gate.out_features, down.out_features
-    if torch.is_grad_enabled() and gate.bias is None and _served(x.device.type, x.dtype, *sizes):
+    if torch.is_grad_enabled() and gate.bias is None and served(x.device.type, x.dtype, *sizes):
         out, _ = torch.ops.mengya.swiglu(x.flatten(0, -2), gate.weight, up.weight, down.weight)
         return out.view(*x.shape[:-1], -1)
     opened, raised = project(x, gate, up)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mengya.model.config import ModelConfig
+from mengya.model.linear import served
 
 
 class Routing(NamedTuple):
@@ -25,58 +26,66 @@ class Routing(NamedTuple):
 # ---- grouped matrix products -----------------------------------------------------------------------------------------
 
 
-def _served(*tensors: Tensor) -> bool:
+def _grouped(*tensors: Tensor) -> bool:
     """Whether `torch.nn.functional.grouped_mm` takes these: its rows must be multiples of 16 bytes."""
     kinds = (torch.bfloat16, torch.float16, torch.float32)
     return all(t.dtype in kinds and t.shape[-1] * t.element_size() % 16 == 0 for t in tensors)
 
 
-@torch.library.custom_op("mengya::grouped_linear", mutates_args=())
-def _grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    if _served(x, weight, weight.mT):
-        return F.grouped_mm(x, weight.mT, offs=ends)
-    groups = zip(x.tensor_split(ends[:-1].tolist()), weight, strict=True)
-    return torch.cat([rows @ matrix.T for rows, matrix in groups])
+@torch.library.custom_op("mengya::grouped_product", mutates_args=())
+def _grouped_product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Each group of rows (M, I) times its matrix, (E, I, O) of any strides: (M, O)."""
+    if _grouped(x, weight, weight.mT):
+        return F.grouped_mm(x.contiguous(), weight, offs=ends)
+    return torch.cat([r @ w for r, w in zip(x.tensor_split(ends[:-1].tolist()), weight, strict=True)])
 
 
-@_grouped_linear.register_fake
+@_grouped_product.register_fake
 def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[1])
+    return x.new_empty(x.shape[0], weight.shape[2])
 
 
-@torch.library.custom_op("mengya::grouped_linear_backward", mutates_args=())
-def _grouped_linear_backward(grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    if _served(x, grad, weight, weight.mT):
-        grad = grad.contiguous()
-        return F.grouped_mm(grad, weight, offs=ends), F.grouped_mm(grad.T, x, offs=ends)
+@torch.library.custom_op("mengya::grouped_outer", mutates_args=())
+def _grouped_outer(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
+    """grad (M, O) and x (M, I) -> the sum over each group's rows of their outer products, (E, O, I)."""
+    if _grouped(grad, x):
+        return F.grouped_mm(grad.contiguous().T, x.contiguous(), offs=ends)
     cuts = ends[:-1].tolist()
-    grads, rows = grad.tensor_split(cuts), x.tensor_split(cuts)
-    grad_x = torch.cat([g @ matrix for g, matrix in zip(grads, weight, strict=True)])
-    return grad_x, torch.stack([g.T @ r for g, r in zip(grads, rows, strict=True)])
+    return torch.stack([g.T @ r for g, r in zip(grad.tensor_split(cuts), x.tensor_split(cuts), strict=True)])
 
 
-@_grouped_linear_backward.register_fake
-def _(grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape)
+@_grouped_outer.register_fake
+def _(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
+    return x.new_empty(len(ends), grad.shape[1], x.shape[1])
 
 
-def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+class _GroupedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+        cast = weight.to(x.dtype)
+        ctx.save_for_backward(x, cast, ends)
+        ctx.weight_dtype = weight.dtype
+        return torch.ops.mengya.grouped_product(x, cast.mT, ends)
 
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple:
-    return *torch.ops.mengya.grouped_linear_backward(grad, *ctx.saved_tensors), None
-
-
-_grouped_linear.register_autograd(_differentiate, setup_context=_save)
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, weight, ends = ctx.saved_tensors
+        grad_x = torch.ops.mengya.grouped_product(grad, weight, ends) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return grad_x, None, None
+        if served(x.device.type, x.dtype, *weight.shape[1:]):
+            (grad_weight,) = torch.ops.mengya.weight_gradient(grad, x, [weight.shape[1]], ends)
+        else:
+            grad_weight = torch.ops.mengya.grouped_outer(grad, x, ends)
+        return grad_x, grad_weight.to(ctx.weight_dtype), None
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Each group of rows times its own matrix: (M, I), (E, O, I) -> (M, O).
+    """Each group of rows times its own matrix, cast to their type: (M, I), (E, O, I) -> (M, O).
 
     Group e is the rows ends[e - 1] .. ends[e] - 1; `ends` (E,) int32, the last one M. Empty groups are fine.
     """
-    return torch.ops.mengya.grouped_linear(x, weight, ends)
+    return _GroupedLinear.apply(x, weight, ends)
 
 
 # ---- to the experts and back -----------------------------------------------------------------------------------------
@@ -180,11 +189,11 @@ class Experts(nn.Module):
         every = torch.arange(len(self.down_proj), device=chosen.device)
         ends = torch.searchsorted(chosen, every, right=True, out_int32=True)
         rows = _Dispatch.apply(x, order, places, top_k)
-        gate, up = grouped_linear(rows, self.gate_up_proj.to(x.dtype), ends).chunk(2, dim=-1)
+        gate, up = grouped_linear(rows, self.gate_up_proj, ends).chunk(2, dim=-1)
         # An expert's output is linear in what enters its last product, so its weight is applied here, where it is free.
         weight = _Dispatch.apply(weights.to(x.dtype).flatten(), order, places, 1)
         inner = F.silu(gate) * up * weight[:, None]
-        out = grouped_linear(inner, self.down_proj.to(x.dtype), ends)
+        out = grouped_linear(inner, self.down_proj, ends)
         return _Combine.apply(out, order, places, top_k)
 
 

@@ -74,7 +74,7 @@ def names(root):
 @BOTH
 def test_round_trip_is_bitwise_and_in_place(tmp_path, asynchronous):
     checkpoints, tensors = make(tmp_path, 2, asynchronous), odd_state()
-    state = {"best": 0.1 + 0.2, "guard": {"mean_norm": 1 / 3}, "none": None}
+    state = {"best": 0.1 + 0.2, "guard": {"mean_norm": 1 / 3}, "none": None, "字": [1, "萌芽"]}
     checkpoints.save("step-3", 3, tensors, state)
     saved = checkpoints.latest()
     assert (saved.step, saved.state, saved.path) == (3, state, tmp_path / "step-3")

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException, DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from mengya import ranks
 from mengya.errors import UserError
 from mengya.metrics import say
 from mengya.model.config import ModelConfig, to_hf
@@ -40,12 +42,12 @@ class Checkpoints:
         """`keep`: so many of the newest `step-*` stay. `asynchronous`: `save` returns once the state is copied."""
         self._root, self._keep = root, keep
         self._config = to_hf(shape, "float32", None, None)
-        self._alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+        self._alone = ranks.size() == 1
         if self._alone:
             _expect_one_process()
-        # Its own group: the writing thread must not get between the collectives of training.
-        self._group = None if self._alone else dist.new_group(backend="gloo")
-        self._main = self._alone or dist.get_rank() == 0
+        # Its own group: the writing thread must not get between the collectives of training. Disks may be slow, and a
+        # rank that dies is noticed without a limit.
+        self._group = None if self._alone else dist.new_group(backend="gloo", timeout=timedelta(days=1))
         self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
         self._pending: Future[None] | None = None
         self._buffers: dict[str, Tensor] = {}
@@ -92,7 +94,7 @@ class Checkpoints:
                     no_dist=self._alone,
                 )
         except BaseException:
-            if self._main:  # all ranks have stopped writing
+            if ranks.is_main():  # all ranks have stopped writing
                 shutil.rmtree(hidden(path, "partial"), ignore_errors=True)
             raise
 
@@ -153,14 +155,14 @@ class Checkpoints:
         """`value` of every rank, on every rank."""
         if self._alone:
             return [value]
-        found: list[T] = [value] * dist.get_world_size()
+        found: list[T] = [value] * ranks.size()
         dist.all_gather_object(found, value, self._group)
         return found
 
     def _from_main(self, function: Callable[[], T]) -> T:
         """What `function` returns or raises on rank 0, on every rank."""
         answer: list = [None, None]
-        if self._main:
+        if ranks.is_main():
             try:
                 answer[0] = function()
             except (UserError, OSError) as error:

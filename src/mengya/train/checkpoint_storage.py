@@ -176,6 +176,7 @@ class Writer(StorageWriter):
                 if isinstance(tensor, TensorStorageMetadata)
             },
         }
+        record = json.loads(json.dumps(record))  # as it will be read: numbers as keys become text
         self._write_json(RECORD, record | {"digest": manifest.digest(record)})
         _flush(self._partial)
         _publish(self._partial, self._path)

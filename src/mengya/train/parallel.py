@@ -48,9 +48,9 @@ class Engine:
         self.optimizer = make_optimizer(model)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         for parameter in self.trained.values():
-            self.optimizer.state[parameter] = _no_moments(parameter)
+            self.optimizer.state[parameter] = no_moments(parameter)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.run: nn.Module = self.root
+        self.run: Any = self.root
 
     def _prepare(self) -> None:
         """Change the model before its parameters are handed to the optimizer."""
@@ -113,7 +113,7 @@ class Engine:
         return self.model.config.tie_word_embeddings
 
 
-def _no_moments(parameter: Tensor) -> dict[str, Tensor]:
+def no_moments(parameter: Tensor) -> dict[str, Tensor]:
     """AdamW's state before the first step, made now so that a checkpoint has a place to be read into."""
     step = torch.zeros((), dtype=torch.float32, device=parameter.device)
     moments = {name: torch.zeros_like(parameter, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
@@ -128,7 +128,6 @@ class Replicated(Engine):
         self.run = DistributedDataParallel(self.root, gradient_as_bucket_view=True)
 
     def accumulate(self, batch: Batch, count: int, last: bool) -> Loss:
-        assert isinstance(self.run, DistributedDataParallel)
         with contextlib.nullcontext() if last else self.run.no_sync():
             return super().accumulate(batch, count, last)
 

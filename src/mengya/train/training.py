@@ -26,6 +26,7 @@ from mengya.train.objectives import Objective
 from mengya.train.optimizer import make_adamw
 from mengya.train.parallel import Engine, Replicated, Sharded
 from mengya.train.schedule import make_schedule
+from mengya.train.zero import Zero, read_settings, wanted_values
 
 _BEST = "best"
 
@@ -87,6 +88,8 @@ class TrainingConfig:
     """Type of the activations; weights stay float32. auto: bfloat16 where the hardware is fast at it."""
     compile: bool = True
     """Compile the layers; needs a C++ compiler on a CPU, and goes on without if there is none."""
+    activation_checkpointing: Annotated[bool, HOW] = False
+    """Keep a layer's input alone and compute the rest again for its gradient: less memory, a third more work."""
     heldout_every: Count = 100
     """Steps between measurements of held-out loss."""
     heldout_rows: Count = 64
@@ -134,6 +137,8 @@ class TrainingConfig:
                 'torchrun --nproc-per-node 2 -m mengya run …, or set parallel = "auto"'
             )
         rows_per_rank(self.rows, self.micro_batch, ranks.size())
+        if self.parallel == "deepspeed":
+            deepspeed_settings(self)
 
 
 def prepare_model(model: CausalLM, settings: TrainingConfig) -> tuple[CausalLM, bool]:
@@ -147,14 +152,31 @@ def prepare_model(model: CausalLM, settings: TrainingConfig) -> tuple[CausalLM, 
     if not (ranks.launched() and settings.parallel in ("fsdp", "deepspeed")):  # which move it part by part
         model.to(device)
     model.model.compute_dtype = runtime.pick_dtype(settings.dtype, device)
+    model.model.activation_checkpointing = settings.activation_checkpointing
     missing = runtime.compiler_missing(device)
     if settings.compile and missing:
         say(f"training uncompiled: {missing}")
     compiled = settings.compile and not missing
     if compiled:
-        for layer in model.model.layers:  # its forward pass alone: the hooks of engines stay outside
-            layer.forward = torch.compile(layer.forward, dynamic=False)
+        for module in (*model.model.layers, model.model.norm):  # forward passes alone: engines' hooks stay outside
+            module.forward = torch.compile(module.forward, dynamic=False)
     return model, compiled
+
+
+def deepspeed_settings(settings: TrainingConfig) -> dict:
+    """The user's ds.json, completed from the recipe. UserError if they contradict each other."""
+    o, share = settings.optim, settings.rows // ranks.size()
+    wanted = wanted_values(
+        rows=settings.rows,
+        rows_per_batch=min(settings.micro_batch or share, share),
+        steps=settings.steps,
+        half=runtime.pick_dtype(settings.dtype, runtime.pick_device()) == torch.bfloat16,
+        schedule=o.schedule,
+        warmup=o.warmup,
+        adamw={"lr": o.lr, "betas": list(o.betas), "eps": o.eps, "weight_decay": o.weight_decay},
+        clip=o.max_grad_norm,
+    )
+    return read_settings(Path(settings.deepspeed).expanduser(), wanted)
 
 
 def make_engine(model: CausalLM, objective: Objective, settings: TrainingConfig) -> Engine:
@@ -163,9 +185,12 @@ def make_engine(model: CausalLM, objective: Objective, settings: TrainingConfig)
     adamw = functools.partial(make_adamw, lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
     if not ranks.launched():
         return Engine(model, objective, adamw)
+    device = torch.device(runtime.pick_device())
     if settings.parallel == "fsdp":
-        device = torch.device(runtime.pick_device())
-        return Sharded(model, objective, adamw, device, settings.fsdp.reshard_after_forward, settings.fsdp.cpu_offload)
+        fsdp = settings.fsdp
+        return Sharded(model, objective, adamw, device, fsdp.reshard_after_forward, fsdp.cpu_offload)
+    if settings.parallel == "deepspeed":
+        return Zero(model, objective, adamw, device, deepspeed_settings(settings))
     return Replicated(model, objective, adamw)
 
 

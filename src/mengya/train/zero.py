@@ -1,0 +1,272 @@
+"""DeepSpeed as an engine: ZeRO-1, -2 and -3 and offload to the CPU, as the user's own ds.json says.
+
+What decides the result stands in the recipe; ds.json says how. So its "auto" and missing values are filled in from the
+recipe, and values that contradict it are refused. The optimizer is the recipe's AdamW in every engine.
+"""
+
+import contextlib
+import importlib
+import importlib.util
+import io
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mengya import ranks
+from mengya.data.batch import Batch
+from mengya.errors import UserError
+from mengya.model.transformer import CausalLM, DecoderLayer
+from mengya.train.objectives import Loss, Objective
+from mengya.train.parallel import Engine, MakeOptimizer, no_moments
+
+AUTO = "auto"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_SCHEDULERS = {"cosine": "WarmupCosineLR"}
+
+
+def read_settings(path: Path, wanted: dict[str, Any]) -> dict:
+    """The content of ds.json with the recipe's values: `wanted`, by dotted keys.
+
+    UserError for each value that is neither the wanted one nor "auto", for what the recipe has no place for, and if
+    DeepSpeed is not installed.
+    """
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError("parallel = \"deepspeed\" needs DeepSpeed; install it with: pip install 'mengya[deepspeed]'")
+    content = _read(path)
+    problems = []
+    for key, value in wanted.items():
+        given = _lookup(content, key)
+        if given not in (None, AUTO) and not _equal(given, value):
+            problems.append(f'{key} is {given!r}, but the recipe makes it {value!r}; write "auto" there')
+    problems += _unfit(content)
+    if problems:
+        raise UserError(f"{path} contradicts the recipe:\n" + "\n".join(f"    {line}" for line in problems))
+    filled = _without_auto({name: value for name, value in content.items() if name not in ("optimizer", "scheduler")})
+    for key, value in wanted.items():
+        *tables, last = key.split(".")
+        if tables[:1] not in (["optimizer"], ["scheduler"]):
+            table = filled
+            for name in tables:
+                table = table.setdefault(name, {})
+            table[last] = value
+    return filled
+
+
+def _read(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"deepspeed={str(path)!r} cannot be read ({error.strerror}); correct the path") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold an object; see https://www.deepspeed.ai/docs/config-json/")
+    return content
+
+
+def _lookup(content: Any, key: str) -> Any:
+    for part in key.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return content
+
+
+def _equal(given: Any, value: Any) -> bool:
+    return list(given) == list(value) if isinstance(given, list) and isinstance(value, list | tuple) else given == value
+
+
+def _unfit(content: dict) -> list[str]:
+    """What the recipe has no place for."""
+    problems = []
+    stage = _lookup(content, "zero_optimization.stage")
+    if stage not in (1, 2, 3):
+        problems.append(f'zero_optimization.stage is {stage!r}; set 1, 2 or 3, or use parallel = "ddp"')
+    kind = _lookup(content, "optimizer.type")
+    if str(kind or "adamw").lower() not in ("adam", "adamw", AUTO):
+        problems.append(f"optimizer.type is {kind!r}, but the recipe trains with AdamW; remove it")
+    for name in ("offload_optimizer", "offload_param"):
+        device = _lookup(content, f"zero_optimization.{name}.device")
+        if device not in (None, "cpu", "none"):
+            problems.append(f'zero_optimization.{name}.device is {device!r}; only "cpu" is supported')
+    return problems
+
+
+def _without_auto(value: Any) -> Any:
+    """DeepSpeed knows no "auto": what is not filled in gets DeepSpeed's own default."""
+    if isinstance(value, dict):
+        return {name: _without_auto(inner) for name, inner in value.items() if inner != AUTO}
+    return value
+
+
+def wanted_values(
+    rows: int, rows_per_batch: int, steps: int, half: bool, schedule: str, warmup: float, adamw: dict, clip: float
+) -> dict[str, Any]:
+    """What the recipe decides, by the keys of ds.json. `steps` 0: not known yet; `half`: bfloat16 activations."""
+    wanted: dict[str, Any] = {
+        "train_batch_size": rows,
+        "train_micro_batch_size_per_gpu": rows_per_batch,
+        "gradient_accumulation_steps": rows // ranks.size() // rows_per_batch,
+        "gradient_clipping": clip,
+        "bf16.enabled": half,
+        "fp16.enabled": False,
+        **{f"optimizer.params.{name}": value for name, value in adamw.items()},
+        "scheduler.type": _SCHEDULERS.get(schedule, "(none)"),
+    }
+    if steps:
+        wanted["scheduler.params.total_num_steps"] = steps
+        wanted["scheduler.params.warmup_num_steps"] = max(1, round(warmup * steps))
+    return wanted | {"scheduler.params.warmup_max_lr": adamw["lr"]}
+
+
+def _deepspeed() -> ModuleType:
+    """The library, without its chatter, and without a minute of compiling a kernel that only inference uses."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        import deepspeed
+    for handler in deepspeed.utils.logger.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
+    for old in ("all_gather_into_tensor", "reduce_scatter_tensor"):  # which only DeepSpeed can stop using
+        warnings.filterwarnings("ignore", f".torch.distributed.{old}. is deprecated", FutureWarning)
+    return deepspeed
+
+
+class Zero(Engine):
+    """DeepSpeed's engine around the model. `settings` is what `read_settings` gives."""
+
+    def __init__(
+        self,
+        model: CausalLM,
+        objective: Objective,
+        make_optimizer: MakeOptimizer,
+        device: torch.device,
+        settings: dict,
+    ):
+        self._settings, self._device = settings, device
+        # DeepSpeed casts buffers and frozen weights, too; they are to stay as they are.
+        self._fixed = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+        self._buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        super().__init__(model, objective, make_optimizer)
+        self.device = device
+        self._start()
+
+    def _start(self) -> None:
+        deepspeed = _deepspeed()
+        if self._settings["zero_optimization"]["stage"] == 3:
+            # Their weights are read without calling the modules that hold them.
+            deepspeed.utils.set_z3_leaf_modules(self.root, [DecoderLayer])
+            deepspeed.zero.register_external_parameter(self.root, self.model.lm_head.weight)
+        self.optimizer.state.clear()
+        settings = {"zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True, **self._settings}
+        if settings["bf16"]["enabled"]:  # sums of gradients keep their digits, as in the other engines
+            settings = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}, **settings}
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.run, *_ = deepspeed.initialize(model=self.root, optimizer=self.optimizer, config=settings)
+        for name, buffer in self.model.named_buffers():
+            buffer.data = self._buffers[name].to(self._device)
+        self.zero: Any = self.run.optimizer
+        self._tools = deepspeed.utils
+        for flat in self._flat():
+            self.optimizer.state[flat] = no_moments(flat)
+        if hasattr(self.zero, "_lazy_init_hp_params_optimizer_state"):  # stages 1 and 2
+            self.zero._lazy_init_hp_params_optimizer_state()
+
+    def _flat(self) -> list[Tensor]:
+        """This rank's shares of the weights, as the optimizer sees them."""
+        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
+            if hasattr(self.zero, name):
+                return list(getattr(self.zero, name))
+        raise AssertionError(f"{type(self.zero)} is no ZeRO optimizer")
+
+    def accumulate(self, batch: Batch, count: int, last: bool) -> Loss:
+        self.run.set_gradient_accumulation_boundary(last)
+        loss: Loss = self.run(batch)
+        self.run.backward(loss.total * ranks.size() / max(count, 1), scale_wrt_gas=False)
+        return Loss(loss.total.detach(), loss.metrics)
+
+    @torch.no_grad()
+    def clip(self, most: float) -> Tensor:
+        """The norm only: DeepSpeed clips as it updates."""
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        if hasattr(self.zero, "scaled_global_norm"):  # stages 1 and 2
+            norm = self.zero.scaled_global_norm()
+        else:
+            norm = combine_grad_norm_groups(self.zero._get_norm_groups())
+        norm = torch.as_tensor(norm)
+        return torch.where(norm < 0, torch.nan, norm)  # its sign of a gradient that is no number
+
+    def update(self, apply: bool) -> None:
+        step = self.optimizer.step
+        if not apply:
+            self.optimizer.step = lambda closure=None: None  # type: ignore[method-assign,assignment]
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                self.run.step()
+        finally:
+            self.optimizer.step = step  # type: ignore[method-assign,assignment]
+
+    def _names(self) -> dict[str, Tensor]:
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Gathered one by one; each stays with one rank, so that none holds them all."""
+        tools, found = self._tools, dict(self._plain())
+        for number, (name, parameter) in enumerate(self._names().items()):
+            whole = {f"model.{name}": tools.safe_get_full_fp32_param(parameter)}
+            for moment in MOMENTS:
+                whole[f"optimizer.{moment}.{name}"] = tools.safe_get_full_optimizer_state(parameter, moment)
+            if number % ranks.size() == ranks.rank():
+                found |= {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in whole.items()}
+            found[f"optimizer.step.{name}"] = self._taken()
+        return found
+
+    def _plain(self) -> dict[str, Tensor]:
+        """What ZeRO does not divide: frozen weights and buffers."""
+        persistent = self.model.state_dict().keys()
+        buffers = {name: buffer for name, buffer in self.model.named_buffers() if name in persistent}
+        return {f"model.{name}": tensor for name, tensor in {**self._fixed, **buffers}.items()}
+
+    def _taken(self) -> Tensor:
+        """Steps that the optimizer has taken."""
+        return self.optimizer.state[self._flat()[0]]["step"].detach().to("cpu", copy=True)
+
+    def places(self) -> dict[str, Tensor]:
+        found = dict(self._plain())
+        for name, parameter in self._names().items():
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            for key in (f"model.{name}", *(f"optimizer.{moment}.{name}" for moment in MOMENTS)):
+                found[key] = torch.empty(shape)
+            found[f"optimizer.step.{name}"] = torch.zeros(())
+        return found
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        tools = self._tools
+        for name, parameter in self._names().items():
+            tools.safe_set_full_fp32_param(parameter, tensors[f"model.{name}"].to(self._device))
+            for moment in MOMENTS:
+                value = tensors[f"optimizer.{moment}.{name}"].to(self._device)
+                tools.safe_set_full_optimizer_state(parameter, value, moment)
+            taken = tensors[f"optimizer.step.{name}"]
+        for flat in self._flat():
+            self.optimizer.state[flat]["step"].copy_(taken)
+        self._spread()
+
+    def _spread(self) -> None:
+        """Bring the weights of the forward pass in line with the float32 ones."""
+        if hasattr(self.zero, "update_lp_params"):  # stages 1 and 2
+            self.zero.update_lp_params()
+            return
+        self.zero._partition_all_parameters()
+        for number in range(len(self._flat())):
+            self.zero._reassign_or_swap_out_partitioned_parameters(number)
+        kept = self.zero.persistent_parameters
+        if kept:
+            kept[0].all_gather(kept)

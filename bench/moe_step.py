@@ -1,0 +1,46 @@
+"""One training step of a mixture of experts: ours against our dense model of equal active parameters, and against
+transformers' implementations of the same mixture.
+
+The built-in shape is the published 1.3B mixture's in small: 15 routed experts, 4 for each token, 2 shared ones fused,
+the first layer dense; 6 experts' width is the dense model's. `batched_mm`, transformers' third implementation, copies
+an expert's weights for every token and did not end six steps in two minutes; it is left out.
+
+    python bench/moe_step.py [--rounds 3] [--steps 8] [--rows 8] [--length 512] [--device cpu|cuda] [--contestants …]
+
+Ends with one line of JSON; `dense_ratio` is tokens/s of the mixture over those of the dense model.
+"""
+
+from functools import partial
+
+from contest import SHAPE, Task, ours, peer, run, summary
+
+DENSE = SHAPE | dict(intermediate_size=6 * 256)
+MIXTURE = DENSE | dict(
+    num_experts=15, num_experts_per_tok=4, moe_intermediate_size=256, n_shared_experts=2, first_k_dense_replace=1
+)
+CONTESTANTS = {
+    "ours": ("Mengya: mixture of experts", ours),
+    "dense": ("Mengya: dense, the same active parameters", ours),
+    "peer_eager": ("transformers: fp32, eager experts", partial(peer, mixed=False, compiled=False)),
+    "peer_grouped_fp32": (
+        "transformers: fp32, grouped_mm",
+        partial(peer, mixed=False, compiled=False, experts="grouped_mm"),
+    ),
+    "peer_grouped": (
+        "transformers: bf16 autocast, grouped_mm, fused AdamW",
+        partial(peer, mixed=True, compiled=False, experts="grouped_mm"),
+    ),
+    "peer_best": (
+        "transformers: bf16 autocast, grouped_mm, compiled, fused AdamW",
+        partial(peer, mixed=True, compiled=True, experts="grouped_mm"),
+    ),
+}
+
+
+def with_dense(results: dict[str, list[dict]], peak: float, task: Task) -> dict:
+    found = summary(results, peak, task)
+    return found | {"dense_ratio": found["ratios"].get("dense")}
+
+
+if __name__ == "__main__":
+    run(__doc__, CONTESTANTS, {"ours": MIXTURE, "dense": DENSE}, with_dense)

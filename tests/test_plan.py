@@ -110,3 +110,15 @@ def test_a_stage_of_another_name_is_planned_with_its_own_data_and_a_grown_vocabu
     bytes_of_text = len("春天来了，小草发芽。".encode()) * 500
     assert f" {round(3 * bytes_of_text / plan._BYTES_PER_TOKEN / 128)} " in out  # the second tokenizes the text twice
     assert "pretrain_2" in out and summary["seconds"] > 0
+
+
+def test_experts_are_counted_in_all_and_at_work(recipe, tmp_path, capsys, monkeypatch):
+    experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    overrides = [f"pretrain.model.{key}={value}" for key, value in experts.items()]
+    loaded = load_recipe(recipe, [*overrides, "pretrain.balance.bias_update_rate=0.001"])
+    monkeypatch.setattr(plan, "_measure", lambda *_, **__: plan._Measured(0.1, 0.1, 1))
+    plan.print_plan(loaded, tmp_path / "run")
+    # embedding 300 x 32, attention 32 x 96, router 8 x 32, three norms; an expert 3 x 32 x 32
+    rest = 300 * 32 + 32 * 96 + 8 * 32 + 3 * 32
+    every, active = (plan.format_count(rest + number * 3 * 32 * 32) for number in (8, 2))
+    assert f"{every}/{active}" in printed(capsys)[0]

@@ -21,7 +21,7 @@ from mengya.errors import UserError
 from mengya.metrics import console, format_count, format_seconds, say
 from mengya.model.config import ModelConfig
 from mengya.model.load import read_config
-from mengya.model.transformer import CausalLM, count_parameters, flops_per_token
+from mengya.model.transformer import CausalLM, count_active_parameters, count_parameters, flops_per_token
 from mengya.recipe import Recipe, StageSpec
 from mengya.train.loop import Guard, fit
 from mengya.train.objectives import Objective, dpo, language_modeling
@@ -78,10 +78,10 @@ def _measure(settings: Any, shape: ModelConfig, pairs: bool, seconds: float = 4.
         reference.load_state_dict(model.state_dict())
         reference, _ = prepare_model(reference, dataclasses.replace(settings, compile=False))
         model, compiled = prepare_model(model, settings)
-        objective = dpo(0.1, reference)
+        objective = dpo(0.1, reference, settings.balance)
     else:
         model, compiled = prepare_model(model, settings)
-        objective = language_modeling(compiled)
+        objective = language_modeling(compiled, settings.balance)
     engine = make_engine(model, objective, settings)
     source = _synthetic(settings, shape.vocab_size, pairs)
     times: list[float] = []
@@ -211,7 +211,10 @@ def print_plan(recipe: Recipe, root: Path) -> None:
         disk = parameters * 4 + parameters * 12 * settings.keep_checkpoints
         flops = tokens * flops_per_token(shape, settings.seq_len / 2)
         total, disk_total = total + seconds, disk_total + disk
-        cells = (format_count(parameters), format_count(tokens), steps, format_count(flops), format_count(rate))
+        shown = format_count(parameters)
+        if shape.num_experts:  # and those that work on one token
+            shown += f"/{format_count(count_active_parameters(shape))}"
+        cells = (shown, format_count(tokens), steps, format_count(flops), format_count(rate))
         sizes_shown = (f"{format_count(measured.memory)}B", f"{format_count(disk)}B", format_seconds(seconds))
         table.add_row(spec.name, *map(str, cells), *sizes_shown)
     for spec in others:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from itertools import pairwise
 
 import pytest
@@ -81,11 +82,18 @@ def test_new_text_needs_fewer_tokens_and_old_text_the_same(old, new):
 
 
 def test_no_new_entry_is_longer_than_asked(old):
-    for most, size in ((3, 310), (6, 312), (15, 314)):  # ten merges for the characters, then pairs of them, then all
-        tokens = vocabulary(extend_tokenizer(old, ["春眠不覺曉"] * 9, size, most)._backend)[300:]
-        assert max(map(len, tokens)) == most
-        with pytest.raises(UserError, match=f"it gives {size}; "):
-            extend_tokenizer(old, ["春眠不覺曉"] * 9, size + 1, most)
+    text = ["春眠不覺曉"] * 9  # 15 bytes
+    for most, longest in ((2, 2), (6, 6), (14, 14), (15, 15), (99, 15)):
+        with pytest.raises(UserError, match="more than this text allows") as caught:
+            extend_tokenizer(old, text, 999, most)
+        largest = int(re.search(r"it gives (\d+)", str(caught.value))[1])
+        tokens = vocabulary(extend_tokenizer(old, text, largest, most)._backend)[300:]
+        assert longest // 2 < max(map(len, tokens)) <= longest
+    assert len(tokens) == 14 and "".join(tokens[-1:]) == text_in_bytes("春眠不覺曉")
+
+
+def text_in_bytes(text):
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)[0][0]
 
 
 def test_every_new_entry_can_be_reached(new):

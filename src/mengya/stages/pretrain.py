@@ -112,7 +112,7 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     model, compiled = prepare_model(_model(config, inputs, tokenizer), config)
     after_step = balance.after_step(model, config.balance)
     trainer = Trainer(model, language_modeling(compiled, config.balance), config, train, out, after_step)
-    best = trainer.run(heldout, "pretrain")
+    best = trainer.run(heldout, out.name.removesuffix(".partial"))
     if best is not None:
         save_model(best, out, None, [tokenizer.eos_id], tokenizer.eos_id)
         tokenizer.save(out)

@@ -8,7 +8,7 @@ and then new merges join neighbours: the result has as many tokens or fewer, and
 import heapq
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import tokenizers
@@ -50,42 +50,50 @@ class _Words:
     """Distinct words as sequences of ids, and where each pair of neighbours stands."""
 
     def __init__(self, sequences: list[list[int]], counts: list[int]):
-        self.sequences, self._counts = sequences, counts
-        self.pairs: Counter[Pair] = Counter()
-        self._where: defaultdict[Pair, set[int]] = defaultdict(set)
-        for word in range(len(sequences)):
-            self._add(word, 1)
+        self._sequences, self._counts = sequences, counts
+        self.pairs: defaultdict[Pair, int] = defaultdict(int)
+        self._where: defaultdict[Pair, list[int]] = defaultdict(list)
+        for word, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
+            for pair in pairwise(sequence):
+                self.pairs[pair] += count
+                self._where[pair].append(word)
 
-    def _add(self, word: int, sign: int) -> set[Pair]:
-        found = set()
-        for pair in pairwise(self.sequences[word]):
-            self.pairs[pair] += sign * self._counts[word]
-            found.add(pair)
-            if sign > 0:
-                self._where[pair].add(word)
-        return found
+    def merge(self, pair: Pair, merged: int) -> list[Pair]:
+        """Join every occurrence, from left to right. Returns the pairs that became more frequent."""
+        changes: defaultdict[Pair, int] = defaultdict(int)
+        for word in dict.fromkeys(self._where.pop(pair)):
+            for new in self._merge_in(word, pair, merged, changes):
+                self._where[new].append(word)
+        for other, change in changes.items():
+            self.pairs[other] += change
+        return [other for other, change in changes.items() if change > 0]
 
-    def merge(self, pair: Pair, merged: int) -> set[Pair]:
-        """Join every occurrence, from left to right. Returns the pairs whose count may have changed."""
-        changed: set[Pair] = set()
-        for word in self._where.pop(pair, ()):
-            before = self.sequences[word]
-            if pair not in pairwise(before):
-                continue  # an earlier merge took it
-            changed |= self._add(word, -1)
-            self.sequences[word] = _joined(before, pair, merged)
-            changed |= self._add(word, 1)
-        return changed
+    def _merge_in(self, word: int, pair: Pair, merged: int, changes: defaultdict[Pair, int]) -> Iterator[Pair]:
+        """Join the occurrences in one word, count what that changes, and yield the new pairs."""
+        first, second = pair
+        ids, count = self._sequences[word], self._counts[word]
+        place = -1
+        while (place := _find(ids, first, place + 1)) >= 0:
+            if ids[place + 1] != second:
+                continue
+            changes[pair] -= count
+            ids[place : place + 2] = [merged]
+            if place > 0:
+                changes[ids[place - 1], first] -= count
+                changes[ids[place - 1], merged] += count
+                yield ids[place - 1], merged
+            if place + 1 < len(ids):
+                changes[second, ids[place + 1]] -= count
+                changes[merged, ids[place + 1]] += count
+                yield merged, ids[place + 1]
 
 
-def _joined(ids: list[int], pair: Pair, merged: int) -> list[int]:
-    out: list[int] = []
-    index = 0
-    while index < len(ids):
-        hit = index + 1 < len(ids) and (ids[index], ids[index + 1]) == pair
-        out.append(merged if hit else ids[index])
-        index += 2 if hit else 1
-    return out
+def _find(ids: list[int], wanted: int, begin: int) -> int:
+    """Where `wanted` stands at or after `begin`, but not last; -1 if nowhere."""
+    try:
+        return ids.index(wanted, begin, len(ids) - 1)
+    except ValueError:
+        return -1
 
 
 def _learn(words: _Words, tokens: list[str], wanted: int, longest: int, forbidden: set[str]) -> list[Pair]:
@@ -111,10 +119,9 @@ def _learn(words: _Words, tokens: list[str], wanted: int, longest: int, forbidde
             ids[token] = len(tokens)
             tokens.append(token)
         merges.append(pair)
-        for other in sorted(words.merge(pair, ids[token])):
-            if words.pairs[other] > 0:
-                heapq.heappush(heap, (-words.pairs[other], other))
-    return merges
+        for other in words.merge(pair, ids[token]):
+            heapq.heappush(heap, (-words.pairs[other], other))
+    return list(dict.fromkeys(merges))  # a pair that comes up again, behind a token that was there, is the same merge
 
 
 def _check_kind(content: dict) -> None:

@@ -19,10 +19,10 @@ NEW = ["春眠不覺曉，處處聞啼鳥。夜來風雨聲，花落知多少。
 SIZE, GROWN = 280, 310
 
 
-def make_model(tied=True, rows=SIZE):
+def make_model(tied=True, rows=SIZE, **changes):
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
     shape |= {"intermediate_size": 48, "max_position_embeddings": 64, "initializer_range": 0.2}
-    model = CausalLM(ModelConfig(vocab_size=rows, tie_word_embeddings=tied, **shape))
+    model = CausalLM(ModelConfig(vocab_size=rows, tie_word_embeddings=tied, **(shape | changes)))
     model.initialize(torch.Generator().manual_seed(0))
     return model.eval()
 
@@ -74,6 +74,16 @@ def test_a_grown_model_is_saved_as_one_that_transformers_loads(old, new, ids, ti
         torch.testing.assert_close(peer(ids).logits, model(ids), rtol=0, atol=1e-4)
         assert torch.equal(load_model(tmp_path)(ids), model(ids))
     assert model.config.vocab_size == peer.config.vocab_size == GROWN
+
+
+def test_a_model_with_experts_grows_too(old, new, ids, tmp_path):
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "first_k_dense_replace": 1}
+    model, before = make_model(**experts), make_model(**experts)
+    adopt_tokenizer(model, old, read_backend(new))
+    save_model(model, tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids)[..., :SIZE], before(ids), rtol=0, atol=1e-6)
+        torch.testing.assert_close(load_model(tmp_path)(ids), model(ids), rtol=0, atol=1e-6)
 
 
 def test_a_token_without_pieces_is_the_mean_of_all():

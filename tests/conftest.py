@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -124,6 +125,42 @@ def start(server, tmp_path, tmp_path_factory):
 def mengya(start):
     """mengya(*argv, cwd=tmp_path, setup="") -> Result of a finished command."""
     return lambda *argv, **options: start(*argv, **options).wait()
+
+
+class Ranks:
+    """The processes of one run: `python …`, once a rank, with torchrun's variables."""
+
+    def __init__(self, arguments: tuple, cwd: Path | None, count: int):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        common = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, *map(str, arguments)],
+                cwd=cwd,
+                env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(count)
+        ]
+
+    def wait(self, seconds: float = 240) -> list[tuple[int, str]]:
+        """[(exit code, what it printed)] of each rank."""
+        try:
+            shown = [process.communicate(timeout=seconds)[0] for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+        return [(process.returncode, text) for process, text in zip(self.processes, shown, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def launch_ranks():
+    """launch_ranks(*arguments of python, cwd=None, count=2) -> Ranks."""
+    return lambda *arguments, cwd=None, count=2: Ranks(arguments, cwd, count)
 
 
 def write_jsonl(path: Path, rows: list) -> None:

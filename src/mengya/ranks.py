@@ -56,6 +56,10 @@ def group() -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     store, number, count = next(rendezvous("env://", timeout=timedelta(minutes=10)))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":
+        # On one node torchrun uses a store again after a restart, with the addresses of the dead processes in it. Over
+        # several nodes (--rdzv-backend c10d) each round has its own, and nodes may count restarts differently.
+        store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_TIMEOUT)
     quiet = contextlib.nullcontext() if is_main() else contextlib.redirect_stdout(io.StringIO())
     with quiet:
@@ -66,10 +70,12 @@ def group() -> Iterator[None]:
                 time.sleep(1)  # torchrun ends all ranks when one ends: let the first say why
                 raise SystemExit(_exit_code(error)) from None
             if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST):
-                raise UserError(
-                    "another process of this run was killed or has crashed; give the same command again, or start it "
-                    "with torchrun --max-restarts 3, which does so by itself"
-                ) from error
+                again = (
+                    "give the same command again, or start it with torchrun --max-restarts 3, which does so by itself"
+                )
+                if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > int(os.environ["TORCHELASTIC_RESTART_COUNT"]):
+                    again = "torchrun starts all of them again"
+                raise UserError(f"another process of this run was killed or has crashed; {again}") from error
             raise
     dist.destroy_process_group()
 

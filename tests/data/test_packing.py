@@ -168,3 +168,41 @@ def test_rows_that_do_not_divide_are_refused(tmp_path):
     packer = PackedText(write(tmp_path, [9]), 4, SEPARATOR, seed=0)
     with pytest.raises(UserError, match="micro_batch"):
         BatchSource(packer, 8, 3, seed=0)
+
+
+@pytest.fixture
+def packer_of_text(tmp_path):
+    """40 rows of unequal documents."""
+    return PackedText(write(tmp_path, [9, 4, 14] * 13), 10, SEPARATOR, seed=0)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_share_the_rows_of_a_step(packer_of_text, ranks):
+    whole = BatchSource(packer_of_text, 8, 0, seed=5)
+    shares = [BatchSource(packer_of_text, 8, 2, 5, rank, ranks) for rank in range(ranks)]
+    for step in (0, 3):
+        (wanted,) = whole(step)
+        parts = [batch for share in shares for batch in share(step)]
+        assert len(parts) == 4
+        assert torch.equal(torch.cat([batch.input_ids for batch in parts]), wanted.input_ids)
+        assert sum(batch.count for batch in parts) == wanted.count
+
+
+@pytest.mark.parametrize(
+    ("rows", "ranks", "message"),
+    [
+        (8, 3, r"8 rows .* evenly by 3 ranks; set batch_tokens to 9 x seq_len, or start 2 processes"),
+        (2, 4, r"a step has 2 rows .* 2 of 4 ranks would see no data; .* at least, or start 2 processes"),
+    ],
+)
+def test_rows_that_ranks_cannot_share(packer_of_text, rows, ranks, message):
+    with pytest.raises(UserError, match=message):
+        BatchSource(packer_of_text, rows, 0, 0, 0, ranks)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 7])
+def test_heldout_rows_are_shared_and_every_rank_has_as_many_batches(packer_of_text, ranks):
+    wanted = sum(batch.count for batch in in_order(packer_of_text, 2, 9))
+    shares = [list(in_order(packer_of_text, 2, 9, rank, ranks)) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    assert sum(batch.count for share in shares for batch in share) == wanted

@@ -5,11 +5,7 @@ AdamW makes that a little larger.
 """
 
 import importlib.util
-import os
 import runpy
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,41 +23,13 @@ STEPS, train = ENGINES["STEPS"], ENGINES["train"]
 TOLERANCE = 5e-6
 
 
-def launch(*arguments: object, ranks: int = 2, **environment: str) -> list[subprocess.Popen]:
-    """Start `python …` as the ranks of one run, as torchrun does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port} | environment
-    return [
-        subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-
-
-def wait(processes: list[subprocess.Popen], seconds: float = 150) -> list[tuple[int, str]]:
-    """[(exit code, what it printed)] of each rank."""
-    try:
-        shown = [process.communicate(timeout=seconds)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    return [(process.returncode, text) for process, text in zip(processes, shown, strict=True)]
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(launch_ranks, tmp_path_factory):
     """Where one process and then two have trained."""
     folder = tmp_path_factory.mktemp("engines")
     ENGINES["write_shards"](folder)
     train(folder, "chain", None, 1, trouble=False, checkpoint_every=1)
-    ended = wait(launch(SCRIPT, folder))
+    ended = launch_ranks(SCRIPT, folder).wait()
     assert [code for code, _ in ended] == [0, 0], "\n".join(text for _, text in ended)
     assert not ended[1][1].strip(), f"rank 1 must be silent: {ended[1][1]}"
     train(folder, "one", None)

@@ -166,7 +166,9 @@ class Zero(Engine):
         self.optimizer.state.clear()
         settings = {"zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True, **self._settings}
         if settings["bf16"]["enabled"]:  # sums of gradients keep their digits, as in the other engines
-            settings = {"communication_data_type": "fp32", "data_types": {"grad_accum_dtype": "fp32"}, **settings}
+            settings = {"communication_data_type": "fp32", **settings}
+            if settings["zero_optimization"]["stage"] > 1:  # stage 1 would become another optimizer, without a norm
+                settings = {"data_types": {"grad_accum_dtype": "fp32"}, **settings}
         with contextlib.redirect_stdout(io.StringIO()):
             self.run, *_ = deepspeed.initialize(model=self.root, optimizer=self.optimizer, config=settings)
         for name, buffer in self.model.named_buffers():

@@ -1,13 +1,18 @@
-"""Kill a run of pretrain, sft and dpo with SIGKILL at random moments, give the same command again until it is done,
-and compare every step's figures and every weight with an undisturbed run.
+"""Kill runs of pretrain, sft and dpo with SIGKILL at random moments until they are done, and compare every step's
+figures and every weight with an undisturbed run.
 
-    python bench/survival.py [--kills 20] [--compile] [--seed 0]
+    python bench/survival.py [--kills 50] [--engines single,ddp,fsdp,deepspeed] [--compile] [--seed 0]
 
-The last line is JSON: the kills, whether everything is identical, and how many steps are missing, doubled or different.
+A run in one process is killed and the same command given again. A run of two processes loses one of them, which
+torchrun has to mend by itself, or all of them with torchrun, after which the same command is given again. The kills are
+shared out among the engines. The last line is JSON: the kills, whether everything is identical, and how many steps are
+missing, doubled or different.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -26,6 +31,8 @@ _CLOCK = {"tokens_per_second"}  # the one figure of a row that two equal runs do
 class Process(Protocol):
     """What is needed of subprocess.Popen."""
 
+    pid: int
+
     def poll(self) -> int | None: ...
     def kill(self) -> None: ...
     def wait(self) -> int: ...
@@ -33,11 +40,69 @@ class Process(Protocol):
 
 Launch = Callable[[list[str]], Process]
 """Arguments of `mengya` -> the process that runs it."""
+Strike = Callable[[Process, random.Random], bool]
+"""Kills something of a running process; returns whether it is to go on by itself."""
+
+_LAUNCHER = "-m torch.distributed.run --nproc-per-node 2 --max-restarts 1000 --monitor-interval 0.1 -m mengya".split()
+_DEEPSPEED = {
+    "train_batch_size": "auto",
+    "gradient_clipping": "auto",
+    "bf16": {"enabled": False},
+    "zero_optimization": {"stage": 2},
+}
+ENGINES = ("single", "ddp", "fsdp", "deepspeed")
 
 
 def launch(arguments: list[str]) -> Process:
-    command = [sys.executable, "-m", "mengya.cli", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    return subprocess.Popen([sys.executable, "-m", "mengya", *arguments], stdout=subprocess.DEVNULL)
+
+
+def launch_two(engine: str, folder: Path) -> Launch:
+    """Two ranks under torchrun, which starts them again when one is lost."""
+    overrides = [f'{stage}.parallel="{engine}"' for stage in STAGES]
+    if engine == "deepspeed":
+        (folder / "ds.json").write_text(json.dumps(_DEEPSPEED), encoding="utf-8")
+        overrides += [f"{stage}.deepspeed='{folder / 'ds.json'}'" for stage in STAGES]
+
+    def start(arguments: list[str]) -> Process:
+        command = [sys.executable, *_LAUNCHER, *arguments, *overrides]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+
+    return start
+
+
+def kill_process(process: Process, rng: random.Random) -> bool:
+    process.kill()
+    code = process.wait()
+    assert code in (0, -signal.SIGKILL), f"the run ended by itself with {code}"
+    return False
+
+
+def kill_ranks(process: Process, rng: random.Random) -> bool:
+    """One rank, or torchrun and all of them."""
+    ranks = _children(process.pid)
+    if len(ranks) == 2 and rng.random() < 0.5:
+        _kill(rng.choice(ranks))
+        return True
+    process.kill()
+    for rank in ranks:
+        _kill(rank)
+    process.wait()
+    return False
+
+
+def _children(pid: int) -> list[int]:
+    """Its child processes, Linux only."""
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it may just have ended
+        os.kill(pid, signal.SIGKILL)
 
 
 def _write_rows(path: Path, rows: list[dict]) -> None:
@@ -133,25 +198,25 @@ def _rows_so_far(out: Path, stage: str) -> int:
         return 0
 
 
-def kill_at(start: Launch, recipe: Path, out: Path, reached: Callable[[], bool], delay: float) -> bool:
-    """Start the run, kill it `delay` seconds after `reached`. Returns whether it was alive when the signal came."""
-    process = start(["run", str(recipe), "--out", str(out)])
-    while not reached() and process.poll() is None:
-        time.sleep(0.0005)
-    time.sleep(delay)
-    process.kill()
-    code = process.wait()
-    assert code in (0, -signal.SIGKILL), f"the run ended by itself with {code}"
-    return code != 0
-
-
-def survive(start: Launch, recipe: Path, out: Path, kills: int, rng: random.Random) -> int:
+def survive(
+    start: Launch, recipe: Path, out: Path, kills: int, rng: random.Random, strike: Strike = kill_process
+) -> int:
     """Spread `kills` evenly over the stages, then run to the end. Returns how many hit a living process."""
-    hits = 0
+    arguments = ["run", str(recipe), "--out", str(out)]
+    hits, process = 0, None
     for index, stage in enumerate(STAGES):
         share = kills // len(STAGES) + (index < kills % len(STAGES))
-        hits += sum(kill_at(start, recipe, out, *moment) for moment in _moments(out, stage, share, rng))
-    finish(start, recipe, out)
+        for reached, delay in _moments(out, stage, share, rng):
+            process = process or start(arguments)
+            while not reached() and process.poll() is None:
+                time.sleep(0.0005)
+            time.sleep(delay)
+            alive = process.poll() is None
+            hits += alive
+            if not (alive and strike(process, rng)):
+                process = None
+    code = (process or start(arguments)).wait()
+    assert code == 0, f"the run ended with {code}"
     return hits
 
 
@@ -198,19 +263,42 @@ def _rows(path: Path) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k not in _CLOCK} for line in lines]
 
 
+def endure(engine: str, recipe: Path, root: Path, kills: int, rng: random.Random) -> tuple[int, bool, int]:
+    """(kills that hit, identical, lost) of one engine."""
+    root.mkdir()
+    start, strike = (launch, kill_process) if engine == "single" else (launch_two(engine, root), kill_ranks)
+    finish(start, recipe, root / "undisturbed")
+    hits = survive(start, recipe, root / "killed", kills, rng, strike)
+    identical, lost = compare(root / "killed", root / "undisturbed")
+    print(f"{engine}: {hits} kills, identical: {identical}, lost: {lost}", flush=True)
+    return hits, identical, lost
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=20)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    engines = arguments.engines.split(",")
+    rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         recipe = write_project(root / "project", arguments.compile)
-        finish(launch, recipe, root / "undisturbed")
-        hits = survive(launch, recipe, root / "killed", arguments.kills, random.Random(arguments.seed))
-        identical, lost = compare(root / "killed", root / "undisturbed")
-    print(json.dumps({"kills": hits, "compile": arguments.compile, "identical": identical, "lost": lost}))
+        shares = [arguments.kills // len(engines) + (i < arguments.kills % len(engines)) for i in range(len(engines))]
+        found = [endure(e, recipe, root / e, share, rng) for e, share in zip(engines, shares, strict=True)]
+    print(
+        json.dumps(
+            {
+                "kills": sum(hits for hits, _, _ in found),
+                "engines": dict(zip(engines, (hits for hits, _, _ in found), strict=True)),
+                "compile": arguments.compile,
+                "identical": all(identical for _, identical, _ in found),
+                "lost": sum(lost for _, _, lost in found),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -85,12 +85,29 @@ def test_bfloat16_layers_are_as_near_to_float64_as_rounding_allows(name, bias, s
     function, shapes = FUNCTIONS[name]
     modules, x = layers(*shapes, bias=bias), torch.randn(3, 700, 64)
     if not served:
-        monkeypatch.setattr(linear, "_served", lambda *_: False)
+        monkeypatch.setattr(linear, "served", lambda *_: False)
     got = gradients(function, x.bfloat16(), modules)
-    monkeypatch.setattr(linear, "_served", lambda *_: False)
+    monkeypatch.setattr(linear, "served", lambda *_: False)
     want = gradients(function, x.bfloat16().double(), [m.double() for m in modules])
     for g, w in zip(got, want, strict=True):
         assert relative(g, w) < 0.01
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("inner", "outer", "ends"),
+    [(64, 96, [0, 5, 300, 300, 700]), (1024, 544, [10, 1200]), (1056, 32, [1]), (512, 512, [129])],
+)
+def test_grouped_products_are_as_near_to_float64_as_rounding_allows(inner, outer, ends, dtype):
+    torch.manual_seed(0)
+    x, weight = torch.randn(ends[-1], inner).bfloat16(), torch.randn(len(ends), outer, inner).to(dtype)
+    for transposed, matrices in ((True, weight), (False, weight.mT.contiguous())):
+        out = torch.full((ends[-1], outer), 7.0).bfloat16()
+        linear.multiply_groups(x, matrices, torch.tensor(ends, dtype=torch.int32), transposed, out)
+        rows = zip([0, *ends[:-1]], ends, weight.bfloat16().double(), strict=True)
+        want = torch.cat([x[begin:end].double() @ matrix.T for begin, end, matrix in rows])
+        torch.testing.assert_close(out.double(), want, rtol=0.01, atol=1e-3)
 
 
 @needs_kernels

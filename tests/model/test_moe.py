@@ -122,7 +122,7 @@ def test_custom_operators_pass_torch_checks():
     x = torch.randn(7, 8)
     weight, ends = torch.randn(3, 16, 8), torch.tensor([3, 3, 7], dtype=torch.int32)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.mengya.grouped_product, (x, weight.mT, ends), test_utils=checks)
+    torch.library.opcheck(torch.ops.mengya.grouped_product, (x, weight, ends, True), test_utils=checks)
     torch.library.opcheck(torch.ops.mengya.grouped_outer, (torch.randn(7, 16), x, ends), test_utils=checks)
 
 

@@ -11,14 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mengya.model.kernels import Factor, GateProblem, WeightGradientProblem, swiglu_library, weight_gradient_library
+from mengya.model.kernels import (
+    Factor,
+    GateProblem,
+    ProductsProblem,
+    WeightGradientProblem,
+    products_library,
+    swiglu_library,
+    weight_gradient_library,
+)
 
 
 @torch.compiler.assume_constant_result
 def served(device_type: str, dtype: torch.dtype, *sizes: int) -> bool:
     """Whether the kernels serve tensors of this kind. The first call builds them."""
     right = device_type == "cpu" and dtype == torch.bfloat16 and all(size % 32 == 0 for size in sizes)
-    return right and weight_gradient_library() is not None and swiglu_library() is not None
+    return right and None not in (weight_gradient_library(), swiglu_library(), products_library())
 
 
 def project(x: Tensor, *layers: nn.Linear) -> list[Tensor]:
@@ -82,6 +90,23 @@ def weight_gradient(grad_y: Tensor, x: Tensor, sizes: list[int], ends: Tensor | 
 def _empty_gradients(grad_y: Tensor, x: Tensor, sizes: list[int], ends: Tensor | None) -> list[Tensor]:
     groups = 1 if ends is None else len(ends)
     return [x.new_empty((groups, size, x.shape[1]), dtype=torch.float32) for size in sizes]
+
+
+def multiply_groups(x: Tensor, weight: Tensor, ends: Tensor, transposed: bool, out: Tensor) -> None:
+    """Write to `out` (M, O) each group of rows of x (M, I) times its matrix.
+
+    weight (groups, I, O), or (groups, O, I) if `transposed`, bf16 or float32; x and out bf16; all contiguous, I and O
+    multiples of 32. ends (groups,) int32: the end row of each group, the last M.
+    """
+    outer, inner = weight.shape[1:] if transposed else weight.shape[:0:-1]
+    problem = ProductsProblem(
+        groups=len(ends), inner=inner, outer=outer, threads=torch.get_num_threads(),
+        transposed=transposed, wide_weights=weight.dtype == torch.float32,
+        ends=ends.data_ptr(), rows=x.data_ptr(), weight=weight.data_ptr(), to=out.data_ptr(),
+    )  # fmt: skip
+    library = products_library()
+    assert library is not None, "called without asking whether it serves"
+    library.grouped_product(ctypes.byref(problem))
 
 
 _CHUNK = 1024

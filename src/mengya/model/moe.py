@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mengya.model.config import ModelConfig
-from mengya.model.linear import served
+from mengya.model.linear import multiply_groups, served
 
 
 class Routing(NamedTuple):
@@ -33,16 +33,25 @@ def _grouped(*tensors: Tensor) -> bool:
 
 
 @torch.library.custom_op("mengya::grouped_product", mutates_args=())
-def _grouped_product(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Each group of rows (M, I) times its matrix, (E, I, O) of any strides: (M, O)."""
+def _grouped_product(x: Tensor, weight: Tensor, ends: Tensor, transposed: bool) -> Tensor:
+    """Each group of rows (M, I) times its matrix, cast to their type: (M, O).
+
+    weight (E, I, O), or (E, O, I) if `transposed`.
+    """
+    if served(x.device.type, x.dtype, *weight.shape[1:]):
+        out = _grouped_product_output(x, weight, ends, transposed)
+        multiply_groups(x.contiguous(), weight.contiguous(), ends, transposed, out)
+        return out
+    weight = weight.to(x.dtype)
+    weight = weight.mT if transposed else weight
     if _grouped(x, weight, weight.mT):
         return F.grouped_mm(x.contiguous(), weight, offs=ends)
     return torch.cat([r @ w for r, w in zip(x.tensor_split(ends[:-1].tolist()), weight, strict=True)])
 
 
 @_grouped_product.register_fake
-def _(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[2])
+def _grouped_product_output(x: Tensor, weight: Tensor, ends: Tensor, transposed: bool) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1 if transposed else 2])
 
 
 @torch.library.custom_op("mengya::grouped_outer", mutates_args=())
@@ -62,22 +71,20 @@ def _(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
 class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-        cast = weight.to(x.dtype)
-        ctx.save_for_backward(x, cast, ends)
-        ctx.weight_dtype = weight.dtype
-        return torch.ops.mengya.grouped_product(x, cast.mT, ends)
+        ctx.save_for_backward(x, weight, ends)
+        return torch.ops.mengya.grouped_product(x, weight, ends, True)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, weight, ends = ctx.saved_tensors
-        grad_x = torch.ops.mengya.grouped_product(grad, weight, ends) if ctx.needs_input_grad[0] else None
+        grad_x = torch.ops.mengya.grouped_product(grad, weight, ends, False) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return grad_x, None, None
         if served(x.device.type, x.dtype, *weight.shape[1:]):
             (grad_weight,) = torch.ops.mengya.weight_gradient(grad, x, [weight.shape[1]], ends)
         else:
             grad_weight = torch.ops.mengya.grouped_outer(grad, x, ends)
-        return grad_x, grad_weight.to(ctx.weight_dtype), None
+        return grad_x, grad_weight.to(weight.dtype), None
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

@@ -86,6 +86,11 @@ def weight_gradient_library() -> ctypes.CDLL | None:
 
 
 @functools.cache
+def products_library() -> ctypes.CDLL | None:
+    return _load("products", ProductsProblem, ("grouped_product",))
+
+
+@functools.cache
 def swiglu_library() -> ctypes.CDLL | None:
     return _load("swiglu", GateProblem, ("swiglu_forward", "swiglu_backward"))
 
@@ -142,4 +147,13 @@ class GateProblem(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "size", "threads")),
         *((name, ctypes.c_void_p) for name in ("gate_up", "grad_h", "h", "grad_gate_up")),
+    )
+
+
+class ProductsProblem(ctypes.Structure):
+    """`struct Problem` of products.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("groups", "inner", "outer", "threads", "transposed", "wide_weights")),
+        *((name, ctypes.c_void_p) for name in ("ends", "rows", "weight", "to")),
     )

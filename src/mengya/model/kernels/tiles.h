@@ -121,6 +121,15 @@ inline void transpose(__m512i* r) {  // 16 x 16 entries of 32 bits
     }
 }
 
+// Rows 2i and 2i + 1 of 32 columns -> pairs of the low 16 columns, pairs of the high ones.
+inline void interleave(__m512i even, __m512i odd, __m512i& low, __m512i& high) {
+    alignas(64) static constexpr uint16_t kLow[32] = {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,
+                                                      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    const __m512i first = _mm512_load_si512(kLow), second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+    low = _mm512_permutex2var_epi16(even, first, odd);
+    high = _mm512_permutex2var_epi16(even, second, odd);
+}
+
 inline void store_tile(bf16* p, const __m512i* r) {
     for (int i = 0; i < 16; i++) _mm512_store_si512(p + 32 * i, r[i]);
 }
@@ -142,9 +151,6 @@ struct Layouts {
 
 template <int ND>
 void pack(Rows x, int64_t time, int64_t block, Layouts to) {
-    alignas(64) static constexpr uint16_t kLow[32] = {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,
-                                                      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-    const __m512i low = _mm512_load_si512(kLow), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     for (int d = 0; d < ND; d++) {
         __m512i a[16], b0[16], b1[16];
         for (int half = 0; half < 2; half++) {
@@ -155,10 +161,7 @@ void pack(Rows x, int64_t time, int64_t block, Layouts to) {
             int64_t tile = ((block * 2 + half) * ND + d) * kTile;
             if (to.rows) store_tile(to.rows + tile, a);
             if (to.pairs || to.pairs_t)
-                for (int i = 0; i < 8; i++) {
-                    b0[half * 8 + i] = _mm512_permutex2var_epi16(a[2 * i], low, a[2 * i + 1]);
-                    b1[half * 8 + i] = _mm512_permutex2var_epi16(a[2 * i], high, a[2 * i + 1]);
-                }
+                for (int i = 0; i < 8; i++) interleave(a[2 * i], a[2 * i + 1], b0[half * 8 + i], b1[half * 8 + i]);
             if (to.rows_t) {
                 transpose(a);
                 store_tile(to.rows_t + tile, a);

@@ -34,15 +34,6 @@ constexpr int64_t kInner = 16;        // steps between two visits to an accumula
 constexpr int64_t kSteps = 32;        // steps whose interleaved factor is kept in L2 ...
 constexpr int64_t kSums = 160 << 10;  // ... beside so many accumulators
 
-// Rows 2i and 2i + 1 of 32 columns -> pairs of the low 16 columns, pairs of the high ones.
-inline void interleave(__m512i even, __m512i odd, __m512i& low, __m512i& high) {
-    alignas(64) static constexpr uint16_t kLow[32] = {0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39,
-                                                      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-    const __m512i first = _mm512_load_si512(kLow), second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
-    low = _mm512_permutex2var_epi16(even, first, odd);
-    high = _mm512_permutex2var_epi16(even, second, odd);
-}
-
 // 32 tokens x 32 columns as two tiles: right operand [16 token pairs][16 columns], or left operand [16 columns][32 tokens].
 // Tokens from `count` on are zeros.
 template <bool left>

@@ -91,8 +91,9 @@ def train(folder: Path, name: str, engine: str | None, stop: int = STEPS, troubl
     out.mkdir(exist_ok=True)
     how = dict(ENGINES[engine]) if engine else {}
     if "stage" in how:
-        (out / "ds.json").write_text(json.dumps({"train_batch_size": "auto", "zero_optimization": how}))
-        how = {"parallel": "deepspeed", "deepspeed": str(out / "ds.json")}
+        path = out / f"ds-{ranks.rank()}.json"  # each its own: a rank must not read what another is writing
+        path.write_text(json.dumps({"train_batch_size": "auto", "zero_optimization": how}))
+        how = {"parallel": "deepspeed", "deepspeed": str(path)}
     values = {"seq_len": 64, "batch_tokens": 256, "micro_batch": 1, "steps": STEPS, "dtype": "float32"}
     values |= {"heldout_every": 4, "checkpoint_every": 3, "compile": False, "optim": Optim(lr=1e-2)}
     config = TrainingConfig(**(values | how | settings))

@@ -47,7 +47,6 @@ _LAUNCHER = "-m torch.distributed.run --nproc-per-node 2 --max-restarts 1000 --m
 _DEEPSPEED = {
     "train_batch_size": "auto",
     "gradient_clipping": "auto",
-    "bf16": {"enabled": False},
     "zero_optimization": {"stage": 2},
 }
 ENGINES = ("single", "ddp", "fsdp", "deepspeed")

@@ -120,7 +120,9 @@ int products_init() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PE
 
 void grouped_product(const Problem* problem) {
     const Problem& p = *problem;
-    const int64_t pieces = (p.outer + kColumns - 1) / kColumns, shares = p.threads;
+    const int64_t pieces = (p.outer + kColumns - 1) / kColumns, whole = p.groups * pieces;
+    // Tasks enough that no thread waits long for another; more would pack the same weights too often.
+    const int64_t shares = std::min(2 * p.threads, (4 * p.threads + whole - 1) / whole);
 #pragma omp parallel num_threads(p.threads)
     {
         TileConfig tiles;

@@ -22,6 +22,8 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python bench/train_step.py
+	$(BIN)/python bench/moe_step.py
+	$(BIN)/python bench/survival.py
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -72,10 +72,8 @@ def test_links_and_files_exist(name):
     here = (ROOT / name).parent
     links = [link for link in re.findall(r"\]\(([^)]+)\)", read(name)) if not link.startswith("https://")]
     missing = [link for link in links if not (here / link).exists()]
-    mentioned = re.findall(r"\b(?:recipes|docs|tests|src)/[\w./-]*\w", read(name))
+    mentioned = re.findall(r"\b(?:bench|recipes|docs|tests|src)/[\w./-]*\w", read(name))
     missing += [path for path in mentioned if not (ROOT / path).exists()]
-    makefile = read("Makefile")
-    missing += [path for path in re.findall(r"\bbench/\w+\.py", read(name)) if path not in makefile]
     assert not missing
 
 

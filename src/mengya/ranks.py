@@ -67,7 +67,7 @@ def group() -> Iterator[None]:
             yield
         except BaseException as error:
             if not _first_to_fail(store):
-                time.sleep(1)  # torchrun ends all ranks when one ends: let the first say why
+                time.sleep(20)  # torchrun ends all ranks when one ends, this one, too: let the first say why
                 raise SystemExit(_exit_code(error)) from None
             if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST):
                 again = (

@@ -247,8 +247,8 @@ def in_order(packer: Packer, rows_per_batch: int, most_rows: int, rank: int = 0,
     The last batch is filled up with empty rows; every rank gets as many batches as the others, if need be empty ones.
     """
     count = min(len(packer), most_rows)
+    empty = _empty_row(packer.seq_len, int(packer.row(0).input_ids[0]))
     for begin in range(rank * rows_per_batch, count + rank * rows_per_batch, ranks * rows_per_batch):
         rows = [packer.row(i) for i in range(begin, min(begin + rows_per_batch, count))]
-        padding = int(packer.row(0).input_ids[0])
-        rows += [_empty_row(packer.seq_len, padding)] * (rows_per_batch - len(rows))
+        rows += [empty] * (rows_per_batch - len(rows))
         yield make_batch(rows, packer.per_count)

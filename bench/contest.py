@@ -1,20 +1,24 @@
 """What the speed benchmarks share: contestants that train the same shape on the same random tokens, each in turn.
 
-Every contestant runs in a process of its own, several rounds; the best median of its rounds counts, so that a busy
-moment of the machine hits nobody twice.
+Every contestant has a process of its own, and all take turns: a round is a few steps of each and a measurement of the
+machine's matrix products. Ratios are formed within a round, and the median of the rounds counts, so that a machine that
+slows down for a while slows down everybody.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 WARMUP = 3
+ENDLESS = range(10**9)
 SHAPE = dict(
     vocab_size=6400,
     hidden_size=512,
@@ -94,7 +98,7 @@ def ours(task: Task) -> Iterator[float]:
     def source(step: int) -> list[Batch]:
         return [batch(ids) for ids in random_tokens(task, step).split(task.micro_batch or task.rows)]
 
-    for _, metrics in fit(engine, lambda _: 1.0, source, range(task.steps + WARMUP), 1.0, Guard()):
+    for _, metrics in fit(engine, lambda _: 1.0, source, ENDLESS, 1.0, Guard()):
         yield metrics["loss"]
 
 
@@ -115,7 +119,7 @@ def peer(task: Task, mixed: bool, compiled: bool, experts: str = "eager") -> Ite
         model.gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=mixed)
     forward = torch.compile(model) if compiled else model
-    for step in range(task.steps + WARMUP):
+    for step in ENDLESS:
         ids = random_tokens(task, step)[:, :-1].to(task.device)
         with torch.autocast(task.device, torch.bfloat16, enabled=mixed):
             loss = forward(input_ids=ids, labels=ids).loss
@@ -126,24 +130,46 @@ def peer(task: Task, mixed: bool, compiled: bool, experts: str = "eager") -> Ite
         yield float(loss)
 
 
-def compete(contestant: Contestant, task: Task) -> dict:
-    """Run one contestant in this process."""
+def compete(contestant: Contestant, task: Task) -> None:
+    """Train in this process: `task.steps` steps for every line read, answered by a line of JSON."""
     from mengya import runtime
 
-    times, losses = [], []
-    last = time.perf_counter()
-    for loss in contestant(task):
-        runtime.synchronize(task.device)
-        now = time.perf_counter()
-        times.append(now - last)
-        losses.append(loss)
-        last = now
-    return {
-        "tokens_per_second": task.tokens / statistics.median(times[WARMUP:]),
-        "first_step_seconds": times[0],
-        "loss": losses[-1],
-        "peak_memory_bytes": device_memory(task.device),
-    }
+    losses = contestant(task)
+    begin = time.perf_counter()
+    next(losses)
+    runtime.synchronize(task.device)
+    first = time.perf_counter() - begin
+    for _ in range(WARMUP - 1):
+        next(losses)
+    answer(first_step_seconds=first)
+    while sys.stdin.readline():
+        times = []
+        for _ in range(task.steps):
+            runtime.synchronize(task.device)
+            begin = time.perf_counter()
+            loss = next(losses)
+            runtime.synchronize(task.device)
+            times.append(time.perf_counter() - begin)
+        answer(
+            tokens_per_second=task.tokens / statistics.median(times),
+            loss=loss,
+            peak_memory_bytes=device_memory(task.device),
+        )
+
+
+def measure_peak(task: Task) -> None:
+    """As compete; the answer is the speed of bf16 matrix products in FLOP/s."""
+    import torch
+
+    from mengya.runtime import peak_flops
+
+    answer()
+    while sys.stdin.readline():
+        answer(flops_per_second=peak_flops(torch.bfloat16, task.device))
+
+
+def answer(**values: float) -> None:
+    print(json.dumps(values), flush=True)
 
 
 def device_memory(device: str) -> int:
@@ -155,16 +181,10 @@ def device_memory(device: str) -> int:
     return torch.cuda.max_memory_allocated() if device == "cuda" else runtime.peak_memory()
 
 
-def measured_peak(device: str) -> float:
-    """bf16 matrix-product peak in FLOP/s, in a fresh process."""
-    code = f"import torch; from mengya.runtime import peak_flops; print(peak_flops(torch.bfloat16, {device!r}))"
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-
-
 def parser(description: str) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=description.split("\n")[0])
-    found.add_argument("--rounds", type=int, default=3)
-    found.add_argument("--steps", type=int, default=8, help="measured steps a round")
+    found.add_argument("--rounds", type=int, default=6)
+    found.add_argument("--steps", type=int, default=4, help="measured steps a round")
     found.add_argument("--recipe", type=Path, help="take the shape of its [pretrain.model] instead of the built-in one")
     found.add_argument("--rows", type=int, default=8)
     found.add_argument("--length", type=int, default=512)
@@ -189,8 +209,8 @@ def run(
 ) -> None:
     """The command line of a benchmark.
 
-    contestants: name -> text and function. shapes: its shape where it is not that of "ours". `summarize(results, peak,
-    task)` gives what the last line shows, as JSON.
+    contestants: name -> text and function. shapes: its shape where it is not that of "ours". `summarize(rounds, task)`
+    gives what the last line shows, as JSON.
     """
     arguments = parser(description).parse_args()
     from mengya.runtime import pick_device
@@ -202,54 +222,81 @@ def run(
         shape, arguments.rows, arguments.length, arguments.steps, arguments.micro_batch,
         arguments.activation_checkpointing, device,
     )  # fmt: skip
+    if arguments.one == "peak":
+        return measure_peak(task)
     if arguments.one:
-        own = replace(task, shape=shapes.get(arguments.one, shape))
-        print(json.dumps(compete(contestants[arguments.one][1], own)))
-        return
+        return compete(contestants[arguments.one][1], replace(task, shape=shapes.get(arguments.one, shape)))
     names = arguments.contestants.split(",") if arguments.contestants else list(contestants)
-    results: dict[str, list[dict]] = {name: [] for name in names}
-    peaks = []
-    for number in range(arguments.rounds):
-        peaks.append(measured_peak(device))
+    rounds = []
+    with contextlib.ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(name)) for name in [*names, "peak"]}
         for name in names:
-            row = in_own_process(name)
-            results[name].append(row)
-            print(
-                f"round {number + 1} {contestants[name][0]}: {row['tokens_per_second']:.0f} tokens/s, first step "
-                f"{row['first_step_seconds']:.0f} s, {row['peak_memory_bytes'] / 1e9:.2f} GB, loss {row['loss']:.3f}",
-                flush=True,
-            )
-    print(json.dumps(summarize(results, max(peaks), task)))
+            print(f"{contestants[name][0]}: first step {workers[name].started['first_step_seconds']:.0f} s")
+        for number in range(arguments.rounds):
+            rounds.append({name: worker.turn() for name, worker in workers.items()})
+            speeds = (f"{name} {rounds[-1][name]['tokens_per_second']:.0f}" for name in names)
+            print(f"round {number + 1}, tokens/s: {', '.join(speeds)}", flush=True)
+    print(json.dumps(summarize(rounds, task)))
 
 
-def in_own_process(name: str) -> dict:
-    """The result of one contestant, run by this same command."""
-    command = [sys.executable, *sys.argv, "--one", name]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    if ended.returncode:
-        raise SystemExit(f"{name} failed:\n{ended.stderr}")
-    return json.loads(ended.stdout.strip().splitlines()[-1])
+class Worker:
+    """A contestant in a process of its own, started by this same command; it is warm when this returns."""
+
+    def __init__(self, name: str):
+        command = [sys.executable, *sys.argv, "--one", name]
+        self._name, self._log = name, tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+        )
+        self.started = self._answer()
+
+    def turn(self) -> dict:
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if not line:
+            self._log.seek(0)
+            raise SystemExit(f"{self._name} failed:\n{self._log.read().decode(errors='replace')}")
+        return json.loads(line)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.kill()
+        self._process.wait()
 
 
-def summary(results: dict[str, list[dict]], peak: float, task: Task) -> dict:
-    """Ours against the strongest of the peers (names that begin with "peer")."""
+def summary(rounds: list[dict[str, dict]], task: Task) -> dict:
+    """Ours against the strongest of the peers (names that begin with "peer"), medians over the rounds."""
     from mengya.model.config import ModelConfig
     from mengya.model.transformer import flops_per_token
 
-    best = {name: max(row["tokens_per_second"] for row in rows) for name, rows in results.items()}
-    memory = {name: min(row["peak_memory_bytes"] for row in rows) for name, rows in results.items()}
-    flops = best["ours"] * flops_per_token(ModelConfig(**task.shape), task.length / 2)
-    peers = {name: value for name, value in best.items() if name.startswith("peer")}
-    strongest = max(peers, key=lambda name: peers[name])
+    def median(value: Callable[[dict[str, dict]], float]) -> float:
+        return statistics.median(map(value, rounds))
+
+    names = [name for name in rounds[0] if name != "peak"]
+    speed = {name: median(lambda r, n=name: r[n]["tokens_per_second"]) for name in names}
+    ratios = {
+        name: median(lambda r, n=name: r["ours"]["tokens_per_second"] / r[n]["tokens_per_second"])
+        for name in names if name != "ours"
+    }  # fmt: skip
+    memory = {name: rounds[-1][name]["peak_memory_bytes"] for name in names}
+    flops = flops_per_token(ModelConfig(**task.shape), task.length / 2)
+    share = median(lambda r: r["ours"]["tokens_per_second"] * flops / r["peak"]["flops_per_second"])
+    strongest = min((name for name in ratios if name.startswith("peer")), key=lambda name: ratios[name])
     return {
-        "ours": round(best["ours"], 1),
-        "peer": round(peers[strongest], 1),
-        "ratio": round(best["ours"] / peers[strongest], 3),
-        "ratios": {name: round(best["ours"] / value, 3) for name, value in best.items() if name != "ours"},
-        "tokens_per_second": {name: round(value, 1) for name, value in best.items()},
-        "tflops": round(flops / 1e12, 3),
-        "peak_tflops": round(peak / 1e12, 3),
-        "peak_share": round(flops / peak, 3),
+        "ours": round(speed["ours"], 1),
+        "peer": round(speed[strongest], 1),
+        "ratio": round(ratios[strongest], 3),
+        "ratios": {name: round(value, 3) for name, value in ratios.items()},
+        "tokens_per_second": {name: round(value, 1) for name, value in speed.items()},
+        "tflops": round(speed["ours"] * flops / 1e12, 3),
+        "peak_tflops": round(median(lambda r: r["peak"]["flops_per_second"]) / 1e12, 3),
+        "peak_share": round(share, 3),
         "memory_bytes": memory,
         "memory_ratio": round(memory["ours"] / memory[strongest], 3),
         "memory_ratios": {name: round(memory["ours"] / memory[name], 3) for name in memory if name != "ours"},

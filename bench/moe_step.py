@@ -5,7 +5,7 @@ The built-in shape is the published 1.3B mixture's in small: 15 routed experts, 
 the first layer dense; 6 experts' width is the dense model's. `batched_mm`, transformers' third implementation, copies
 an expert's weights for every token and did not end six steps in two minutes; it is left out.
 
-    python bench/moe_step.py [--rounds 3] [--steps 8] [--rows 8] [--length 512] [--device cpu|cuda] [--contestants …]
+    python bench/moe_step.py [--rounds 6] [--steps 4] [--rows 8] [--length 512] [--device cpu|cuda] [--contestants …]
 
 Ends with one line of JSON; `dense_ratio` is tokens/s of the mixture over those of the dense model.
 """
@@ -37,8 +37,8 @@ CONTESTANTS = {
 }
 
 
-def with_dense(results: dict[str, list[dict]], peak: float, task: Task) -> dict:
-    found = summary(results, peak, task)
+def with_dense(rounds: list[dict[str, dict]], task: Task) -> dict:
+    found = summary(rounds, task)
     return found | {"dense_ratio": found["ratios"].get("dense")}
 
 

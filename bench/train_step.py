@@ -1,6 +1,6 @@
 """One training step (forward, backward, clip, AdamW) of a dense model: ours against transformers' Llama.
 
-    python bench/train_step.py [--rounds 3] [--steps 8] [--recipe recipes/….toml] [--rows 8] [--length 512]
+    python bench/train_step.py [--rounds 6] [--steps 4] [--recipe recipes/….toml] [--rows 8] [--length 512]
         [--micro-batch 0] [--activation-checkpointing] [--device cpu|cuda] [--contestants ours,peer_eager,…]
 
 Ends with one line of JSON: tokens/s of ours and of the peers, ratios, the share of the measured bf16 matrix-product

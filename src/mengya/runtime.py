@@ -1,7 +1,6 @@
 """The machine: device, number types, compiler, peak speed, memory, signals."""
 
 import contextlib
-import functools
 import platform
 import resource
 import shutil
@@ -61,7 +60,6 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-@functools.cache
 def peak_flops(dtype: torch.dtype, device: str) -> float:
     """Operations per second of the best of a few square matrix products: the roof that utilisation is a share of."""
     size = 8192 if device == "cuda" else 2048

@@ -6,6 +6,7 @@ kernels/weight_gradient.cpp, which writes float32.
 """
 
 import ctypes
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -133,18 +134,20 @@ def _gate(function: str, gate_up: Tensor, h: Tensor, grad_h: Tensor | None = Non
     library[function](ctypes.byref(problem))
 
 
+def _chunks(rows: int) -> Iterator[slice]:
+    return (slice(begin, begin + _CHUNK) for begin in range(0, rows, _CHUNK))
+
+
 @torch.library.custom_op("mengya::swiglu", mutates_args=())
 def _swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     """x (T, C) -> output (T, C) and what the backward pass needs besides: gate and up side by side (T, 2 * size)."""
     out, gate_up = _swiglu_outputs(x, gate, up, down)
     rising, falling = torch.cat([gate, up]).to(x.dtype).T, down.to(x.dtype).T
-    h = x.new_empty(min(_CHUNK, len(x)), len(gate))
-    for begin in range(0, len(x), _CHUNK):
-        part = slice(begin, begin + _CHUNK)
-        rows = len(x[part])
+    h = x.new_empty(len(x), len(gate))
+    for part in _chunks(len(x)):
         torch.mm(x[part], rising, out=gate_up[part])
-        _gate("swiglu_forward", gate_up[part], h[:rows])
-        torch.mm(h[:rows], falling, out=out[part])
+        _gate("swiglu_forward", gate_up[part], h[part])
+    torch.mm(h, falling, out=out)
     return out, gate_up
 
 
@@ -161,12 +164,11 @@ def _swiglu_backward(
     grad_out, grad_x = grad_out.contiguous(), torch.empty_like(x)
     grad, h = torch.empty_like(gate_up), x.new_empty(len(x), len(gate))
     grad_h = x.new_empty(min(_CHUNK, len(x)), len(gate))
-    for begin in range(0, len(x), _CHUNK):
-        part = slice(begin, begin + _CHUNK)
+    for part in _chunks(len(x)):
         rows = len(x[part])
         torch.mm(grad_out[part], falling, out=grad_h[:rows])
         _gate("swiglu_backward", gate_up[part], h[part], grad_h[:rows], grad[part])
-        torch.mm(grad[part], rising, out=grad_x[part])
+    torch.mm(grad, rising, out=grad_x)
     grad_gate, grad_up = weight_gradient(grad, x, [len(gate), len(up)], None)
     (grad_down,) = weight_gradient(grad_out, h, [len(down)], None)
     return grad_x, grad_gate[0], grad_up[0], grad_down[0]

@@ -6,7 +6,6 @@ kernels/weight_gradient.cpp, which writes float32.
 """
 
 import ctypes
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +13,9 @@ from torch import Tensor, nn
 
 from mengya.model.kernels import (
     Factor,
-    GateProblem,
     ProductsProblem,
     WeightGradientProblem,
     products_library,
-    swiglu_library,
     weight_gradient_library,
 )
 
@@ -27,7 +24,7 @@ from mengya.model.kernels import (
 def served(device_type: str, dtype: torch.dtype, *sizes: int) -> bool:
     """Whether the kernels serve tensors of this kind. The first call builds them."""
     right = device_type == "cpu" and dtype == torch.bfloat16 and all(size % 32 == 0 for size in sizes)
-    return right and None not in (weight_gradient_library(), swiglu_library(), products_library())
+    return right and None not in (weight_gradient_library(), products_library())
 
 
 def project(x: Tensor, *layers: nn.Linear) -> list[Tensor]:
@@ -93,103 +90,134 @@ def _empty_gradients(grad_y: Tensor, x: Tensor, sizes: list[int], ends: Tensor |
     return [x.new_empty((groups, size, x.shape[1]), dtype=torch.float32) for size in sizes]
 
 
-def multiply_groups(x: Tensor, weight: Tensor, ends: Tensor, transposed: bool, out: Tensor) -> None:
-    """Write to `out` (M, O) each group of rows of x (M, I) times its matrix.
-
-    weight (groups, I, O), or (groups, O, I) if `transposed`, bf16 or float32; x and out bf16; all contiguous, I and O
-    multiples of 32. ends (groups,) int32: the end row of each group, the last M.
-    """
-    outer, inner = weight.shape[1:] if transposed else weight.shape[:0:-1]
+def _call_products(
+    function: str, x: Tensor, weight: Tensor, ends: Tensor, transposed: bool, outer: int, **pointers: Tensor | None
+) -> None:
+    """Call a function of products.cpp on rows x, groups of which meet a matrix each."""
+    inner = x.shape[1]
     problem = ProductsProblem(
         groups=len(ends), inner=inner, outer=outer, threads=torch.get_num_threads(),
-        transposed=transposed, wide_weights=weight.dtype == torch.float32,
-        ends=ends.data_ptr(), rows=x.data_ptr(), weight=weight.data_ptr(), to=out.data_ptr(),
+        transposed=transposed, wide_weights=weight.dtype == torch.float32, group_stride=weight.stride(0),
+        ends=ends.data_ptr(), rows=x.data_ptr(), weight=weight.data_ptr(),
+        **{name: t.data_ptr() for name, t in pointers.items() if t is not None},
     )  # fmt: skip
     library = products_library()
     assert library is not None, "called without asking whether it serves"
-    library.grouped_product(ctypes.byref(problem))
+    library[function](ctypes.byref(problem))
 
 
-_CHUNK = 1024
-"""Rows of SwiGLU at a time: what a chunk's products write is still in cache when it is read."""
+def multiply_groups(x: Tensor, weight: Tensor, ends: Tensor | None, transposed: bool, out: Tensor) -> None:
+    """Write to `out` (M, O) each group of rows of x (M, I) times its matrix.
+
+    weight (groups, I, O), or (groups, O, I) if `transposed`, bf16 or float32; x and out bf16; all contiguous, I and O
+    multiples of 32. ends (groups,) int32: the end row of each group, the last M; None: one group.
+    """
+    _call_products("product", x, weight, _ends(x, ends), transposed, out.shape[1], to=out)
+
+
+def _ends(x: Tensor, ends: Tensor | None) -> Tensor:
+    return torch.tensor([len(x)], dtype=torch.int32) if ends is None else ends
 
 
 def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> Tensor:
     """down(silu(gate(x)) * up(x)), as Shazeer 2020 (arXiv:2002.05202)."""
     sizes = x.shape[-1], gate.out_features, down.out_features
     if torch.is_grad_enabled() and gate.bias is None and served(x.device.type, x.dtype, *sizes):
-        out, _ = torch.ops.mengya.swiglu(x.flatten(0, -2), gate.weight, up.weight, down.weight)
+        out = swiglu_groups(x.flatten(0, -2), [gate.weight[None], up.weight[None]], down.weight[None])
         return out.view(*x.shape[:-1], -1)
     opened, raised = project(x, gate, up)
     return project(F.silu(opened) * raised, down)[0]
 
 
-def _gate(function: str, gate_up: Tensor, h: Tensor, grad_h: Tensor | None = None, grad: Tensor | None = None) -> None:
-    """Call a pass of swiglu.cpp on contiguous rows."""
-    pointers = {"gate_up": gate_up, "h": h, "grad_h": grad_h, "grad_gate_up": grad}
-    library = swiglu_library()
-    assert library is not None, "called without asking whether it serves"
-    addresses = {name: t.data_ptr() for name, t in pointers.items() if t is not None}
-    problem = GateProblem(rows=len(h), size=h.shape[1], threads=torch.get_num_threads(), **addresses)
-    library[function](ctypes.byref(problem))
+def swiglu_groups(
+    x: Tensor, opening: list[Tensor], down: Tensor, ends: Tensor | None = None, scale: Tensor | None = None
+) -> Tensor:
+    """down(silu(gate(x)) * up(x) * scale) by the kernels, for which `served` must be true of all sizes.
+
+    x (T, C) bf16. opening: gate and up, each (groups, I, C), or both in one (groups, 2 I, C); down (groups, C, I).
+    ends: see multiply_groups. scale (T,) float32.
+    """
+    return torch.ops.mengya.swiglu(x, opening, down, ends, scale)[0]
 
 
-def _chunks(rows: int) -> Iterator[slice]:
-    return (slice(begin, begin + _CHUNK) for begin in range(0, rows, _CHUNK))
+def _gate_and_up(opening: list[Tensor]) -> tuple[Tensor, Tensor]:
+    if len(opening) == 2:
+        return opening[0], opening[1]
+    gate, up = opening[0].chunk(2, dim=1)
+    return gate, up
 
 
 @torch.library.custom_op("mengya::swiglu", mutates_args=())
-def _swiglu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    """x (T, C) -> output (T, C) and what the backward pass needs besides: gate and up side by side (T, 2 * size)."""
-    out, gate_up = _swiglu_outputs(x, gate, up, down)
-    rising, falling = torch.cat([gate, up]).to(x.dtype).T, down.to(x.dtype).T
-    h = x.new_empty(len(x), len(gate))
-    for part in _chunks(len(x)):
-        torch.mm(x[part], rising, out=gate_up[part])
-        _gate("swiglu_forward", gate_up[part], h[part])
-    torch.mm(h, falling, out=out)
+def _swiglu(
+    x: Tensor, opening: list[Tensor], down: Tensor, ends: Tensor | None, scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Output (T, C) and what the backward pass needs besides: gate and up side by side (T, 2 I)."""
+    x = x.contiguous()
+    out, gate_up = _swiglu_outputs(x, opening, down, ends, scale)
+    gate, up = _gate_and_up(opening)
+    inner = down.shape[2]
+    h = x.new_empty(len(x), inner)
+    _call_products(
+        "gated_product", x, gate, _ends(x, ends), True, inner, up_weight=up, scale=scale, gate_up=gate_up, h=h
+    )
+    if ends is None:
+        torch.mm(h, down[0].to(x.dtype).T, out=out)
+    else:
+        multiply_groups(h, down, ends, True, out)
     return out, gate_up
 
 
 @_swiglu.register_fake
-def _swiglu_outputs(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
-    return x.new_empty(len(x), len(down)), x.new_empty(len(x), 2 * len(gate))
+def _swiglu_outputs(
+    x: Tensor, opening: list[Tensor], down: Tensor, ends: Tensor | None, scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(len(x), down.shape[1]), x.new_empty(len(x), 2 * down.shape[2])
 
 
 @torch.library.custom_op("mengya::swiglu_backward", mutates_args=())
 def _swiglu_backward(
-    grad_out: Tensor, x: Tensor, gate_up: Tensor, gate: Tensor, up: Tensor, down: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rising, falling = torch.cat([gate, up]).to(x.dtype), down.to(x.dtype)
-    grad_out, grad_x = grad_out.contiguous(), torch.empty_like(x)
-    grad, h = torch.empty_like(gate_up), x.new_empty(len(x), len(gate))
-    grad_h = x.new_empty(min(_CHUNK, len(x)), len(gate))
-    for part in _chunks(len(x)):
-        rows = len(x[part])
-        torch.mm(grad_out[part], falling, out=grad_h[:rows])
-        _gate("swiglu_backward", gate_up[part], h[part], grad_h[:rows], grad[part])
-    torch.mm(grad, rising, out=grad_x)
-    grad_gate, grad_up = weight_gradient(grad, x, [len(gate), len(up)], None)
-    (grad_down,) = weight_gradient(grad_out, h, [len(down)], None)
-    return grad_x, grad_gate[0], grad_up[0], grad_down[0]
+    grad_out: Tensor, x: Tensor, gate_up: Tensor, opening: list[Tensor], down: Tensor, ends: Tensor | None,
+    scale: Tensor | None,
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, opening, down and scale; the last one in parts (I / 32, T) that are still to be added up."""
+    x, grad_out = x.contiguous(), grad_out.contiguous()
+    inner = down.shape[2]
+    grad_x, grad, h = torch.empty_like(x), torch.empty_like(gate_up), x.new_empty(len(x), inner)
+    parts = x.new_empty((0 if scale is None else inner // 32, len(x)), dtype=torch.float32)
+    _call_products(
+        "gated_gradients", grad_out, down, _ends(x, ends), False, inner,
+        scale=scale, gate_up=gate_up, h=h, grad_gate_up=grad, grad_scale=parts,
+    )  # fmt: skip
+    if ends is None:
+        torch.mm(grad, torch.cat([w[0] for w in opening]).to(x.dtype), out=grad_x)
+    else:
+        multiply_groups(grad, opening[0], ends, False, grad_x)
+    grads = weight_gradient(grad, x, [w.shape[1] for w in opening], ends)
+    return grad_x, grads, weight_gradient(grad_out, h, [down.shape[1]], ends)[0], parts
 
 
 @_swiglu_backward.register_fake
-def _swiglu_gradients(
-    grad_out: Tensor, x: Tensor, gate_up: Tensor, gate: Tensor, up: Tensor, down: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grad_gate, grad_up, grad_down = (torch.empty_like(w, dtype=torch.float32) for w in (gate, up, down))
-    return torch.empty_like(x), grad_gate, grad_up, grad_down
+def _(
+    grad_out: Tensor, x: Tensor, gate_up: Tensor, opening: list[Tensor], down: Tensor, ends: Tensor | None,
+    scale: Tensor | None,
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:  # fmt: skip
+    parts = x.new_empty((0 if scale is None else down.shape[2] // 32, len(x)), dtype=torch.float32)
+    grads = [torch.empty_like(w, dtype=torch.float32) for w in opening]
+    return torch.empty_like(x), grads, torch.empty_like(down, dtype=torch.float32), parts
 
 
 def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    x, gate, up, down = inputs
-    ctx.save_for_backward(x, output[1], gate, up, down)
+    x, opening, down, ends, scale = inputs
+    ctx.save_for_backward(x, output[1], down, ends, scale, *opening)
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx, grad_out: Tensor, _grad_gate_up: Tensor | None):
-    return torch.ops.mengya.swiglu_backward(grad_out, *ctx.saved_tensors)
+    x, gate_up, down, ends, scale, *opening = ctx.saved_tensors
+    grad_x, grads, grad_down, parts = torch.ops.mengya.swiglu_backward(grad_out, x, gate_up, opening, down, ends, scale)
+    grad_scale = None if scale is None else parts.sum(0)
+    grads = [g.to(w.dtype) for g, w in zip(grads, opening, strict=True)]
+    return grad_x, grads, grad_down.to(down.dtype), None, grad_scale
 
 
 _swiglu.register_autograd(_differentiate, setup_context=_save)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mengya.model.config import ModelConfig
-from mengya.model.linear import multiply_groups, served
+from mengya.model.linear import served, swiglu_groups
 
 
 class Routing(NamedTuple):
@@ -38,10 +38,6 @@ def _grouped_product(x: Tensor, weight: Tensor, ends: Tensor, transposed: bool) 
 
     weight (E, I, O), or (E, O, I) if `transposed`.
     """
-    if served(x.device.type, x.dtype, *weight.shape[1:]):
-        out = _grouped_product_output(x, weight, ends, transposed)
-        multiply_groups(x.contiguous(), weight.contiguous(), ends, transposed, out)
-        return out
     weight = weight.to(x.dtype)
     weight = weight.mT if transposed else weight
     if _grouped(x, weight, weight.mT):
@@ -80,11 +76,7 @@ class _GroupedLinear(torch.autograd.Function):
         grad_x = torch.ops.mengya.grouped_product(grad, weight, ends, False) if ctx.needs_input_grad[0] else None
         if not ctx.needs_input_grad[1]:
             return grad_x, None, None
-        if served(x.device.type, x.dtype, *weight.shape[1:]):
-            (grad_weight,) = torch.ops.mengya.weight_gradient(grad, x, [weight.shape[1]], ends)
-        else:
-            grad_weight = torch.ops.mengya.grouped_outer(grad, x, ends)
-        return grad_x, grad_weight.to(weight.dtype), None
+        return grad_x, torch.ops.mengya.grouped_outer(grad, x, ends).to(weight.dtype), None
 
 
 def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -196,11 +188,13 @@ class Experts(nn.Module):
         every = torch.arange(len(self.down_proj), device=chosen.device)
         ends = torch.searchsorted(chosen, every, right=True, out_int32=True)
         rows = _Dispatch.apply(x, order, places, top_k)
-        gate, up = grouped_linear(rows, self.gate_up_proj, ends).chunk(2, dim=-1)
-        # An expert's output is linear in what enters its last product, so its weight is applied here, where it is free.
-        weight = _Dispatch.apply(weights.to(x.dtype).flatten(), order, places, 1)
-        inner = F.silu(gate) * up * weight[:, None]
-        out = grouped_linear(inner, self.down_proj, ends)
+        # An expert's output is linear in what enters its last product; its weight is applied there, without a pass.
+        scale = _Dispatch.apply(weights.flatten(), order, places, 1)
+        if served(x.device.type, x.dtype, *self.down_proj.shape[1:]):
+            out = swiglu_groups(rows, [self.gate_up_proj], self.down_proj, ends, scale)
+        else:
+            gate, up = grouped_linear(rows, self.gate_up_proj, ends).chunk(2, dim=-1)
+            out = grouped_linear(F.silu(gate) * up * scale[:, None].to(x.dtype), self.down_proj, ends)
         return _Combine.apply(out, order, places, top_k)
 
 

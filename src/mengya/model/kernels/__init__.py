@@ -62,7 +62,7 @@ def _load(name: str, structure: type[ctypes.Structure], functions: tuple[str, ..
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mengya" / "kernels"
         library = ctypes.CDLL(str(build(Path(__file__).with_name(f"{name}.cpp"), cache)))
-        if library[f"{name}_init"]() != 0:
+        if library.init() != 0:
             raise OSError("the system grants no tile registers")
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home directory
         detail = getattr(error, "stderr", None) or str(error)
@@ -87,12 +87,7 @@ def weight_gradient_library() -> ctypes.CDLL | None:
 
 @functools.cache
 def products_library() -> ctypes.CDLL | None:
-    return _load("products", ProductsProblem, ("grouped_product",))
-
-
-@functools.cache
-def swiglu_library() -> ctypes.CDLL | None:
-    return _load("swiglu", GateProblem, ("swiglu_forward", "swiglu_backward"))
+    return _load("products", ProductsProblem, ("product", "gated_product", "gated_gradients"))
 
 
 class Strides(ctypes.Structure):
@@ -141,19 +136,12 @@ class WeightGradientProblem(ctypes.Structure):
     )
 
 
-class GateProblem(ctypes.Structure):
-    """`struct Gate` of swiglu.cpp."""
-
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in ("rows", "size", "threads")),
-        *((name, ctypes.c_void_p) for name in ("gate_up", "grad_h", "h", "grad_gate_up")),
-    )
-
-
 class ProductsProblem(ctypes.Structure):
     """`struct Problem` of products.cpp."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("groups", "inner", "outer", "threads", "transposed", "wide_weights")),
-        *((name, ctypes.c_void_p) for name in ("ends", "rows", "weight", "to")),
+        ("group_stride", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("ends", "rows", "weight", "up_weight", "to", "scale")),
+        *((name, ctypes.c_void_p) for name in ("gate_up", "h", "grad_gate_up", "grad_scale")),
     )

@@ -6,8 +6,6 @@
 // across): the statistics of 16 queries are then one vector, so no step needs a horizontal reduction, and the
 // probabilities come out of the exponential in the layout that the next product wants. One task is one (row, key head);
 // it alone adds to its keys' gradients, in a fixed order, so results do not depend on threads or timing.
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
@@ -373,9 +371,6 @@ void for_each_head(const Problem& p, Task task) {
 }  // namespace
 
 extern "C" {
-
-// Asks the kernel for the right to use tiles; 0 if granted.
-int attention_init() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) ? 1 : 0; }
 
 void attention_forward(const Problem* p) {
     for_each_head(*p, p->head_dim == 32   ? forward_task<1>

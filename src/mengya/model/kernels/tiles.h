@@ -1,10 +1,17 @@
 // AMX tiles of bf16: products, operand layouts and the exponential, for the kernels of this folder.
 #pragma once
 #include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+
+extern "C" {
+// Asks the system for the right to use tiles; 0 if granted.
+int init() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) ? 1 : 0; }
+}
 
 namespace {
 
@@ -62,7 +69,9 @@ struct Product {
     int64_t a_row = 64;                         // bytes to the next row of A
 };
 
-inline __attribute__((always_inline)) void multiply(const Product& p) {
+// between() is called after every step: other work that the tile unit does not wait for.
+template <class Between>
+inline __attribute__((always_inline)) void multiply(const Product& p, Between between) {
     if (!p.init) {
         TILE_ZERO(0); TILE_ZERO(1); TILE_ZERO(2); TILE_ZERO(3);
     } else {
@@ -78,10 +87,13 @@ inline __attribute__((always_inline)) void multiply(const Product& p) {
         TILE_DOT(1, 4, 7);
         TILE_LOAD(5, a + p.a_pair, p.a_row);
         TILE_DOT(2, 5, 6); TILE_DOT(3, 5, 7);
+        between();
     }
     TILE_STORE(0, p.c, p.c_row); TILE_STORE(1, p.c + p.c_right, p.c_row);
     TILE_STORE(2, p.c + p.c_down, p.c_row); TILE_STORE(3, p.c + p.c_down + p.c_right, p.c_row);
 }
+
+inline __attribute__((always_inline)) void multiply(const Product& p) { multiply(p, [] {}); }
 
 // 2^x; relative error 3e-6, a thousandth of what bf16 rounds off. Large negative x gives exactly 0.
 inline __m512 exp2_ps(__m512 x) {

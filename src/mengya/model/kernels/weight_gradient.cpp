@@ -7,8 +7,6 @@
 // cache. Several layers may share x (`parts`: queries, keys and values), and rows may be divided into groups with weights
 // of their own (experts). A plain C interface without torch headers. Every sum has a fixed order, whatever the number of
 // threads.
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include "tiles.h"
 
@@ -132,9 +130,6 @@ void task(const Problem& p, const bf16* lefts, bool x_is_narrow, int part, int64
 }  // namespace
 
 extern "C" {
-
-// Asks the kernel for the right to use tiles; 0 if granted.
-int weight_gradient_init() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) ? 1 : 0; }
 
 void weight_gradient(const Problem* problem) {
     static thread_local Arena packed;

@@ -6,18 +6,19 @@ import torch.nn.functional as F
 
 from mengya.data.batch import IGNORE
 from mengya.runtime import compiler_missing
-from mengya.train.linear_cross_entropy import CHUNK, linear_cross_entropy, token_log_probs
+from mengya.train.linear_cross_entropy import chunk_rows, linear_cross_entropy, token_log_probs
 
 SIZE, ENTRIES = 16, 37
+CHUNK = chunk_rows(ENTRIES)
 ROWS = [1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 5]
 IGNORED = ["none", "some", "first", "last", "all"]
 
 
-def problem(rows, ignored, seed=0):
+def problem(rows, ignored, seed=0, size=SIZE, entries=ENTRIES):
     generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(rows, SIZE, generator=generator)
-    weight = torch.randn(ENTRIES, SIZE, generator=generator)
-    labels = torch.randint(ENTRIES, (rows,), generator=generator)
+    hidden = torch.randn(rows, size, generator=generator)
+    weight = torch.randn(entries, size, generator=generator)
+    labels = torch.randint(entries, (rows,), generator=generator)
     masks = {
         "none": torch.zeros(rows, dtype=torch.bool),
         "some": torch.rand(rows, generator=generator) < 0.6,
@@ -82,8 +83,9 @@ def test_a_tied_weight_gathers_both_gradients():
 
 
 @pytest.mark.parametrize("count", [1, 3, 1000, 3073])
-def test_bfloat16_hidden_with_float32_weight(count):
-    hidden, weight, labels = problem(300, "some")
+@pytest.mark.parametrize(("size", "entries"), [(SIZE, ENTRIES), (64, 96)])  # the second is served by the native kernels
+def test_bfloat16_hidden_with_float32_weight(count, size, entries):
+    hidden, weight, labels = problem(300, "some", size=size, entries=entries)
     hidden = hidden.bfloat16()
     exact = weight.bfloat16()  # what the product sees
     losses, grad_hidden, grad_weight = reference(hidden, exact, labels, 1 / count)

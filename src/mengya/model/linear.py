@@ -119,6 +119,22 @@ def _ends(x: Tensor, ends: Tensor | None) -> Tensor:
     return torch.tensor([len(x)], dtype=torch.int32) if ends is None else ends
 
 
+def output_projection(x: Tensor, weight: Tensor) -> Tensor:
+    """x (T, C) times weight (O, C), cast to its type: (T, O). Outside autograd."""
+    if not served(x.device.type, x.dtype, *weight.shape):
+        return F.linear(x, weight.to(x.dtype))
+    out = x.new_empty(len(x), len(weight))
+    multiply_groups(x.contiguous(), weight[None], None, True, out)
+    return out
+
+
+def output_gradient(grad_y: Tensor, x: Tensor) -> Tensor:
+    """The gradient of output_projection's weight, (O, C) float32. grad_y (T, O), x (T, C). Outside autograd."""
+    if not served(x.device.type, x.dtype, grad_y.shape[1], x.shape[1]):
+        return (grad_y.T @ x).float()
+    return weight_gradient(grad_y, x, [grad_y.shape[1]], None)[0][0]
+
+
 def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> Tensor:
     """down(silu(gate(x)) * up(x)), as Shazeer 2020 (arXiv:2002.05202)."""
     sizes = x.shape[-1], gate.out_features, down.out_features

@@ -4,12 +4,18 @@ The gradient is written during the forward pass, while a chunk's logits are stil
 (Wijmans et al. 2024, arXiv:2411.09009) and Liger Kernel (Hsu et al. 2024, arXiv:2410.10989).
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from mengya.data.batch import IGNORE
+from mengya.model.linear import output_gradient, output_projection
 
-CHUNK = 1024
+
+def chunk_rows(entries: int) -> int:
+    """Rows whose logits exist at a time. CPU libraries divide products of few rows badly among threads."""
+    return 2048 if entries <= 16384 else 1024
 
 
 def _statistics(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,10 +40,12 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 _compiled_loss_and_gradient = torch.compile(_loss_and_gradient, dynamic=False)
 
 
-def _supervised(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows that have a label, filled up to a multiple of CHUNK, with their labels; and where they came from."""
+def _supervised(hidden: Tensor, labels: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows that have a label, filled up to a multiple of `chunk`, with their labels; and where they came from."""
     rows = (labels != IGNORE).nonzero()[:, 0]
-    spare = -len(rows) % CHUNK
+    spare = -len(rows) % chunk
+    if len(rows) == len(hidden) and not spare:
+        return hidden, labels, rows
     picked = torch.nn.functional.pad(rows, (0, spare))
     kept = labels[picked]
     if spare:
@@ -45,23 +53,38 @@ def _supervised(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return hidden[picked], kept, rows
 
 
+def _chunks(rows: int, size: int) -> Iterator[slice]:
+    return (slice(begin, begin + size) for begin in range(0, rows, size))
+
+
+def _placed(values: Tensor, rows: Tensor, size: int) -> Tensor:
+    """The inverse of _supervised: `values` at their rows of (size, C), zeros elsewhere."""
+    if len(rows) == size == len(values):
+        return values
+    out = values.new_zeros(size, values.shape[1])
+    out[rows] = values[: len(rows)]
+    return out
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, compiled: bool) -> Tensor:
-        x, y, rows = _supervised(hidden, labels)
+        size = chunk_rows(len(weight))
+        x, y, rows = _supervised(hidden, labels, size)
         w = weight.to(hidden.dtype)
         step = _compiled_loss_and_gradient if compiled else _loss_and_gradient
         total = torch.zeros((), device=hidden.device)
         grad_x = torch.empty_like(x)
-        grad_w = torch.zeros_like(w, dtype=torch.float32)
-        for begin in range(0, len(x), CHUNK):
-            chunk = x[begin : begin + CHUNK]
-            loss, gradient = step(chunk @ w.T, y[begin : begin + CHUNK])
+        grad_w = None
+        for part in _chunks(len(x), size):
+            loss, gradient = step(output_projection(x[part], weight), y[part])
             total += loss
-            grad_x[begin : begin + CHUNK] = gradient @ w
-            grad_w += gradient.T @ chunk
-        grad_hidden = torch.zeros_like(hidden)
-        grad_hidden[rows] = grad_x[: len(rows)]
+            torch.mm(gradient, w, out=grad_x[part])
+            more = output_gradient(gradient, x[part])
+            grad_w = more if grad_w is None else grad_w.add_(more)
+        if grad_w is None:
+            grad_w = torch.zeros_like(weight, dtype=torch.float32)
+        grad_hidden = _placed(grad_x, rows, len(hidden))
         ctx.save_for_backward(grad_hidden, grad_w)
         ctx.weight_dtype = weight.dtype
         return total
@@ -86,14 +109,13 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, compile
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        x, y, rows = _supervised(hidden, labels)
-        w = weight.to(hidden.dtype)
+        size = chunk_rows(len(weight))
+        x, y, rows = _supervised(hidden, labels, size)
         log_p = torch.zeros(len(hidden), device=hidden.device)
         lse = torch.empty(len(x), device=hidden.device)
         kept = torch.empty(len(x), device=hidden.device)
-        for begin in range(0, len(x), CHUNK):
-            part = slice(begin, begin + CHUNK)
-            kept[part], lse[part], _ = _statistics(x[part] @ w.T, y[part])
+        for part in _chunks(len(x), size):
+            kept[part], lse[part], _ = _statistics(output_projection(x[part], weight), y[part])
         log_p[rows] = kept[: len(rows)]
         ctx.save_for_backward(x, weight, y, lse, rows)
         ctx.size = len(hidden)
@@ -107,16 +129,13 @@ class _TokenLogProbs(torch.autograd.Function):
         upstream[: len(rows)] = grad_output[rows]
         grad_x, grad_w = torch.empty_like(x), torch.zeros_like(w, dtype=torch.float32)
         columns = torch.arange(len(w), device=x.device)
-        for begin in range(0, len(x), CHUNK):
-            part = slice(begin, begin + CHUNK)
-            probability = ((x[part] @ w.T).float() - lse[part, None]).exp()
+        for part in _chunks(len(x), chunk_rows(len(w))):
+            probability = (output_projection(x[part], weight).float() - lse[part, None]).exp()
             gradient = ((columns == y[part, None]).float() - probability) * upstream[part, None]
             gradient = gradient.to(x.dtype)
-            grad_x[part] = gradient @ w
-            grad_w += gradient.T @ x[part]
-        grad_hidden = torch.zeros(ctx.size, x.shape[1], dtype=x.dtype, device=x.device)
-        grad_hidden[rows] = grad_x[: len(rows)]
-        return grad_hidden, grad_w.to(weight.dtype), None
+            torch.mm(gradient, w, out=grad_x[part])
+            grad_w += output_gradient(gradient, x[part])
+        return _placed(grad_x, rows, ctx.size), grad_w.to(weight.dtype), None
 
 
 def token_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

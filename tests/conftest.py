@@ -208,6 +208,20 @@ def grown(_grown, tmp_path) -> Path:
     return shutil.copytree(_grown, tmp_path, dirs_exist_ok=True)
 
 
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 1 MB, at run/ of a project."""
+    disk = tmp_path / "run"
+    disk.mkdir()
+    mounted = sys.platform == "linux" and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("mounting a small tmpfs is not permitted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
 # --- models -----------------------------------------------------------------------------------------------------------
 
 

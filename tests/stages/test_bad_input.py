@@ -4,8 +4,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -365,20 +363,6 @@ def test_no_permission_to_write(project, mengya):
 def test_no_permission_to_write_as_a_user(project, mengya):
     (project / "run").mkdir(mode=0o555)
     check(mengya("run", "tiny.toml", "--out", "run"), "no permission", "--out")
-
-
-@pytest.fixture
-def small_disk(project):
-    """A file system of 1 MB at run/."""
-    disk = project / "run"
-    disk.mkdir()
-    mounted = sys.platform == "linux" and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("mounting a small tmpfs is not permitted here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.parametrize(

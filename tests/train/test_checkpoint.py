@@ -271,20 +271,6 @@ def test_kill_9_between_any_two_operations_leaves_the_old_or_the_new_one(tmp_pat
     assert code == 0 and fail_at > 10 and outcomes == sorted(outcomes) and set(outcomes) == {1, 2}
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = sys.platform == "linux" and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("mounting a small tmpfs is not permitted here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
 @BOTH
 def test_a_full_disk_is_an_error_of_the_system_and_leaves_the_old_one(small_disk, asynchronous):
     save(small_disk, 1)

@@ -19,6 +19,16 @@ from mengya.model.config import ModelConfig
 from mengya.model.transformer import CausalLM
 from mengya.text.tokenizer import Tokenizer, train_tokenizer
 
+MODEL = """
+[pretrain.model]
+hidden_size = 32
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+intermediate_size = 64
+max_position_embeddings = 128
+"""
+
 TINY = """
 [corpus]
 path = "text.jsonl"
@@ -38,15 +48,8 @@ heldout_rows = 4
 checkpoint_every = 2
 compile = false
 dtype = "float32"
-
-[pretrain.model]
-hidden_size = 32
-num_hidden_layers = 1
-num_attention_heads = 2
-num_key_value_heads = 1
-intermediate_size = 64
-max_position_embeddings = 128
 """
+TINY += MODEL
 
 TUNING = """
 [sft]

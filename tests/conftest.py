@@ -135,6 +135,23 @@ def mengya(start):
     return lambda *argv, **options: start(*argv, **options).wait()
 
 
+def in_each_step(statement: str) -> str:
+    """A `setup` with which training executes `statement` in each step; `self.seen` counts the steps before it."""
+    return f"""
+import os, signal, time, mengya.train.loop as loop
+verdict = loop.Guard.verdict
+def changed(self, *arguments):
+    {statement}
+    return verdict(self, *arguments)
+loop.Guard.verdict = changed
+"""
+
+
+def interrupt_after(step: int, times: int = 1) -> str:
+    """A `setup` that sends Ctrl-C while the step after `step` is taken."""
+    return in_each_step(f"if self.seen == {step}: " + "os.kill(os.getpid(), signal.SIGINT); " * times)
+
+
 class Ranks:
     """The processes of one run: `python …`, once a rank, with torchrun's variables."""
 

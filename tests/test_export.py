@@ -14,21 +14,13 @@ from mengya.model.config import ModelConfig
 from mengya.model.transformer import CausalLM
 from mengya.train.checkpoint import Checkpoints
 
-INTERRUPT = """
-import os, signal, mengya.train.loop as loop
-verdict = loop.Guard.verdict
-def interrupted(self, *arguments):
-    if self.seen == 4:
-        os.kill(os.getpid(), signal.SIGINT)
-    return verdict(self, *arguments)
-loop.Guard.verdict = interrupted
-"""
+from .conftest import interrupt_after
 
 
 @pytest.fixture
 def unfinished(grown, mengya) -> Path:
     """A project whose second run, "half", was stopped after step 5 of pretraining."""
-    assert mengya("run", "tiny.toml", "--out", "half", setup=INTERRUPT).code == 130
+    assert mengya("run", "tiny.toml", "--out", "half", setup=interrupt_after(4)).code == 130
     return grown
 
 

@@ -1,4 +1,4 @@
-"""The command line as a user meets it, and a recipe small enough to run in a second."""
+"""The command line as a user meets it, and recipes and models small enough for a second."""
 
 import itertools
 import json
@@ -8,11 +8,26 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+
+from mengya.model.config import ModelConfig
+from mengya.model.transformer import CausalLM
+from mengya.text.tokenizer import Tokenizer, train_tokenizer
+
+MODEL = """
+[pretrain.model]
+hidden_size = 32
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+intermediate_size = 64
+max_position_embeddings = 128
+"""
 
 TINY = """
 [corpus]
@@ -33,15 +48,8 @@ heldout_rows = 4
 checkpoint_every = 2
 compile = false
 dtype = "float32"
-
-[pretrain.model]
-hidden_size = 32
-num_hidden_layers = 1
-num_attention_heads = 2
-num_key_value_heads = 1
-intermediate_size = 64
-max_position_embeddings = 128
 """
+TINY += MODEL
 
 TUNING = """
 [sft]
@@ -127,6 +135,23 @@ def mengya(start):
     return lambda *argv, **options: start(*argv, **options).wait()
 
 
+def in_each_step(statement: str) -> str:
+    """A `setup` with which training executes `statement` in each step; `self.seen` counts the steps before it."""
+    return f"""
+import os, signal, time, mengya.train.loop as loop
+verdict = loop.Guard.verdict
+def changed(self, *arguments):
+    {statement}
+    return verdict(self, *arguments)
+loop.Guard.verdict = changed
+"""
+
+
+def interrupt_after(step: int, times: int = 1) -> str:
+    """A `setup` that sends Ctrl-C while the step after `step` is taken."""
+    return in_each_step(f"if self.seen == {step}: " + "os.kill(os.getpid(), signal.SIGINT); " * times)
+
+
 class Ranks:
     """The processes of one run: `python …`, once a rank, with torchrun's variables."""
 
@@ -201,3 +226,63 @@ def _grown(server, tmp_path_factory) -> Path:
 def grown(_grown, tmp_path) -> Path:
     """`project` after `mengya run whole.toml --out run`: a copy that a test may spoil."""
     return shutil.copytree(_grown, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A file system of 1 MB, at run/ of a project."""
+    disk = tmp_path / "run"
+    disk.mkdir()
+    mounted = sys.platform == "linux" and subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True
+    )
+    if not mounted or mounted.returncode:
+        pytest.skip("mounting a small tmpfs is not permitted here")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Iterator[None]:
+    """Threads only get into each other's way in a model of this size."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    text = [
+        "春天来了，小草从土里钻出来。",
+        "你好，我叫萌芽。",
+        "12 加 30 等于 42。",
+        "Hello, little sprout!\n",
+        "熊猫吃竹子。",
+    ]
+    return train_tokenizer(text * 3, vocab_size=300, max_token_length=12)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(one_thread, tokenizer) -> Callable[..., CausalLM]:
+    """tiny_model(**changes of the shape) -> random weights for `tokenizer`, in evaluation mode."""
+
+    def make(**changes) -> CausalLM:
+        shape = {
+            "vocab_size": tokenizer.vocab_size,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 48,
+            "max_position_embeddings": 256,
+            "initializer_range": 0.4,  # far from uniform, so that rounding cannot change the likeliest token
+        }
+        model = CausalLM(ModelConfig(**(shape | changes)))
+        model.initialize(torch.Generator().manual_seed(1))
+        return model.eval()
+
+    return make

@@ -13,6 +13,8 @@ import pytest
 from mengya import __version__
 from mengya.stages import MODULES
 
+from .conftest import in_each_step, interrupt_after
+
 
 def test_a_run_ends_with_0_and_says_what_it_does(project, mengya):
     result = mengya("run", "tiny.toml", "--out", "run")
@@ -118,8 +120,7 @@ def wait_for(condition, seconds=30.0) -> None:
 def test_ctrl_c_saves_and_the_same_command_goes_on(project, start, mengya, number):
     # Steps that take long enough to be interrupted, and no checkpoint but the one that the signal causes.
     argv = ["run", "tiny.toml", "pretrain.steps=40", "pretrain.checkpoint_every=1000", "--out", "run"]
-    slow = "import time, mengya.train.loop as l\nv = l.Guard.verdict\n"
-    slow += "l.Guard.verdict = lambda *a: (time.sleep(0.02), v(*a))[1]"
+    slow = in_each_step("time.sleep(0.02)")
     log = project / "run" / "pretrain.partial" / "metrics.jsonl"
     command = start(*argv, setup=slow)
     wait_for(lambda: log.exists() and log.read_text().count("\n") >= 3)
@@ -147,10 +148,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(project, start, mengya, numbe
 def test_two_interrupts_stop_at_once_and_the_earlier_checkpoint_is_gone_on_from(project, start, mengya):
     argv = ["run", "tiny.toml", "pretrain.steps=8", "--out", "run"]
     # The second one comes while the first still waits for its step to end.
-    twice = "import os, signal, mengya.train.loop as l\nv = l.Guard.verdict\ndef verdict(self, *a):\n"
-    twice += " if self.seen == 4: os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT)\n"
-    twice += " return v(self, *a)\nl.Guard.verdict = verdict"
-    assert mengya(*argv, setup=twice).code == 130
+    assert mengya(*argv, setup=interrupt_after(4, times=2)).code == 130
     result = mengya(*argv)
     assert "going on after step 4" in result.out
     assert steps(project / "run" / "pretrain" / "metrics.jsonl") == list(range(1, 9))
@@ -158,8 +156,7 @@ def test_two_interrupts_stop_at_once_and_the_earlier_checkpoint_is_gone_on_from(
 
 def test_a_killed_run_goes_on_without_gaps(project, start, mengya):
     argv = ["run", "tiny.toml", "pretrain.steps=30", "--out", "run"]
-    slow = "import time, mengya.train.loop as l\nv = l.Guard.verdict\n"
-    slow += "l.Guard.verdict = lambda *a: (time.sleep(0.01), v(*a))[1]"
+    slow = in_each_step("time.sleep(0.01)")
     log = project / "run" / "pretrain.partial" / "metrics.jsonl"
     command = start(*argv, setup=slow)
     wait_for(lambda: log.exists() and log.read_text().count("\n") >= 7)

@@ -8,21 +8,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-INTERRUPT = """
-import os, signal, mengya.train.loop as loop
-verdict = loop.Guard.verdict
-def interrupted(self, *arguments):
-    if self.seen == 4:
-        os.kill(os.getpid(), signal.SIGINT)
-    return verdict(self, *arguments)
-loop.Guard.verdict = interrupted
-"""
+from mengya.errors import UserError
+from mengya.export import export
+from mengya.model.config import ModelConfig
+from mengya.model.transformer import CausalLM
+from mengya.train.checkpoint import Checkpoints
+
+from .conftest import interrupt_after
 
 
 @pytest.fixture
 def unfinished(grown, mengya) -> Path:
     """A project whose second run, "half", was stopped after step 5 of pretraining."""
-    assert mengya("run", "tiny.toml", "--out", "half", setup=INTERRUPT).code == 130
+    assert mengya("run", "tiny.toml", "--out", "half", setup=interrupt_after(4)).code == 130
     return grown
 
 
@@ -109,3 +107,17 @@ def test_what_cannot_be_exported(unfinished, mengya):
     check_error(mengya("export", "half", "out"), "half/pretrain.partial is unfinished: give that directory")
     assert "--dtype" in mengya("export", "run/pretrain", "out", "--dtype", "int3").err
     assert not (unfinished / "out").exists()
+
+
+@pytest.mark.parametrize("change", [{"norm.weight": None}, {"norm.weight": torch.ones(9)}, {"more": torch.ones(8)}])
+def test_a_checkpoint_whose_tensors_are_not_the_models(tmp_path, change):
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes = ("hidden_size", "intermediate_size", "max_position_embeddings", "vocab_size")
+    shape = ModelConfig(**heads, **dict.fromkeys(sizes, 8))
+    state = {f"model.{name}": tensor for name, tensor in CausalLM(shape).state_dict().items() if "lm_head" not in name}
+    state |= {f"model.model.{name}": tensor for name, tensor in change.items()}
+    tensors = {name: tensor for name, tensor in state.items() if tensor is not None}
+    Checkpoints(tmp_path, 1, shape, asynchronous=False).save("step-1", 1, tensors, {})
+    with pytest.raises(UserError, match="step-1 was written by another version of mengya; use that one"):
+        export(tmp_path / "step-1", tmp_path / "out", None)
+    assert not (tmp_path / "out").exists()

@@ -8,6 +8,8 @@ from mengya import plan
 from mengya.errors import UserError
 from mengya.recipe import load_recipe
 
+from .conftest import MODEL
+
 RECIPE = """
 [corpus]
 path = "{path}"
@@ -20,14 +22,8 @@ batch_tokens = 128
 compile = false
 dtype = "float32"
 epochs = 2.0
-[pretrain.model]
-hidden_size = 32
-num_hidden_layers = 1
-num_attention_heads = 2
-num_key_value_heads = 1
-intermediate_size = 64
-max_position_embeddings = 64
 """
+RECIPE += MODEL
 
 
 @pytest.fixture

@@ -5,15 +5,7 @@ import pytest
 from mengya.errors import UserError
 from mengya.recipe import load_recipe
 
-MODEL = """
-[pretrain.model]
-hidden_size = 32
-num_hidden_layers = 1
-num_attention_heads = 2
-num_key_value_heads = 1
-intermediate_size = 64
-max_position_embeddings = 64
-"""
+from .conftest import MODEL
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
 from mengya.model.config import ModelConfig
-from mengya.model.load import load_model, read_config, save_model
-from mengya.model.transformer import CausalLM, count_parameters
+from mengya.model.load import assemble, load_model, read_config, save_model
+from mengya.model.transformer import count_parameters
 from mengya.stage import UNFINISHED
 from mengya.text.tokenizer import Tokenizer
 from mengya.train.checkpoint import read_weights, steps_in
@@ -66,13 +66,10 @@ def _from_run(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, 
 def _from_checkpoint(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, ModelConfig]:
     weights = read_weights(source)
     shape = read_config(source)
-    with torch.device("meta"):
-        model = CausalLM(shape)
-    if shape.tie_word_embeddings:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    if {n: t.shape for n, t in weights.items()} != {n: t.shape for n, t in model.state_dict().items()}:
-        raise UserError(f"{source} was written by another version of mengya; use that one")
-    model.load_state_dict(weights, strict=True, assign=True)
+    try:
+        model = assemble(shape, weights)
+    except RuntimeError as error:
+        raise UserError(f"{source} was written by another version of mengya; use that one") from error
     tokenizer = _tokenizer_of_run(source.parent.parent, shape)
     if tokenizer is None:
         say(f"{source.parent.parent} does not say which tokenizer it uses: exporting without")

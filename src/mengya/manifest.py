@@ -50,21 +50,23 @@ def find(path: Path) -> tuple[Path, dict] | None:
     return None
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    """What the readers would read: through links, each real folder once, without hidden entries."""
+def visible_files(folder: Path) -> Iterator[Path]:
+    """What the readers find in a folder, sorted by name: through links, without hidden entries."""
     seen: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
-        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        # A link may lead back to a folder above: each real folder is read once.
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         if real not in seen:
-            files = (Path(root, name) for name in names if not name.startswith("."))
-            yield from (file for file in files if file.is_file())  # no dangling link, no pipe
+            yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
         seen.add(real)
 
 
 def _digest_files(path: Path) -> str:
-    """Of the contents of a file or of all files below a folder, by relative name."""
-    files = {p.relative_to(path).as_posix(): p for p in _files_below(path)} if path.is_dir() else {path.name: path}
+    """Of the contents of a file or of all files below a folder, by relative name; no dangling link, no pipe."""
+    files = {path.name: path}
+    if path.is_dir():
+        files = {p.relative_to(path).as_posix(): p for p in visible_files(path) if p.is_file()}
     found = []
     for name in sorted(files):
         with open(files[name], "rb") as handle:

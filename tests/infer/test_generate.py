@@ -102,11 +102,9 @@ def test_seed_decides(model: CausalLM) -> None:
 
 
 @pytest.mark.parametrize("cast", [True, False])
-def test_bfloat16(tokenizer, cast: bool) -> None:
+def test_bfloat16(tiny_model, cast: bool) -> None:
     """Weights in bfloat16, and float32 weights with bfloat16 activations: both generate alike, almost."""
-    from .conftest import tiny_model
-
-    model = tiny_model(tokenizer.vocab_size)
+    model = tiny_model()
     if cast:
         model.to(torch.bfloat16)
     else:
@@ -114,15 +112,13 @@ def test_bfloat16(tokenizer, cast: bool) -> None:
     prompts = prompts_of(LENGTHS)
     rows = generate(model, prompts, GREEDY, set())
     assert [len(row) for row in rows] == [20] * len(prompts)
-    exact = generate(tiny_model(tokenizer.vocab_size), prompts, GREEDY, set())
+    exact = generate(tiny_model(), prompts, GREEDY, set())
     same = sum(a[0] == b[0] for a, b in zip(rows, exact, strict=True))
     assert same >= len(prompts) - 2
 
 
-def test_diverged_model_is_named(tokenizer) -> None:
-    from .conftest import tiny_model
-
-    broken = tiny_model(tokenizer.vocab_size)
+def test_diverged_model_is_named(tiny_model) -> None:
+    broken = tiny_model()
     with torch.no_grad():
         broken.model.norm.weight.fill_(float("nan"))
     with pytest.raises(UserError, match=r"diverged.*earlier checkpoint"):

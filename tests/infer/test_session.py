@@ -187,10 +187,8 @@ def test_clear(model, tokenizer) -> None:
     assert "".join(session.stream("你好")) == first
 
 
-def test_long_conversation_grows_the_cache(tokenizer) -> None:
-    from .conftest import tiny_model
-
-    model = tiny_model(tokenizer.vocab_size, context=2048)
+def test_long_conversation_grows_the_cache(tiny_model, tokenizer) -> None:
+    model = tiny_model(max_position_embeddings=2048)
     session = Session(model, tokenizer, GREEDY)
     for _ in range(2):
         messages = [*session.messages, asked("熊猫吃竹子。" * 60)]
@@ -216,10 +214,8 @@ def test_any_text_is_a_question(model, tokenizer, text: str) -> None:
     session.messages[0]["content"].encode("utf-8")
 
 
-def test_bfloat16_session(tokenizer) -> None:
-    from .conftest import tiny_model
-
-    model = tiny_model(tokenizer.vocab_size).to(torch.bfloat16)
+def test_bfloat16_session(tiny_model, tokenizer) -> None:
+    model = tiny_model().to(torch.bfloat16)
     session = Session(model, tokenizer, Sampling(seed=0, max_new_tokens=10))
     for _ in range(2):
         list(session.stream("你好"))

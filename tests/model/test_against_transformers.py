@@ -9,6 +9,8 @@ from mengya.model.config import ModelConfig, RopeScaling
 from mengya.model.load import load_model, save_model
 from mengya.model.transformer import CausalLM, count_parameters
 
+from .conftest import check_greedy_decoding
+
 SHAPE = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=80)
 SCALINGS = {
     "none": None,
@@ -82,14 +84,7 @@ def test_greedy_decoding_equals_transformers_generate(name, tmp_path):
     save_model(model, tmp_path)
     peer = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     prompt = torch.randint(0, 97, (1, 7), generator=torch.Generator().manual_seed(4))
-    with torch.no_grad():
-        expected = peer.generate(prompt, max_new_tokens=20, do_sample=False, pad_token_id=0)[0, 7:]
-        cache = KVCache(model.config, 1, 64, torch.float32)
-        logits, got = model(prompt, cache=cache)[:, -1], []
-        for _ in range(20):
-            got.append(int(logits.argmax()))
-            logits = model(torch.tensor([[got[-1]]]), cache=cache)[:, -1]
-    assert got == expected.tolist()
+    check_greedy_decoding(model, peer, prompt)
 
 
 def test_cached_decoding_of_unequal_rows_equals_the_full_forward():

@@ -8,10 +8,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Ernie4_5_MoeConfig, Qwen2MoeConfig
 
 from mengya.errors import UserError
-from mengya.model.cache import KVCache
 from mengya.model.config import ModelConfig
 from mengya.model.load import load_model, read_config, save_model
 from mengya.model.transformer import CausalLM, count_parameters
+
+from .conftest import check_greedy_decoding
 
 SHAPE = dict(
     hidden_size=48,
@@ -150,16 +151,7 @@ def test_packed_documents_do_not_see_each_other(name, tmp_path):
 def test_greedy_decoding_equals_transformers_generate(name, tmp_path):
     model = make(name)
     save_model(model, tmp_path)
-    peer = load_peer(tmp_path)
-    prompt = tokens(1, 7)
-    with torch.no_grad():
-        expected = peer.generate(prompt, max_new_tokens=20, do_sample=False, pad_token_id=0)[0, 7:]
-        cache = KVCache(model.config, 1, 64, torch.float32)
-        logits, got = model(prompt, cache=cache)[:, -1], []
-        for _ in range(20):
-            got.append(int(logits.argmax()))
-            logits = model(torch.tensor([[got[-1]]]), cache=cache)[:, -1]
-    assert got == expected.tolist()
+    check_greedy_decoding(model, load_peer(tmp_path), tokens(1, 7))
 
 
 def test_transformers_counts_the_same_parameters(tmp_path):

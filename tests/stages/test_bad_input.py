@@ -4,14 +4,14 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from mengya import manifest
 from mengya.cli import _machine_fault
+
+from ..conftest import interrupt_after
 
 
 def check(result, *words: str, out: Path | None = None, stage: str | None = None) -> None:
@@ -310,26 +310,11 @@ def test_a_damaged_artifact_of_ours_is_noticed(grown, mengya):
     check(mengya("run", "whole.toml", "--out", "run"), "run/pretrain is damaged: model.safetensors", "run again")
 
 
-INTERRUPT = """
-import os, signal, mengya.train.loop as loop
-verdict = loop.Guard.verdict
-def interrupted(self, *arguments):
-    if self.seen == 2:
-        os.kill(os.getpid(), signal.SIGINT)
-    return verdict(self, *arguments)
-loop.Guard.verdict = interrupted
-"""
-
-
 def test_a_checkpoint_of_another_shape(grown, mengya):
     """Settings that a note beside it does not show cannot differ, so the checkpoint was put there by hand."""
-    interrupt = "import os, signal, mengya.train.loop as l\nv = l.Guard.verdict\ndef verdict(self, *a):\n"
-    interrupt += (
-        " if self.seen == 2: os.kill(os.getpid(), signal.SIGINT)\n return v(self, *a)\nl.Guard.verdict = verdict"
-    )
     for layers, out in ((1, "one"), (2, "two")):
         argv = ["run", "tiny.toml", f"pretrain.model.num_hidden_layers={layers}", "--out", out]
-        assert mengya(*argv, setup=INTERRUPT).code == 130
+        assert mengya(*argv, setup=interrupt_after(2)).code == 130
     checkpoints = [grown / out / "pretrain.partial" / "checkpoints" for out in ("one", "two")]
     shutil.rmtree(checkpoints[0])
     shutil.copytree(checkpoints[1], checkpoints[0])
@@ -338,7 +323,7 @@ def test_a_checkpoint_of_another_shape(grown, mengya):
 
 
 def test_a_damaged_checkpoint_is_passed_over(project, mengya):
-    assert mengya("run", "tiny.toml", "--out", "run", setup=INTERRUPT).code == 130
+    assert mengya("run", "tiny.toml", "--out", "run", setup=interrupt_after(2)).code == 130
     (file,) = (project / "run" / "pretrain.partial" / "checkpoints").glob("step-3/*.safetensors")
     file.write_bytes(file.read_bytes()[:-50])
     result = mengya("run", "tiny.toml", "--out", "run")
@@ -365,20 +350,6 @@ def test_no_permission_to_write(project, mengya):
 def test_no_permission_to_write_as_a_user(project, mengya):
     (project / "run").mkdir(mode=0o555)
     check(mengya("run", "tiny.toml", "--out", "run"), "no permission", "--out")
-
-
-@pytest.fixture
-def small_disk(project):
-    """A file system of 1 MB at run/."""
-    disk = project / "run"
-    disk.mkdir()
-    mounted = sys.platform == "linux" and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("mounting a small tmpfs is not permitted here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.parametrize(

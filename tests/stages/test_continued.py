@@ -21,6 +21,8 @@ from mengya.recipe import parse_recipe
 from mengya.text.extension import vocabulary
 from mengya.text.tokenizer import read_backend, train_tokenizer
 
+from ..conftest import MODEL, write_jsonl
+
 BEGINNING = """
 [corpus]
 path = "text.jsonl"
@@ -40,15 +42,8 @@ checkpoint_every = 20
 compile = false
 dtype = "float32"
 optim.lr = 1e-2
-
-[pretrain.model]
-hidden_size = 32
-num_hidden_layers = 1
-num_attention_heads = 2
-num_key_value_heads = 1
-intermediate_size = 64
-max_position_embeddings = 128
 """
+BEGINNING += MODEL
 
 CONTINUED = """
 [corpus_zh]
@@ -90,19 +85,15 @@ optim.warmup = 0.2
 WORDS = ["spring", "summer", "the", "cat", "sat", "on", "a", "mat", "ran", "home"]
 
 
-def write_jsonl(path, texts):
-    rows = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
-    path.write_text("".join(rows), encoding="utf-8")
-
-
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """The whole recipe, run."""
     folder = tmp_path_factory.mktemp("continued")
     choice, poem = random.Random(0).choice, "春眠不覺曉處處聞啼鳥夜來風雨聲花落知多少"
-    write_jsonl(folder / "text.jsonl", [" ".join(choice(WORDS) for _ in range(30)) + f" {i}." for i in range(200)])
+    words = [" ".join(choice(WORDS) for _ in range(30)) + f" {i}." for i in range(200)]
     verses = [f"{poem[i % 15 : i % 15 + 5]}，{poem[i % 11 : i % 11 + 7]}。{poem[i % 7 :]}{i}" for i in range(120)]
-    write_jsonl(folder / "zh.jsonl", verses)
+    for name, texts in (("text", words), ("zh", verses)):
+        write_jsonl(folder / f"{name}.jsonl", [{"text": text} for text in texts])
     text = (BEGINNING + CONTINUED).replace('path = "', f'path = "{folder.as_posix()}/')
     (folder / "continued.toml").write_text(text, encoding="utf-8")
     assert main(["run", str(folder / "continued.toml"), "--out", str(folder / "run")]) == 0

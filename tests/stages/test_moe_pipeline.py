@@ -16,6 +16,8 @@ from mengya.model.load import load_model
 from mengya.text.tokenizer import Tokenizer
 from mengya.train import checkpoint, training
 
+from .conftest import three_trainings, write_animals
+
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart-moe.toml"
 SHAPE = tomllib.loads(RECIPE.read_text(encoding="utf-8"))["pretrain"]["model"]
 SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -33,10 +35,6 @@ balance.bias_update_rate = 0.002
 """
 
 
-def write_rows(path: Path, rows: list) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
 def run(root: Path, *overrides: str, out: str = "out") -> int:
     return main(["run", str(root / "recipe.toml"), *overrides, "--out", str(root / out)])
 
@@ -49,35 +47,9 @@ def rows(directory: Path) -> list[dict]:
 def root(tmp_path_factory):
     """A finished run of pretraining, tuning on conversations and on preferences."""
     root = tmp_path_factory.mktemp("moe")
-    animals = {"猫": "鱼", "牛": "青草", "熊猫": "竹子", "兔子": "萝卜", "猴子": "桃子"}
-    lines, talks, pairs = [], [], []
-    for number in range(150):
-        animal, food = list(animals.items())[number % 5]
-        lines.append(
-            {"text": f"第{number}个故事：{animal}喜欢吃{food}，天天都吃{food}。It has eaten {number} of them."}
-        )
-        talks.append({"instruction": f"{number}：{animal}吃什么？", "output": f"{animal}吃{food}。"})
-        pairs.append({"prompt": f"{number}：{animal}吃什么？", "chosen": f"{animal}吃{food}。", "rejected": "不知道！"})
-    for name, content in (("text", lines), ("talks", talks), ("pairs", pairs)):
-        write_rows(root / f"{name}.jsonl", content)
+    write_animals(root)
     shape = "".join(f"{key} = {value}\n" for key, value in (SHAPE | SMALL).items())
-    recipe = f"""[corpus]
-path = {json.dumps(str(root / "text.jsonl"))}
-heldout = 0.05
-[tokenizer]
-vocab_size = 330
-[tokenize]
-[pretrain]
-{TRAINING}[pretrain.model]
-{shape}
-[sft]
-path = {json.dumps(str(root / "talks.jsonl"))}
-heldout = 0.1
-{TRAINING}
-[dpo]
-path = {json.dumps(str(root / "pairs.jsonl"))}
-heldout = 0.1
-{TRAINING}"""
+    recipe = three_trainings(*(root / f"{name}.jsonl" for name in ("text", "talks", "pairs")), TRAINING, shape)
     (root / "recipe.toml").write_text(recipe, encoding="utf-8")
     assert run(root) == 0
     return root

@@ -15,14 +15,15 @@ from mengya.manifest import chain
 from mengya.model.load import load_model
 from mengya.text.tokenizer import Tokenizer
 
+from ..conftest import write_jsonl
+from .conftest import three_trainings, write_animals
+
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 MODELS = ("pretrain", "sft", "dpo")
 STAGES = ("corpus", "tokenizer", "tokenize", *MODELS, "evaluate")
 
-SHAPE = """
-[pretrain.model]
-hidden_size = 64
+SHAPE = """hidden_size = 64
 num_hidden_layers = 2
 num_attention_heads = 2
 num_key_value_heads = 1
@@ -43,34 +44,8 @@ optim.lr = 5e-3
 
 
 def recipe(corpus, sft, dpo, questions="", vocabulary=330, steps=40, seq_len=64):
-    evaluate = 'models = ["@pretrain", "@sft", "@dpo"]\nheldout_bytes = 5000\n'
-    return f"""
-[corpus]
-path = {json.dumps(str(corpus))}
-heldout = 0.05
-
-[tokenizer]
-vocab_size = {vocabulary}
-sample_bytes = 500_000
-
-[tokenize]
-
-[pretrain]
-{training(steps, seq_len)}{SHAPE}
-[sft]
-path = {json.dumps(str(sft))}
-heldout = 0.1
-{training(steps, seq_len)}
-[dpo]
-path = {json.dumps(str(dpo))}
-heldout = 0.1
-{training(steps, seq_len)}
-[evaluate]
-{evaluate}{questions}"""
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    evaluate = '[evaluate]\nmodels = ["@pretrain", "@sft", "@dpo"]\nheldout_bytes = 5000\n'
+    return three_trainings(corpus, sft, dpo, training(steps, seq_len), SHAPE, vocabulary) + evaluate + questions
 
 
 def mengya(*arguments):
@@ -84,23 +59,20 @@ def mengya(*arguments):
 def project(tmp_path_factory):
     """A recipe on a text file and small conversations and pairs; some rows are broken on purpose."""
     root = tmp_path_factory.mktemp("project")
-    animals = {"猫": "鱼", "牛": "青草", "熊猫": "竹子", "兔子": "萝卜", "猴子": "桃子"}
-    lines, talks, pairs = [], [], []
-    for number in range(150):
-        animal, food = list(animals.items())[number % 5]
-        lines.append(f"第{number}个故事：{animal}喜欢吃{food}，天天都吃{food}。It has eaten {number} of them.")
-        talks.append({"instruction": f"{number}：{animal}吃什么？", "output": f"{animal}吃{food}。"})
-        pairs.append({"prompt": f"{number}：{animal}吃什么？", "chosen": f"{animal}吃{food}。", "rejected": "不知道！"})
-    write_rows(root / "text.jsonl", [{"text": line} for line in lines])
-    with open(root / "text.jsonl", "ab") as file:
-        file.write(b'{"text": "half\n')
-    write_rows(root / "talks.jsonl", [*talks, {"instruction": "没有回答"}])
-    write_rows(root / "pairs.jsonl", [*pairs, {"prompt": "x", "chosen": "y", "rejected": "y"}])
+    write_animals(root)
+    broken = {
+        "text": '{"text": "half',
+        "talks": json.dumps({"instruction": "没有回答"}),
+        "pairs": json.dumps({"prompt": "x", "chosen": "y", "rejected": "y"}),
+    }
+    for name, row in broken.items():
+        with open(root / f"{name}.jsonl", "a", encoding="utf-8") as file:
+            file.write(f"{row}\n")
     questions = [
         {"kind": "fact", "id": "1", "prompt": "猫吃什么？", "answer": "鱼", "accept": ["猫吃鱼。"]},
         {"kind": "addition", "id": "2", "prompt": "12+13等于多少？", "answer": "25", "accept": []},
     ]
-    write_rows(root / "questions.jsonl", questions)
+    write_jsonl(root / "questions.jsonl", questions)
     extra = f'questions = "{root / "questions.jsonl"}"\npreferences = "{root / "pairs.jsonl"}"\n'
     text = recipe(root / "text.jsonl", root / "talks.jsonl", root / "pairs.jsonl", extra)
     (root / "recipe.toml").write_text(text, encoding="utf-8")

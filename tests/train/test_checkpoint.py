@@ -271,20 +271,6 @@ def test_kill_9_between_any_two_operations_leaves_the_old_or_the_new_one(tmp_pat
     assert code == 0 and fail_at > 10 and outcomes == sorted(outcomes) and set(outcomes) == {1, 2}
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = sys.platform == "linux" and subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True
-    )
-    if not mounted or mounted.returncode:
-        pytest.skip("mounting a small tmpfs is not permitted here")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
-
-
 @BOTH
 def test_a_full_disk_is_an_error_of_the_system_and_leaves_the_old_one(small_disk, asynchronous):
     save(small_disk, 1)
@@ -410,29 +396,13 @@ def test_another_shape_is_refused_before_anything_changes(tmp_path, change, word
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
+def two_ranks(launch_ranks, tmp_path_factory):
     """The folder in which two ranks have done what two_ranks.py says."""
     folder = tmp_path_factory.mktemp("ranks")
     rng = {"rng.0": torch.full((10,), 9, dtype=torch.uint8)}
     make(folder / "one").save("step-1", 1, RANKS["whole_state"]() | rng, {"from": "one"})
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, SCRIPT, str(rank), folder],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        shown = [rank.communicate(timeout=100)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    codes = [rank.returncode for rank in ranks]
-    assert codes == [0, -signal.SIGKILL], "\n".join(shown)
+    codes, shown = zip(*launch_ranks(SCRIPT, folder).wait(100), strict=True)
+    assert codes == (0, -signal.SIGKILL), "\n".join(shown)
     assert shown[0].count("passing over a damaged checkpoint") == 1 and "step-2" in shown[0]
     assert "passing over" not in shown[1]
     return folder

@@ -1,4 +1,7 @@
-"""One of the two ranks of test_checkpoint.py: `python two_ranks.py RANK FOLDER`; FOLDER/one/step-1 is there already."""
+"""One of the two ranks of test_checkpoint.py: `python two_ranks.py FOLDER`; FOLDER/one/step-1 is there already.
+
+The environment holds torchrun's variables.
+"""
 
 import errno
 import os
@@ -174,4 +177,4 @@ def main(rank: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(os.environ["RANK"]), Path(sys.argv[1]))

@@ -2,15 +2,16 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from mengya.data.cleaning import strip_controls
 from mengya.data.json_stream import parse_json
 from mengya.data.quarantine import Quarantine
 from mengya.data.readers import read_all
 
+T = TypeVar("T")
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant" | "tool", "content": str}"""
 
@@ -50,16 +51,23 @@ class Turn(NamedTuple):
     content: str
 
 
-def read_conversations(paths: str | Path | list[str] | list[Path], quarantine: Quarantine) -> Iterator[list[Message]]:
-    """The conversation in every row of every file under `paths`; rows that hold none are quarantined."""
+def read_parsed(
+    paths: str | Path | list[str] | list[Path], quarantine: Quarantine, parse: Callable[[Any], T]
+) -> Iterator[T]:
+    """`parse` of every row of every file under `paths`; rows for which it raises ValueError(reason) are quarantined."""
     for rows in read_all(paths, quarantine):
         for row in rows:
             try:
-                conversation = parse_conversation(row.value)
+                parsed = parse(row.value)
             except ValueError as error:
                 quarantine.add(row.file, row.line, str(error), row.value)
                 continue
-            yield conversation
+            yield parsed
+
+
+def read_conversations(paths: str | Path | list[str] | list[Path], quarantine: Quarantine) -> Iterator[list[Message]]:
+    """The conversation in every row of every file under `paths`; rows that hold none are quarantined."""
+    return read_parsed(paths, quarantine, parse_conversation)
 
 
 def parse_conversation(value: Any) -> list[Message]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import zstandard
 
 from mengya.errors import UserError
+from mengya.manifest import visible_files
 
 FORMATS = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
@@ -68,7 +69,7 @@ def _expand(path: Path, given: str) -> Iterator[Path]:
     if path.is_file():
         yield path
     elif path.is_dir():
-        yield from _walk(path)
+        yield from visible_files(path)
     elif glob.has_magic(str(path)):
         matches = sorted(glob.glob(str(path), recursive=True))
         if not matches:
@@ -78,20 +79,9 @@ def _expand(path: Path, given: str) -> Iterator[Path]:
             if match.is_file():
                 yield match
             elif "**" not in str(path):
-                yield from _walk(match)
+                yield from visible_files(match)
     else:
         raise UserError(f"{given}: no such file or folder; check the path (relative ones start at {Path.cwd()})")
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        # A link may lead back to a folder above: each real folder is read once.
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real not in seen:
-            yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
-        seen.add(real)
 
 
 class ByteSource:

@@ -14,10 +14,10 @@ from mengya.data.conversations import (
     lower_fields,
     merge_turns,
     prompt_messages,
+    read_parsed,
     system_messages,
 )
 from mengya.data.quarantine import Quarantine
-from mengya.data.readers import read_all
 
 CHOSEN_FIELDS = ("chosen", "response_chosen", "chosen_response", "answer_chosen", "better", "win")
 REJECTED_FIELDS = ("rejected", "response_rejected", "rejected_response", "answer_rejected", "worse", "lose")
@@ -34,14 +34,7 @@ class Preference(NamedTuple):
 
 def read_preferences(paths: str | Path | list[str] | list[Path], quarantine: Quarantine) -> Iterator[Preference]:
     """The pair in every row of every file under `paths`; rows that hold none are quarantined."""
-    for rows in read_all(paths, quarantine):
-        for row in rows:
-            try:
-                preference = parse_preference(row.value)
-            except ValueError as error:
-                quarantine.add(row.file, row.line, str(error), row.value)
-                continue
-            yield preference
+    return read_parsed(paths, quarantine, parse_preference)
 
 
 def parse_preference(value: Any) -> Preference:

@@ -87,6 +87,21 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32, device: str 
     return model.eval()
 
 
+def assemble(config: ModelConfig, weights: dict[str, torch.Tensor]) -> CausalLM:
+    """A model around these very tensors, in evaluation mode; a tied output projection is not among them.
+
+    RuntimeError if names or shapes are not the model's.
+    """
+    with torch.device("meta"):
+        model = CausalLM(config)
+    if config.tie_word_embeddings:
+        weights = weights | {"lm_head.weight": weights["model.embed_tokens.weight"]}
+    model.load_state_dict(weights, strict=True, assign=True)
+    if config.tie_word_embeddings:  # assigning gives each name its own parameter
+        model.lm_head.weight = model.model.embed_tokens.weight
+    return model.eval()
+
+
 def _widen_routers(model: CausalLM) -> None:
     """Rounded to half precision, close decisions between experts would fall differently."""
     for module in model.modules():

@@ -17,6 +17,7 @@ from mengya.data.mixture import HeldoutPart, heldout_metrics
 from mengya.data.packing import BatchSource, Packer, in_order, rows_per_rank
 from mengya.errors import UserError
 from mengya.metrics import MetricsLog, ProgressLine, format_count, say
+from mengya.model.load import assemble
 from mengya.model.transformer import CausalLM, flops_per_token
 from mengya.schema import HOW, Count, Natural, Positive, config
 from mengya.train.balance import Balance
@@ -318,14 +319,7 @@ class Trainer:
         except UserError as error:
             say(f"keeping the last weights: {error}")
             weights = read_weights(root / f"step-{self.done}")
-        with torch.device("meta"):
-            model = CausalLM(self.engine.model.config)
-        if model.config.tie_word_embeddings:
-            weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-        model.load_state_dict(weights, strict=True, assign=True)
-        if model.config.tie_word_embeddings:
-            model.lm_head.weight = model.model.embed_tokens.weight
-        return model.eval()
+        return assemble(self.engine.model.config, weights)
 
 
 class _Speed:

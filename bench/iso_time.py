@@ -2,18 +2,52 @@
 
     python bench/iso_time.py --text texts/ [--minutes 6] [--out runs/iso-time]
 
-Both are calibrated first, so that their schedules end when the time does. Prints held-out bits per byte, tokens/s and
-the load of the experts, whatever they say; the last line is one of JSON.
+The two take turns of a few steps, so that a machine that changes its speed changes it for both; each one's learning
+rate follows its own clock and ends its cosine when its minutes are up. Compilation and measurements are not counted.
+Prints held-out bits per byte, tokens/s and the load of the experts, whatever they say; the last line is one of JSON.
 """
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
-BATCH_TOKENS, EXPERTS, TAKEN, SHARED, WIDTH = 4096, 15, 4, 2, 192
+import torch
+
+from mengya.data.mixture import HeldoutPart, heldout_metrics
+from mengya.data.packing import BatchSource, PackedText, in_order
+from mengya.data.shards import Shards
+from mengya.model.config import ModelConfig
+from mengya.model.transformer import CausalLM
+from mengya.text.tokenizer import Tokenizer
+from mengya.train import balance
+from mengya.train.loop import Guard, fit, measure
+from mengya.train.objectives import language_modeling
+from mengya.train.schedule import make_schedule
+from mengya.train.training import TrainingConfig, make_engine, prepare_model
+
+LENGTH, BATCH_TOKENS, HELDOUT_ROWS = 512, 4096, 128
+TURN, UNCOUNTED = 8, 4
+"""Steps of a turn, and first steps, which compile."""
+EXPERTS, TAKEN, SHARED, WIDTH = 15, 4, 2, 192
+DENSE = dict(
+    hidden_size=384,
+    num_hidden_layers=6,
+    num_attention_heads=6,
+    num_key_value_heads=3,
+    intermediate_size=(TAKEN + SHARED) * WIDTH,
+    max_position_embeddings=LENGTH,
+)
+MIXTURE = DENSE | dict(
+    num_experts=EXPERTS,
+    num_experts_per_tok=TAKEN,
+    moe_intermediate_size=WIDTH,
+    n_shared_experts=SHARED,
+    first_k_dense_replace=1,
+)
 RECIPE = """
 [corpus]
 path = {text}
@@ -24,59 +58,71 @@ vocab_size = 8000
 
 [tokenize]
 """
-TRAINING = """
-[pretrain]
-shards = {shards}
-seq_len = 512
-batch_tokens = {batch_tokens}
-steps = {steps}
-heldout_every = {every}
-heldout_rows = 128
-checkpoint_every = 1000000
-optim.lr = 1e-3
-
-[pretrain.model]
-hidden_size = 384
-num_hidden_layers = 6
-num_attention_heads = 6
-num_key_value_heads = 3
-intermediate_size = {dense_width}
-max_position_embeddings = 512
-"""
-MIXTURE = f"""num_experts = {EXPERTS}
-num_experts_per_tok = {TAKEN}
-moe_intermediate_size = {WIDTH}
-n_shared_experts = {SHARED}
-first_k_dense_replace = 1
-"""
 
 
-def mengya(recipe: str, folder: Path) -> None:
-    """Run a recipe's text into a folder."""
+def prepare(text: Path, folder: Path) -> Path:
+    """The token shards of a file or folder of text."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.toml"
-    path.write_text(recipe, encoding="utf-8")
+    path.write_text(RECIPE.format(text=json.dumps(str(text.resolve()))), encoding="utf-8")
     subprocess.run([sys.executable, "-m", "mengya", "run", path, "--out", folder], check=True)
+    return folder / "tokenize"
 
 
-def train(kind: str, steps: int, every: int, shards: Path, folder: Path) -> tuple[list[dict], dict]:
-    """metrics.jsonl and stage.json of a training run."""
-    recipe = TRAINING.format(
-        shards=json.dumps(str(shards)),
-        batch_tokens=BATCH_TOKENS,
-        steps=steps,
-        every=every,
-        dense_width=(TAKEN + SHARED) * WIDTH,
-    )
-    mengya(recipe + (MIXTURE if kind == "mixture" else ""), folder)
-    lines = (folder / "pretrain" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    manifest = json.loads((folder / "pretrain" / "stage.json").read_text(encoding="utf-8"))
-    return [json.loads(line) for line in lines], manifest
+class Run:
+    """A model in training, with a clock of its own."""
+
+    def __init__(self, shape: dict, shards: Path, seconds: float):
+        tokenizer = Tokenizer.load(shards)
+        settings = TrainingConfig(seq_len=LENGTH, batch_tokens=BATCH_TOKENS)
+        model = CausalLM(ModelConfig(**shape).for_tokenizer(tokenizer.vocab_size))
+        model.initialize(torch.Generator().manual_seed(settings.seed))
+        model, compiled = prepare_model(model, settings)
+        self._engine = make_engine(model, language_modeling(compiled, settings.balance), settings)
+        self._after_step = balance.after_step(model, settings.balance)
+        train, kept = (
+            PackedText(Shards(shards / split), LENGTH, tokenizer.eos_id, settings.seed)
+            for split in ("train", "heldout")
+        )
+        self._source = BatchSource(train, settings.rows, 0, settings.seed)
+        counts = Shards(shards / "heldout").meta
+        self._heldout = HeldoutPart("text", kept, 1.0, counts["bytes"] / (counts["tokens"] + counts["documents"]))
+        self._budget, self.seconds, self.tokens = seconds, 0.0, 0
+        self.curve: list[tuple[int, int, float]] = []
+        self.loads: list[list[list[float]]] = []
+        optim = settings.optim
+        self._shape_of_rate = make_schedule("cosine", 10_000, optim.warmup, optim.decay, optim.min_lr)
+        self._steps = self._train(optim.max_grad_norm)
+        for _ in range(UNCOUNTED):
+            next(self._steps)
+
+    def turn(self) -> None:
+        begin = time.perf_counter()
+        for _ in range(TURN):
+            next(self._steps)
+        self.seconds += time.perf_counter() - begin
+
+    def measure(self) -> None:
+        loss = measure(self._engine, in_order(self._heldout.packer, 8, HELDOUT_ROWS))
+        bits = heldout_metrics([self._heldout], [loss])["heldout_bits_per_byte"]
+        self.curve.append((round(self.seconds), self.tokens, round(bits, 4)))
+
+    def _rate(self, _step: int) -> float:
+        return self._shape_of_rate(min(9_999, int(10_000 * self.seconds / self._budget)))
+
+    def _train(self, max_grad_norm: float) -> Iterator[None]:
+        for _, metrics in fit(self._engine, self._rate, self._source, range(10**9), max_grad_norm, Guard()):
+            self.tokens += metrics["tokens"]
+            if self._after_step is not None:
+                self._after_step(metrics)
+            if "expert_load" in metrics:
+                self.loads.append(metrics["expert_load"])
+            yield
 
 
-def load_of_experts(rows: list[dict]) -> dict:
+def load_of_experts(loads: list[list[list[float]]]) -> dict:
     """Over the last tenth of the run: each layer's shares of its experts, and the share of experts without a token."""
-    last = [row["expert_load"] for row in rows[-max(1, len(rows) // 10) :]]
+    last = loads[-max(1, len(loads) // 10) :]
     sums = [[sum(values) for values in zip(*layer, strict=True)] for layer in zip(*last, strict=True)]
     shares = [[round(value / sum(layer), 4) for value in layer] for layer in sums]
     flat = [value for layer in shares for value in layer]
@@ -88,32 +134,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--text", type=Path, required=True, help="a file or folder of raw text")
     parser.add_argument("--minutes", type=float, default=6.0, help="of training, for each of the two")
-    parser.add_argument("--out", type=Path, default=Path("runs/iso-time"))
+    parser.add_argument("--out", type=Path, default=Path("runs/iso-time"), help="where corpus and shards are kept")
     arguments = parser.parse_args()
-    data = arguments.out / "data"
-    mengya(RECIPE.format(text=json.dumps(str(arguments.text.resolve()))), data)
-    shards = (data / "tokenize").resolve()
-    results = {}
-    for kind in ("dense", "mixture"):
-        trial, _ = train(kind, 40, 40, shards, arguments.out / f"{kind}-trial")
-        rate = statistics.median(row["tokens_per_second"] for row in trial[10:])
-        steps = round(arguments.minutes * 60 * rate / BATCH_TOKENS)
-        rows, manifest = train(kind, steps, max(1, steps // 12), shards, arguments.out / kind)
-        measured = [row for row in rows if "heldout_bits_per_byte" in row]
-        results[kind] = {
-            "bits_per_byte": round(measured[-1]["heldout_bits_per_byte"], 4),
-            "curve": [(row["tokens"], round(row["heldout_bits_per_byte"], 4)) for row in measured],
-            "tokens": rows[-1]["tokens"],
-            "tokens_per_second": round(statistics.median(row["tokens_per_second"] for row in rows)),
-            "seconds": round(manifest["seconds"]),
+    shards = prepare(arguments.text, arguments.out)
+    budget = arguments.minutes * 60
+    runs = {"dense": Run(DENSE, shards, budget), "mixture": Run(MIXTURE, shards, budget)}
+    for tenth in range(1, 11):
+        while any(run.seconds < budget * tenth / 10 for run in runs.values()):
+            for run in runs.values():
+                if run.seconds < budget * tenth / 10:
+                    run.turn()
+        for name, run in runs.items():
+            run.measure()
+            print(f"{name}: {run.curve[-1][0]} s, {run.tokens:,} tokens, {run.curve[-1][2]} bits per byte", flush=True)
+    results = {
+        name: {
+            "bits_per_byte": run.curve[-1][2],
+            "tokens": run.tokens,
+            "seconds": round(run.seconds, 1),
+            "tokens_per_second": round((run.tokens - UNCOUNTED * BATCH_TOKENS) / run.seconds),
+            "curve": run.curve,
         }
-        if kind == "mixture":
-            results[kind]["load"] = load_of_experts(rows)
-    for kind, found in results.items():
-        print(
-            f"{kind}: {found['bits_per_byte']} bits per byte after {found['tokens']:,} tokens in {found['seconds']} s, "
-            f"{found['tokens_per_second']} tokens/s"
-        )
+        for name, run in runs.items()
+    }
+    results["mixture"]["load"] = load_of_experts(runs["mixture"].loads)
     print(json.dumps(results))
 
 

@@ -1,8 +1,8 @@
 """What the speed benchmarks share: contestants that train the same shape on the same random tokens, each in turn.
 
 Every contestant has a process of its own, and all take turns: a round is a few steps of each and a measurement of the
-machine's matrix products. Ratios are formed within a round, and the median of the rounds counts, so that a machine that
-slows down for a while slows down everybody.
+machine's matrix products, begun by another each time. Ratios are formed within a round, and the median of the rounds
+counts, so that a machine that slows down for a while slows down everybody. All hold their memory at once.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 
 WARMUP = 3
 ENDLESS = range(10**9)
+ANSWER = "answer: "
 SHAPE = dict(
     vocab_size=6400,
     hidden_size=512,
@@ -169,7 +170,8 @@ def measure_peak(task: Task) -> None:
 
 
 def answer(**values: float) -> None:
-    print(json.dumps(values), flush=True)
+    """One line for the benchmark, marked: libraries print, too."""
+    print(ANSWER + json.dumps(values), flush=True)
 
 
 def device_memory(device: str) -> int:
@@ -225,15 +227,22 @@ def run(
     if arguments.one == "peak":
         return measure_peak(task)
     if arguments.one:
-        return compete(contestants[arguments.one][1], replace(task, shape=shapes.get(arguments.one, shape)))
+        own = shapes.get(arguments.one, shape) if arguments.one != "ours" else shape
+        own = own | {"max_position_embeddings": max(own["max_position_embeddings"], arguments.length)}
+        return compete(contestants[arguments.one][1], replace(task, shape=own))
     names = arguments.contestants.split(",") if arguments.contestants else list(contestants)
+    if "ours" not in names or not any(name.startswith("peer") for name in names):
+        raise SystemExit("--contestants must name ours and at least one peer")
+    if arguments.recipe and (fixed := set(names) & set(shapes) - {"ours"}):
+        raise SystemExit(f"--recipe changes the shape of all but {', '.join(fixed)}; leave it out of --contestants")
     rounds = []
     with contextlib.ExitStack() as stack:
         workers = {name: stack.enter_context(Worker(name)) for name in [*names, "peak"]}
         for name in names:
             print(f"{contestants[name][0]}: first step {workers[name].started['first_step_seconds']:.0f} s")
         for number in range(arguments.rounds):
-            rounds.append({name: worker.turn() for name, worker in workers.items()})
+            order = list(workers)[number % len(workers) :] + list(workers)[: number % len(workers)]
+            rounds.append({name: workers[name].turn() for name in order})
             speeds = (f"{name} {rounds[-1][name]['tokens_per_second']:.0f}" for name in names)
             print(f"round {number + 1}, tokens/s: {', '.join(speeds)}", flush=True)
     print(json.dumps(summarize(rounds, task)))
@@ -256,11 +265,11 @@ class Worker:
         return self._answer()
 
     def _answer(self) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            self._log.seek(0)
-            raise SystemExit(f"{self._name} failed:\n{self._log.read().decode(errors='replace')}")
-        return json.loads(line)
+        for line in self._process.stdout:
+            if line.startswith(ANSWER):
+                return json.loads(line.removeprefix(ANSWER))
+        self._log.seek(0)
+        raise SystemExit(f"{self._name} failed:\n{self._log.read().decode(errors='replace')}")
 
     def __enter__(self) -> "Worker":
         return self
@@ -278,7 +287,7 @@ def summary(rounds: list[dict[str, dict]], task: Task) -> dict:
     def median(value: Callable[[dict[str, dict]], float]) -> float:
         return statistics.median(map(value, rounds))
 
-    names = [name for name in rounds[0] if name != "peak"]
+    names = sorted(set(rounds[0]) - {"peak"})
     speed = {name: median(lambda r, n=name: r[n]["tokens_per_second"]) for name in names}
     ratios = {
         name: median(lambda r, n=name: r["ours"]["tokens_per_second"] / r[n]["tokens_per_second"])

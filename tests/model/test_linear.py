@@ -111,6 +111,28 @@ def test_grouped_products_are_as_near_to_float64_as_rounding_allows(inner, outer
 
 
 @needs_kernels
+@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize(("size", "inner", "ends"), [(64, 96, [0, 5, 300, 300, 700]), (544, 1056, [33]), (32, 32, [0])])
+def test_gated_groups_are_as_near_to_float64_as_rounding_allows(size, inner, ends, joined):
+    torch.manual_seed(0)
+    groups, rows = len(ends), ends[-1]
+    x, scale = torch.randn(rows, size).bfloat16().requires_grad_(), torch.rand(rows).requires_grad_()
+    gate, up = ((torch.randn(groups, inner, size) * size**-0.5).requires_grad_() for _ in range(2))
+    down = (torch.randn(groups, size, inner) * inner**-0.5).requires_grad_()
+    upstream = torch.randn(rows, size).bfloat16()
+    opening = [torch.cat([gate, up], 1)] if joined else [gate, up]
+    out = linear.swiglu_groups(x, opening, down, torch.tensor(ends, dtype=torch.int32), scale)
+    got = [out.detach(), *torch.autograd.grad(out, (x, scale, gate, up, down), upstream)]
+    wide = [t.detach().double().requires_grad_() for t in (x, scale, gate, up, down)]
+    y, s, g, u, d = wide
+    parts = zip(y.tensor_split(ends[:-1]), s.tensor_split(ends[:-1]), g, u, d, strict=True)
+    out = torch.cat([(F.silu(r @ a.T) * (r @ b.T) * w[:, None]) @ c.T for r, w, a, b, c in parts])
+    want = [out.detach(), *torch.autograd.grad(out, wide, upstream.double())]
+    for a, b in zip(got, want, strict=True):
+        assert relative(a, b) < 0.02
+
+
+@needs_kernels
 def test_frozen_weights_get_no_gradient():
     (module,) = layers((64, 32))
     module.weight.requires_grad_(False)

@@ -95,6 +95,12 @@ def _call_products(
 ) -> None:
     """Call a function of products.cpp on rows x, groups of which meet a matrix each."""
     inner = x.shape[1]
+    # The kernel believes what it is told.
+    for matrix in (weight, pointers.get("up_weight")):
+        assert matrix is None or (matrix[0].is_contiguous() and matrix.dtype == weight.dtype), "weights of another form"
+    assert weight.dtype in (torch.float32, torch.bfloat16) and x.dtype == torch.bfloat16 and x.is_contiguous()
+    scale = pointers.get("scale")
+    assert scale is None or (scale.dtype == torch.float32 and scale.is_contiguous())
     problem = ProductsProblem(
         groups=len(ends), inner=inner, outer=outer, threads=torch.get_num_threads(),
         transposed=transposed, wide_weights=weight.dtype == torch.float32, group_stride=weight.stride(0),
@@ -110,7 +116,8 @@ def multiply_groups(x: Tensor, weight: Tensor, ends: Tensor | None, transposed: 
     """Write to `out` (M, O) each group of rows of x (M, I) times its matrix.
 
     weight (groups, I, O), or (groups, O, I) if `transposed`, bf16 or float32; x and out bf16; all contiguous, I and O
-    multiples of 32. ends (groups,) int32: the end row of each group, the last M; None: one group.
+    multiples of 32; out as torch allocates it. ends (groups,) int32: the end row of each group, the last M; None: one
+    group.
     """
     _call_products("product", x, weight, _ends(x, ends), transposed, out.shape[1], to=out)
 
@@ -120,18 +127,18 @@ def _ends(x: Tensor, ends: Tensor | None) -> Tensor:
 
 
 def output_projection(x: Tensor, weight: Tensor) -> Tensor:
-    """x (T, C) times weight (O, C), cast to its type: (T, O). Outside autograd."""
+    """x (T, C) times weight (O, C) of the same type: (T, O). Outside autograd."""
     if not served(x.device.type, x.dtype, *weight.shape):
-        return F.linear(x, weight.to(x.dtype))
+        return F.linear(x, weight)
     out = x.new_empty(len(x), len(weight))
-    multiply_groups(x.contiguous(), weight[None], None, True, out)
+    multiply_groups(x.contiguous(), weight.contiguous()[None], None, True, out)
     return out
 
 
 def output_gradient(grad_y: Tensor, x: Tensor) -> Tensor:
-    """The gradient of output_projection's weight, (O, C) float32. grad_y (T, O), x (T, C). Outside autograd."""
+    """The gradient of output_projection's weight, (O, C), float32 where the kernel serves. grad_y (T, O), x (T, C)."""
     if not served(x.device.type, x.dtype, grad_y.shape[1], x.shape[1]):
-        return (grad_y.T @ x).float()
+        return grad_y.T @ x
     return weight_gradient(grad_y, x, [grad_y.shape[1]], None)[0][0]
 
 
@@ -140,7 +147,7 @@ def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> Tensor
     sizes = x.shape[-1], gate.out_features, down.out_features
     if torch.is_grad_enabled() and gate.bias is None and served(x.device.type, x.dtype, *sizes):
         out = swiglu_groups(x.flatten(0, -2), [gate.weight[None], up.weight[None]], down.weight[None])
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], out.shape[-1])
     opened, raised = project(x, gate, up)
     return project(F.silu(opened) * raised, down)[0]
 
@@ -207,7 +214,7 @@ def _swiglu_backward(
     if ends is None:
         torch.mm(grad, torch.cat([w[0] for w in opening]).to(x.dtype), out=grad_x)
     else:
-        multiply_groups(grad, opening[0], ends, False, grad_x)
+        multiply_groups(grad, torch.cat(opening, 1) if len(opening) > 1 else opening[0], ends, False, grad_x)
     grads = weight_gradient(grad, x, [w.shape[1] for w in opening], ends)
     return grad_x, grads, weight_gradient(grad_out, h, [down.shape[1]], ends)[0], parts
 
@@ -218,8 +225,8 @@ def _(
     scale: Tensor | None,
 ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:  # fmt: skip
     parts = x.new_empty((0 if scale is None else down.shape[2] // 32, len(x)), dtype=torch.float32)
-    grads = [torch.empty_like(w, dtype=torch.float32) for w in opening]
-    return torch.empty_like(x), grads, torch.empty_like(down, dtype=torch.float32), parts
+    grads = [w.new_empty(w.shape, dtype=torch.float32) for w in opening]
+    return x.new_empty(x.shape), grads, down.new_empty(down.shape, dtype=torch.float32), parts
 
 
 def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:

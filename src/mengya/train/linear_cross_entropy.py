@@ -13,9 +13,9 @@ from mengya.data.batch import IGNORE
 from mengya.model.linear import output_gradient, output_projection
 
 
-def chunk_rows(entries: int) -> int:
-    """Rows whose logits exist at a time. CPU libraries divide products of few rows badly among threads."""
-    return 2048 if entries <= 16384 else 1024
+def chunk_rows(rows: int, entries: int) -> int:
+    """How many of so many rows have logits at a time. CPU libraries divide products of few rows badly among threads."""
+    return 2048 if rows > 1024 and entries <= 16384 else 1024
 
 
 def _statistics(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,7 +69,7 @@ def _placed(values: Tensor, rows: Tensor, size: int) -> Tensor:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, compiled: bool) -> Tensor:
-        size = chunk_rows(len(weight))
+        size = chunk_rows(len(hidden), len(weight))
         x, y, rows = _supervised(hidden, labels, size)
         w = weight.to(hidden.dtype)
         step = _compiled_loss_and_gradient if compiled else _loss_and_gradient
@@ -77,11 +77,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x = torch.empty_like(x)
         grad_w = None
         for part in _chunks(len(x), size):
-            loss, gradient = step(output_projection(x[part], weight), y[part])
+            loss, gradient = step(output_projection(x[part], w), y[part])
             total += loss
             torch.mm(gradient, w, out=grad_x[part])
             more = output_gradient(gradient, x[part])
-            grad_w = more if grad_w is None else grad_w.add_(more)
+            grad_w = more.float() if grad_w is None else grad_w.add_(more)
         if grad_w is None:
             grad_w = torch.zeros_like(weight, dtype=torch.float32)
         grad_hidden = _placed(grad_x, rows, len(hidden))
@@ -109,13 +109,14 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, compile
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        size = chunk_rows(len(weight))
+        size = chunk_rows(len(hidden), len(weight))
         x, y, rows = _supervised(hidden, labels, size)
+        w = weight.to(hidden.dtype)
         log_p = torch.zeros(len(hidden), device=hidden.device)
         lse = torch.empty(len(x), device=hidden.device)
         kept = torch.empty(len(x), device=hidden.device)
         for part in _chunks(len(x), size):
-            kept[part], lse[part], _ = _statistics(output_projection(x[part], weight), y[part])
+            kept[part], lse[part], _ = _statistics(output_projection(x[part], w), y[part])
         log_p[rows] = kept[: len(rows)]
         ctx.save_for_backward(x, weight, y, lse, rows)
         ctx.size = len(hidden)
@@ -129,8 +130,8 @@ class _TokenLogProbs(torch.autograd.Function):
         upstream[: len(rows)] = grad_output[rows]
         grad_x, grad_w = torch.empty_like(x), torch.zeros_like(w, dtype=torch.float32)
         columns = torch.arange(len(w), device=x.device)
-        for part in _chunks(len(x), chunk_rows(len(w))):
-            probability = (output_projection(x[part], weight).float() - lse[part, None]).exp()
+        for part in _chunks(len(x), chunk_rows(ctx.size, len(w))):
+            probability = (output_projection(x[part], w).float() - lse[part, None]).exp()
             gradient = ((columns == y[part, None]).float() - probability) * upstream[part, None]
             gradient = gradient.to(x.dtype)
             torch.mm(gradient, w, out=grad_x[part])

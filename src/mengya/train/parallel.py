@@ -78,7 +78,8 @@ class Engine:
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+        if not float(norm) <= most:
+            torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
         return norm
 
     def update(self, apply: bool) -> None:

@@ -12,10 +12,14 @@ from torch import Tensor
 from mengya.data.batch import IGNORE
 from mengya.model.linear import output_gradient, output_projection
 
+UNIT = 256
+"""Rows are filled up to a multiple of so many, because a CPU's library compiles a product for every number it meets."""
 
-def chunk_rows(rows: int, entries: int) -> int:
-    """How many of so many rows have logits at a time. CPU libraries divide products of few rows badly among threads."""
-    return 2048 if rows > 1024 and entries <= 16384 else 1024
+
+def _chunks(rows: int, entries: int) -> Iterator[slice]:
+    """The rows whose logits exist at a time. Products of few rows are badly divided among a CPU's threads."""
+    size = 2048 if entries <= 16384 else 1024
+    return (slice(begin, min(begin + size, rows)) for begin in range(0, rows, size))
 
 
 def _statistics(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,13 +41,19 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return -log_p.sum(), torch.where((labels == IGNORE)[:, None], 0.0, gradient).to(logits.dtype)
 
 
-_compiled_loss_and_gradient = torch.compile(_loss_and_gradient, dynamic=False)
+_compiled = torch.compile(_loss_and_gradient)
 
 
-def _supervised(hidden: Tensor, labels: Tensor, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The rows that have a label, filled up to a multiple of `chunk`, with their labels; and where they came from."""
+def _compiled_loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    for tensor in (logits, labels):
+        torch._dynamo.mark_dynamic(tensor, 0)
+    return _compiled(logits, labels)
+
+
+def _supervised(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows that have a label, filled up to a multiple of UNIT, with their labels; and where they came from."""
     rows = (labels != IGNORE).nonzero()[:, 0]
-    spare = -len(rows) % chunk
+    spare = -len(rows) % UNIT
     if len(rows) == len(hidden) and not spare:
         return hidden, labels, rows
     picked = torch.nn.functional.pad(rows, (0, spare))
@@ -51,10 +61,6 @@ def _supervised(hidden: Tensor, labels: Tensor, chunk: int) -> tuple[Tensor, Ten
     if spare:
         kept[-spare:] = IGNORE
     return hidden[picked], kept, rows
-
-
-def _chunks(rows: int, size: int) -> Iterator[slice]:
-    return (slice(begin, begin + size) for begin in range(0, rows, size))
 
 
 def _placed(values: Tensor, rows: Tensor, size: int) -> Tensor:
@@ -69,14 +75,13 @@ def _placed(values: Tensor, rows: Tensor, size: int) -> Tensor:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, compiled: bool) -> Tensor:
-        size = chunk_rows(len(hidden), len(weight))
-        x, y, rows = _supervised(hidden, labels, size)
+        x, y, rows = _supervised(hidden, labels)
         w = weight.to(hidden.dtype)
         step = _compiled_loss_and_gradient if compiled else _loss_and_gradient
         total = torch.zeros((), device=hidden.device)
         grad_x = torch.empty_like(x)
         grad_w = None
-        for part in _chunks(len(x), size):
+        for part in _chunks(len(x), len(w)):
             loss, gradient = step(output_projection(x[part], w), y[part])
             total += loss
             torch.mm(gradient, w, out=grad_x[part])
@@ -92,7 +97,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         grad_hidden, grad_w = ctx.saved_tensors
-        grad_w = (grad_w * grad_output).to(ctx.weight_dtype)
+        grad_w = grad_w.mul_(grad_output).to(ctx.weight_dtype)  # in place: a second backward pass is told by autograd
         # A float32 scalar keeps its digits and leaves the product in hidden's type; rounded to bfloat16 it would shift
         # every gradient below by the same fraction of a percent.
         return grad_hidden * grad_output, grad_w, None, None
@@ -109,13 +114,12 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, compile
 class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-        size = chunk_rows(len(hidden), len(weight))
-        x, y, rows = _supervised(hidden, labels, size)
+        x, y, rows = _supervised(hidden, labels)
         w = weight.to(hidden.dtype)
         log_p = torch.zeros(len(hidden), device=hidden.device)
         lse = torch.empty(len(x), device=hidden.device)
         kept = torch.empty(len(x), device=hidden.device)
-        for part in _chunks(len(x), size):
+        for part in _chunks(len(x), len(w)):
             kept[part], lse[part], _ = _statistics(output_projection(x[part], w), y[part])
         log_p[rows] = kept[: len(rows)]
         ctx.save_for_backward(x, weight, y, lse, rows)
@@ -130,7 +134,7 @@ class _TokenLogProbs(torch.autograd.Function):
         upstream[: len(rows)] = grad_output[rows]
         grad_x, grad_w = torch.empty_like(x), torch.zeros_like(w, dtype=torch.float32)
         columns = torch.arange(len(w), device=x.device)
-        for part in _chunks(len(x), chunk_rows(ctx.size, len(w))):
+        for part in _chunks(len(x), len(w)):
             probability = (output_projection(x[part], w).float() - lse[part, None]).exp()
             gradient = ((columns == y[part, None]).float() - probability) * upstream[part, None]
             gradient = gradient.to(x.dtype)

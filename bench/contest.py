@@ -219,7 +219,6 @@ def run(
 
     device = pick_device() if arguments.device == "auto" else arguments.device
     shape = shape_of(arguments.recipe) if arguments.recipe else shapes["ours"]
-    shape["max_position_embeddings"] = max(shape["max_position_embeddings"], arguments.length)
     task = Task(
         shape, arguments.rows, arguments.length, arguments.steps, arguments.micro_batch,
         arguments.activation_checkpointing, device,

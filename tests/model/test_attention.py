@@ -9,6 +9,7 @@ import torch
 
 from mengya.model import kernels
 from mengya.model.attention import document_mask, packed_attention, uses_kernel
+from mengya.model.rope import apply_rotary
 
 needs_kernel = pytest.mark.skipif(
     not uses_kernel("cpu", torch.bfloat16, 64), reason="no native attention kernel here (needs AMX and a C++ compiler)"
@@ -28,6 +29,16 @@ def problem(batch, time, heads, kv_heads, head_dim, mean_length, dtype=torch.bfl
     return tensors, random_starts(batch, time, mean_length, generator) if mean_length else None
 
 
+def tables(time, head_dim, rows=1, dtype=torch.float32):
+    angles = torch.rand(rows, time, 1, head_dim // 2, generator=torch.Generator().manual_seed(1), dtype=dtype) * 7
+    return angles.cos(), angles.sin()
+
+
+def attend(q, k, v, starts=None, mask=None):
+    rope = tables(q.shape[1], q.shape[-1], dtype=torch.promote_types(q.dtype, torch.float32))
+    return packed_attention(torch.cat((q, k, v), 2), k.shape[2], *rope, starts, mask)
+
+
 def differentiate(function, q, k, v, grad):
     leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
     out = function(*leaves)
@@ -35,7 +46,9 @@ def differentiate(function, q, k, v, grad):
     return [out.detach(), *(x.grad for x in leaves)]
 
 
-def reference(q, k, v, starts):
+def reference(q, k, v, starts, rows=1):
+    rope = [table.double() for table in tables(q.shape[1], q.shape[-1], rows)]
+    q, k = apply_rotary(q, *rope), apply_rotary(k, *rope)
     group = q.shape[2] // k.shape[2]
     k, v = k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)
     time = torch.arange(q.shape[1])
@@ -66,7 +79,7 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matches_float64(shape):
     (q, k, v, grad), starts = problem(*shape)
-    ours = differentiate(lambda *x: packed_attention(*x, starts), q, k, v, grad)
+    ours = differentiate(lambda *x: attend(*x, starts), q, k, v, grad)
     exact = differentiate(lambda *x: reference(*x, starts), q.double(), k.double(), v.double(), grad)
     for name, x, y in zip(("out", "grad_q", "grad_k", "grad_v"), ours, exact, strict=True):
         assert x.dtype == torch.bfloat16 and x.shape == y.shape
@@ -77,7 +90,7 @@ def test_matches_float64(shape):
 @pytest.mark.parametrize("mean_length", [None, 20])
 def test_float32_matches_float64(mean_length):
     (q, k, v, grad), starts = problem(2, 70, 4, 2, 64, mean_length, torch.float32)
-    ours = differentiate(lambda *x: packed_attention(*x, starts), q, k, v, grad)
+    ours = differentiate(lambda *x: attend(*x, starts), q, k, v, grad)
     exact = differentiate(lambda *x: reference(*x, starts), q.double(), k.double(), v.double(), grad)
     for x, y in zip(ours, exact, strict=True):
         assert (x.double() - y).norm() <= 1e-5 * y.norm()
@@ -86,7 +99,7 @@ def test_float32_matches_float64(mean_length):
 def test_gradcheck_of_torch_path():
     (q, k, v, _), starts = problem(1, 9, 2, 1, 4, 3, torch.float64)
     inputs = [x.requires_grad_() for x in (q, k, v)]
-    assert torch.autograd.gradcheck(lambda *x: packed_attention(*x, starts, document_mask(starts)), inputs)
+    assert torch.autograd.gradcheck(lambda *x: attend(*x, starts, document_mask(starts)), inputs)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -98,9 +111,9 @@ def test_reads_no_other_document(dtype):
     starts[:, first:], starts[:, last:] = first, last
     inside = torch.zeros(150, dtype=torch.bool)
     inside[first:last] = True
-    before = differentiate(lambda *x: packed_attention(*x, starts), q, k, v, grad)
+    before = differentiate(lambda *x: attend(*x, starts), q, k, v, grad)
     changed = [torch.where(inside[:, None, None], x, x * -3 + 1) for x in (q, k, v, grad)]
-    after = differentiate(lambda *x: packed_attention(*x, starts), *changed)
+    after = differentiate(lambda *x: attend(*x, starts), *changed)
     for x, y in zip(before, after, strict=True):
         assert torch.equal(x[:, inside], y[:, inside])
         assert not torch.equal(x, y)
@@ -114,41 +127,49 @@ def test_same_bits_on_every_run_and_thread_count():
         results = []
         for n in (1, 2, 2):
             torch.set_num_threads(n)
-            results.append(differentiate(lambda *x: packed_attention(*x, starts), q, k, v, grad))
+            results.append(differentiate(lambda *x: attend(*x, starts), q, k, v, grad))
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_every_row_may_have_its_own_rotation(dtype):
+    (q, k, v, grad), starts = problem(3, 70, 4, 2, 64, 30, dtype)
+    rope = tables(70, 64, 3)
+    ours = differentiate(lambda q, k, v: packed_attention(torch.cat((q, k, v), 2), 2, *rope, starts), q, k, v, grad)
+    exact = differentiate(lambda *x: reference(*x, starts, rows=3), q.double(), k.double(), v.double(), grad)
+    for x, y in zip(ours, exact, strict=True):
+        assert (x.double() - y).norm() <= (6e-3 if dtype == torch.bfloat16 else 1e-5) * y.norm()
+
+
 @needs_kernel
-def test_slices_of_one_projection():
-    """q, k and v may be views into a wider tensor, as may the gradient of the output."""
-    batch, time, heads, kv_heads, dim = 2, 70, 4, 2, 64
-    fused = torch.randn(batch, time, (heads + 2 * kv_heads) * dim).bfloat16().requires_grad_()
-    grad = torch.randn(batch, heads, time, dim).bfloat16().transpose(1, 2)
-    q, k, v = (x.unflatten(-1, (-1, dim)) for x in fused.split([heads * dim, kv_heads * dim, kv_heads * dim], -1))
-    out = packed_attention(q, k, v)
-    out.backward(grad)
-    dense = differentiate(packed_attention, *(x.contiguous() for x in (q, k, v)), grad.contiguous())
+def test_takes_strided_tensors():
+    """Projections and the gradient of the output may have gaps."""
+    (q, k, v, grad), starts = problem(2, 70, 4, 2, 64, 20)
+    dense = differentiate(lambda *x: attend(*x, starts), q, k, v, grad)
+    wide = torch.cat((q, k, v), 2).repeat(1, 1, 1, 2).requires_grad_()
+    out = packed_attention(wide[..., :64], 2, *tables(70, 64), starts)
+    out.backward(grad.transpose(1, 2).contiguous().transpose(1, 2))
     assert out.is_contiguous() and torch.equal(out, dense[0])
-    assert torch.equal(fused.grad, torch.cat([x.flatten(2) for x in dense[1:]], -1))
+    assert torch.equal(wide.grad[..., :64], torch.cat(dense[1:], 2))
 
 
 @needs_kernel
 @pytest.mark.parametrize("size", [1e-30, 1.0, 300.0, 1e8])
 def test_extreme_scores_stay_finite(size):
     (q, k, v, grad), starts = problem(1, 130, 2, 1, 64, 30)
-    results = differentiate(lambda *x: packed_attention(*x, starts), q * size, k * size, v, grad)
+    results = differentiate(lambda *x: attend(*x, starts), q * size, k * size, v, grad)
     assert all(x.isfinite().all() for x in results)
 
 
 @needs_kernel
 def test_passes_torch_checks_of_custom_operators():
     (q, k, v, _), starts = problem(1, 40, 2, 1, 32, 9)
-    inputs = tuple(x.requires_grad_() for x in (q, k, v))
+    qkv = torch.cat((q, k, v), 2).requires_grad_()
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.mengya.attention, (*inputs, starts), test_utils=checks)
+    torch.library.opcheck(torch.ops.mengya.attention, (qkv, 1, *tables(40, 32), starts), test_utils=checks)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
@@ -159,10 +180,10 @@ def test_compiles_without_graph_breaks(dtype):
             self.qkv = torch.nn.Linear(64, (2 + 1 + 1) * 32, bias=False, dtype=dtype)
 
         def forward(self, x, starts):
-            q, k, v = (y.unflatten(-1, (-1, 32)) for y in self.qkv(x).split([64, 32, 32], -1))
-            return packed_attention(q * 1.5, k, v, starts).flatten(2)
+            return packed_attention(self.qkv(x).unflatten(-1, (-1, 32)) * 1.5, 1, *rope, starts).flatten(2)
 
     torch.manual_seed(0)
+    rope = tables(48, 32)
     layer, x = Layer(), torch.randn(2, 48, 64, dtype=dtype)
     starts = random_starts(2, 48, 10, torch.Generator().manual_seed(0))
     results = []

@@ -1,4 +1,4 @@
-"""Causal attention of packed documents: grouped-query, one implementation chosen per kind of tensor.
+"""Causal attention of packed documents: grouped-query, rotary, one implementation chosen per kind of tensor.
 
 bf16 on CPUs with AMX goes to the kernel of kernels/attention.cpp; everything else to torch's
 `scaled_dot_product_attention`. Both see the same contract; only speed and rounding differ.
@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mengya.model.kernels import AttentionProblem, Strides, attention_library
+from mengya.model.kernels import AttentionProblem, attention_library
+from mengya.model.rope import apply_rotary
 
 _HEAD_DIMS = (32, 64, 96, 128)
 
@@ -30,95 +31,96 @@ def document_mask(starts: Tensor) -> Tensor:
 
 
 def packed_attention(
-    q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None = None, mask: Tensor | None = None
+    qkv: Tensor,
+    kv_heads: int,
+    cos: Tensor,
+    sin: Tensor,
+    starts: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Attention of query t to the keys starts[t] .. t of its row, scaled by head_dim ** -0.5.
+    """Attention of query t to the keys starts[t] .. t of its row, scaled by head_dim ** -0.5, after their rotation.
 
-    q (B, T, H, D); k, v (B, T, Hkv, D) with H a multiple of Hkv; any strides. starts (B, T) int32: the position in its
-    row of the first token of t's document, non-decreasing along t and at most t; None means one document per row.
-    mask: the `document_mask` of starts, which a caller with many layers builds once where `uses_kernel` is False; built
-    here if absent. Returns (B, T, H, D), contiguous where the kernel serves. The kernel's results, gradients included,
-    are the same bits on every run and for every number of threads.
+    qkv (B, T, H + 2 kv_heads, D): the heads of queries, keys and values side by side, H a multiple of kv_heads. cos and
+    sin: the tables of RotaryEmbedding, (B or 1, T, 1, D / 2) float32. starts (B, T) int32: the position in its row of
+    the first token of t's document, non-decreasing along t and at most t; None means one document per row. mask: the
+    `document_mask` of starts, which a caller with many layers builds once where `uses_kernel` is False; built here if
+    absent. Returns (B, T, H, D), contiguous where the kernel serves. The kernel's results, gradients included, are the
+    same bits on every run and for every number of threads.
     """
-    if uses_kernel(q.device.type, q.dtype, q.shape[-1]):
-        return _attention(q, k, v, starts)[0]
+    if uses_kernel(qkv.device.type, qkv.dtype, qkv.shape[-1]):
+        return _attention(qkv, kv_heads, cos, sin, starts)[0]
     if starts is not None and mask is None:
         mask = document_mask(starts)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    q, k, v = qkv.split([qkv.shape[2] - 2 * kv_heads, kv_heads, kv_heads], dim=2)
+    q, k, v = (x.transpose(1, 2) for x in (apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v))
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1]
     )
     return out.transpose(1, 2)
 
 
-def _problem(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, out: Tensor, lse: Tensor) -> AttentionProblem:
-    batch, time, heads, head_dim = q.shape
-    return AttentionProblem(
-        batch=batch, time=time, heads=heads, kv_heads=k.shape[2], head_dim=head_dim, scale=head_dim**-0.5,
-        threads=torch.get_num_threads(),
-        starts=None if starts is None else starts.data_ptr(), lse=lse.data_ptr(), out=out.data_ptr(),
-        q=q.data_ptr(), k=k.data_ptr(), v=v.data_ptr(),
-        q_at=Strides.of(q), k_at=Strides.of(k), v_at=Strides.of(v), out_at=Strides.of(out),
+def _call(function: str, qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | None, **tensors: Tensor) -> None:
+    """Call a function of attention.cpp; `tensors` are its other pointers, contiguous."""
+    batch, time, _, head_dim = qkv.shape
+    heads = tensors["out"].shape[2]
+    # Tables of one row serve all rows. The kernel believes what it is told.
+    assert cos.shape == sin.shape and cos.shape in ((1, time, 1, head_dim // 2), (batch, time, 1, head_dim // 2))
+    assert cos.dtype == sin.dtype == torch.float32 and (starts is None or starts.dtype == torch.int32)
+    tensors = tensors | {"qkv": qkv.contiguous(), "cos": cos.contiguous(), "sin": sin.contiguous()}
+    if starts is not None:
+        tensors["starts"] = starts.contiguous()
+    problem = AttentionProblem(
+        batch=batch, time=time, heads=heads, kv_heads=(qkv.shape[2] - heads) // 2, head_dim=head_dim,
+        scale=head_dim**-0.5, threads=torch.get_num_threads(), rope_row=0 if len(cos) == 1 else cos[0].numel(),
+        **{name: t.data_ptr() for name, t in tensors.items()},
     )  # fmt: skip
-
-
-def _dense_last(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+    library = attention_library()
+    assert library is not None, "called without asking uses_kernel"
+    if qkv.numel():
+        library[function](ctypes.byref(problem))
 
 
 @torch.library.custom_op("mengya::attention", mutates_args=())
-def _attention(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+def _attention(qkv: Tensor, kv_heads: int, cos: Tensor, sin: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
     """Output and, per query and head, the logarithm (base 2) of the sum of its exponentiated scores: (B, H, T) fp32."""
-    q, k, v = _dense_last(q), _dense_last(k), _dense_last(v)
-    starts = None if starts is None else starts.contiguous()
-    out, lse = _outputs(q, k, v, starts)
-    if out.numel():
-        _kernel().attention_forward(ctypes.byref(_problem(q, k, v, starts, out, lse)))
+    out, lse = _outputs(qkv, kv_heads, cos, sin, starts)
+    _call("attention_forward", qkv, cos, sin, starts, out=out, lse=lse)
     return out, lse
 
 
 @_attention.register_fake
-def _outputs(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-    batch, time, heads, _ = q.shape
-    return q.new_empty(q.shape), q.new_empty((batch, heads, time), dtype=torch.float32)
+def _outputs(qkv: Tensor, kv_heads: int, cos: Tensor, sin: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+    batch, time, heads, head_dim = qkv.shape
+    heads -= 2 * kv_heads
+    return qkv.new_empty((batch, time, heads, head_dim)), qkv.new_empty((batch, heads, time), dtype=torch.float32)
 
 
 @torch.library.custom_op("mengya::attention_backward", mutates_args=())
 def _attention_backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_out, q, k, v = _dense_last(grad_out), _dense_last(q), _dense_last(k), _dense_last(v)
-    starts = None if starts is None else starts.contiguous()
-    grads = _gradients(grad_out, q, k, v, starts, out, lse)
-    if out.numel():
-        problem = _problem(q, k, v, starts, out, lse)
-        problem.grad_out, problem.grad_out_at = grad_out.data_ptr(), Strides.of(grad_out)
-        problem.grad_q, problem.grad_k, problem.grad_v = (g.data_ptr() for g in grads)
-        problem.grad_kv_at = Strides.of(grads[1])
-        _kernel().attention_backward(ctypes.byref(problem))
-    return grads
+    grad_out: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | None, out: Tensor, lse: Tensor
+) -> Tensor:
+    grad_qkv = _gradient(grad_out, qkv, cos, sin, starts, out, lse)
+    _call(
+        "attention_backward", qkv, cos, sin, starts, out=out, lse=lse, grad_out=grad_out.contiguous(), grad_qkv=grad_qkv
+    )
+    return grad_qkv
 
 
 @_attention_backward.register_fake
-def _gradients(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, out: Tensor, lse: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-
-
-def _kernel() -> ctypes.CDLL:
-    library = attention_library()
-    assert library is not None, "called without asking uses_kernel"
-    return library
+def _gradient(
+    grad_out: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | None, out: Tensor, lse: Tensor
+) -> Tensor:
+    return qkv.new_empty(qkv.shape)
 
 
 def _save(ctx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, *output)
+    qkv, _, cos, sin, starts = inputs
+    ctx.save_for_backward(qkv, cos, sin, starts, *output)
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx, grad_out: Tensor, _grad_lse: Tensor | None):
-    return *torch.ops.mengya.attention_backward(grad_out, *ctx.saved_tensors), None
+    return torch.ops.mengya.attention_backward(grad_out, *ctx.saved_tensors), None, None, None, None
 
 
 _attention.register_autograd(_differentiate, setup_context=_save)

@@ -28,21 +28,26 @@ def served(device_type: str, dtype: torch.dtype, *sizes: int) -> bool:
 
 
 def project(x: Tensor, *layers: nn.Linear) -> list[Tensor]:
-    """The outputs of linear layers that share their input.
+    """The outputs of linear layers that share their input."""
+    if torch.is_grad_enabled():
+        return list(project_joined(x, *layers).split([m.out_features for m in layers], dim=-1))
+    return [F.linear(x, m.weight.to(x.dtype), None if m.bias is None else m.bias.to(x.dtype)) for m in layers]
+
+
+def project_joined(x: Tensor, *layers: nn.Linear) -> Tensor:
+    """The outputs of linear layers that share their input, side by side.
 
     While training they are one matrix product: the weights are cast anyway, and the concatenation rides along. Without
     gradients the weights already have the right type, and copying them would double the traffic of every token.
     """
     if not torch.is_grad_enabled():
-        return [F.linear(x, m.weight.to(x.dtype), None if m.bias is None else m.bias.to(x.dtype)) for m in layers]
-    weights, sizes = [m.weight for m in layers], [m.out_features for m in layers]
-    if served(x.device.type, x.dtype, x.shape[-1], *sizes):
+        return torch.cat(project(x, *layers), dim=-1)
+    weights = [m.weight for m in layers]
+    if served(x.device.type, x.dtype, x.shape[-1], *(m.out_features for m in layers)):
         out = _Product.apply(x, *weights)
     else:
         out = F.linear(x, torch.cat(weights).to(x.dtype))
-    if layers[0].bias is not None:
-        out = out + torch.cat([m.bias for m in layers]).to(x.dtype)
-    return list(out.split(sizes, dim=-1))
+    return out if layers[0].bias is None else out + torch.cat([m.bias for m in layers]).to(x.dtype)
 
 
 class _Product(torch.autograd.Function):

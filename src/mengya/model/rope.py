@@ -89,6 +89,6 @@ class RotaryEmbedding:
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate (B, T, H, D) by (B, T, 1, D/2) tables, halves paired as in Hugging Face's layout; float32 inside."""
-    first, second = x.float().chunk(2, dim=-1)
+    """Rotate (B, T, H, D) by (B, T, 1, D/2) tables, halves paired as in Hugging Face's layout, at their precision."""
+    first, second = x.to(torch.promote_types(x.dtype, cos.dtype)).chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from mengya.model.attention import document_mask, packed_attention, uses_kernel
 from mengya.model.cache import KVCache
 from mengya.model.config import ModelConfig
-from mengya.model.linear import project, swiglu
+from mengya.model.linear import project, project_joined, swiglu
 from mengya.model.moe import MoE, Routing
 from mengya.model.rope import RotaryEmbedding, apply_rotary
 
@@ -53,20 +53,19 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
 
-    def _queries_keys_values(self, x: Tensor, rope: Tables) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, C) -> rotated q (B, T, heads, D), rotated k and plain v (B, T, kv_heads, D)."""
-        q, k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in project(x, self.q_proj, self.k_proj, self.v_proj))
-        if hasattr(self, "q_norm"):
-            q, k = self.q_norm(q), self.k_norm(k)
-        return apply_rotary(q, *rope), apply_rotary(k, *rope), v
-
     def forward(self, x: Tensor, rope: Tables, starts: Tensor | None, mask: Tensor | None) -> Tensor:
-        q, k, v = self._queries_keys_values(x, rope)
-        return project(packed_attention(q, k, v, starts, mask).flatten(2), self.o_proj)[0]
+        qkv = project_joined(x, self.q_proj, self.k_proj, self.v_proj).unflatten(-1, (-1, self.head_dim))
+        if hasattr(self, "q_norm"):
+            q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+            qkv = torch.cat((self.q_norm(q), self.k_norm(k), v), dim=2)
+        return project(packed_attention(qkv, self.kv_heads, *rope, starts, mask).flatten(2), self.o_proj)[0]
 
     def decode(self, x: Tensor, rope: Tables, mask: Tensor | None, cache: KVCache, layer: int) -> Tensor:
         """As forward, over what the cache holds and x; appends x's keys and values to it."""
-        q, k, v = self._queries_keys_values(x, rope)
+        q, k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in project(x, self.q_proj, self.k_proj, self.v_proj))
+        if hasattr(self, "q_norm"):
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = apply_rotary(q, *rope), apply_rotary(k, *rope)
         keys, values = cache.write(layer, k, v)
         causal = mask is None and q.shape[1] > 1
         out = F.scaled_dot_product_attention(

@@ -22,32 +22,40 @@ def _chunks(rows: int, entries: int) -> Iterator[slice]:
     return (slice(begin, min(begin + size, rows)) for begin in range(0, rows, size))
 
 
-def _statistics(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits (N, V), labels (N,) -> log p(label) (N,), 0 where IGNORE; log-sum-exp (N,); one-hot labels (N, V).
-
-    The label's logit is picked by a comparison and a sum, not by a gather: that fuses with the other reductions.
-    """
+def _normalise(logits: Tensor, labels: Tensor) -> Tensor:
+    """Turn logits (N, V) in place into probabilities, into zeros where IGNORE; returns the log-sum-exp (N,) float32."""
     wide = logits.float()
     lse = wide.logsumexp(-1)
-    hot = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
-    picked = torch.where(hot, wide, 0.0).sum(-1)
-    return torch.where(labels == IGNORE, 0.0, picked - lse), lse, hot
+    shift = torch.where(labels == IGNORE, torch.inf, lse)
+    logits.copy_((wide - shift[:, None]).exp())
+    return lse
 
 
-def _loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The summed negative log-likelihood, and its gradient by the logits in their own type."""
-    log_p, lse, hot = _statistics(logits, labels)
-    gradient = (logits.float() - lse[:, None]).exp() - hot.float()
-    return -log_p.sum(), torch.where((labels == IGNORE)[:, None], 0.0, gradient).to(logits.dtype)
+_compiled = torch.compile(_normalise)
 
 
-_compiled = torch.compile(_loss_and_gradient)
-
-
-def _compiled_loss_and_gradient(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _compiled_normalise(logits: Tensor, labels: Tensor) -> Tensor:
     for tensor in (logits, labels):
         torch._dynamo.mark_dynamic(tensor, 0)
     return _compiled(logits, labels)
+
+
+def _at_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each row's label stands among its logits; anywhere if IGNORE."""
+    return torch.arange(len(labels), device=labels.device), labels.clamp(min=0)
+
+
+def _loss_and_gradient(logits: Tensor, labels: Tensor, compiled: bool) -> tuple[Tensor, Tensor]:
+    """The summed negative log-likelihood, and its gradient by the logits in their own type and place.
+
+    The labels' entries are read before and written after the pass over all of them, which then compares no indices.
+    """
+    at = _at_labels(labels)
+    picked = logits[at].float()
+    lse = (_compiled_normalise if compiled else _normalise)(logits, labels)
+    log_p = torch.where(labels == IGNORE, 0.0, picked - lse)
+    logits[at] = log_p.expm1().to(logits.dtype)
+    return -log_p.sum(), logits
 
 
 def _supervised(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,12 +85,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, weight: Tensor, labels: Tensor, compiled: bool) -> Tensor:
         x, y, rows = _supervised(hidden, labels)
         w = weight.to(hidden.dtype)
-        step = _compiled_loss_and_gradient if compiled else _loss_and_gradient
         total = torch.zeros((), device=hidden.device)
         grad_x = torch.empty_like(x)
         grad_w = None
         for part in _chunks(len(x), len(w)):
-            loss, gradient = step(output_projection(x[part], w), y[part])
+            loss, gradient = _loss_and_gradient(output_projection(x[part], w), y[part], compiled)
             total += loss
             torch.mm(gradient, w, out=grad_x[part])
             more = output_gradient(gradient, x[part])
@@ -120,7 +127,9 @@ class _TokenLogProbs(torch.autograd.Function):
         lse = torch.empty(len(x), device=hidden.device)
         kept = torch.empty(len(x), device=hidden.device)
         for part in _chunks(len(x), len(w)):
-            kept[part], lse[part], _ = _statistics(output_projection(x[part], w), y[part])
+            logits = output_projection(x[part], w)
+            lse[part] = logits.float().logsumexp(-1)
+            kept[part] = torch.where(y[part] == IGNORE, 0.0, logits[_at_labels(y[part])].float() - lse[part])
         log_p[rows] = kept[: len(rows)]
         ctx.save_for_backward(x, weight, y, lse, rows)
         ctx.size = len(hidden)
@@ -133,11 +142,10 @@ class _TokenLogProbs(torch.autograd.Function):
         upstream = torch.zeros(len(x), device=x.device)
         upstream[: len(rows)] = grad_output[rows]
         grad_x, grad_w = torch.empty_like(x), torch.zeros_like(w, dtype=torch.float32)
-        columns = torch.arange(len(w), device=x.device)
         for part in _chunks(len(x), len(w)):
-            probability = (output_projection(x[part], w).float() - lse[part, None]).exp()
-            gradient = ((columns == y[part, None]).float() - probability) * upstream[part, None]
-            gradient = gradient.to(x.dtype)
+            gradient = (output_projection(x[part], w).float() - lse[part, None]).exp().neg()
+            gradient[_at_labels(y[part])] += 1
+            gradient = (gradient * upstream[part, None]).to(x.dtype)
             torch.mm(gradient, w, out=grad_x[part])
             grad_w += output_gradient(gradient, x[part])
         return _placed(grad_x, rows, ctx.size), grad_w.to(weight.dtype), None

@@ -90,26 +90,13 @@ def products_library() -> ctypes.CDLL | None:
     return _load("products", ProductsProblem, ("product", "gated_product", "gated_gradients"))
 
 
-class Strides(ctypes.Structure):
-    """Distances in entries between rows, tokens and heads; the last dimension is contiguous."""
-
-    _fields_ = tuple((name, ctypes.c_int64) for name in ("row", "token", "head"))
-
-    @classmethod
-    def of(cls, x: torch.Tensor) -> "Strides":
-        """Strides of a (B, T, heads, head_dim) tensor."""
-        return cls(*x.stride()[:3])
-
-
 class AttentionProblem(ctypes.Structure):
     """`struct Problem` of attention.cpp."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("batch", "time", "heads", "kv_heads", "head_dim", "threads")),
+        *((name, ctypes.c_int64) for name in ("batch", "time", "heads", "kv_heads", "head_dim", "threads", "rope_row")),
         ("scale", ctypes.c_float),
-        *((name, ctypes.c_void_p) for name in ("starts", "lse", "q", "k", "v", "grad_out")),
-        *((name, ctypes.c_void_p) for name in ("out", "grad_q", "grad_k", "grad_v")),
-        *((name, Strides) for name in ("q_at", "k_at", "v_at", "out_at", "grad_out_at", "grad_kv_at")),
+        *((name, ctypes.c_void_p) for name in ("starts", "cos", "sin", "lse", "qkv", "out", "grad_out", "grad_qkv")),
     )
 
 

@@ -1,4 +1,5 @@
-// Causal attention over packed documents for CPUs with AMX: bf16 in and out, fp32 accumulation, grouped-query heads.
+// Causal attention over packed documents for CPUs with AMX: bf16 in and out, fp32 accumulation, grouped-query heads,
+// rotary embeddings. Queries, keys and values lie side by side, as their projection leaves them; so do their gradients.
 //
 // A plain C interface without torch headers: compiles in seconds and is tied to no torch version.
 //
@@ -11,21 +12,31 @@
 #include <cmath>
 #include <cstdint>
 
-#include "tiles.h"
+#include "heads.h"
 
-// Strides in entries along (row, token, head); the last dimension is contiguous. Mirrored in kernels/__init__.py.
-struct Strides {
-    int64_t row, token, head;
-};
-
+// All tensors without gaps. Mirrored in kernels/__init__.py.
 struct Problem {
     int64_t batch, time, heads, kv_heads, head_dim, threads;
+    int64_t rope_row;  // entries from one row's tables to the next's; 0: all rows share them
     float scale;
-    const int32_t* starts;  // (batch, time) or null
-    float* lse;             // (batch, heads, time), in units of log 2
-    const bf16 *q, *k, *v, *grad_out;
-    bf16 *out, *grad_q, *grad_k, *grad_v;
-    Strides q_at, k_at, v_at, out_at, grad_out_at, grad_kv_at;  // grad_q is laid out like out
+    const int32_t* starts;    // (batch, time) or null
+    const float *cos, *sin;   // (batch or 1, time, head_dim / 2)
+    float* lse;               // (batch, heads, time), in units of log 2
+    const bf16* qkv;          // (batch, time, heads + 2 kv_heads, head_dim)
+    bf16* out;                // (batch, time, heads, head_dim)
+    const bf16* grad_out;     // as out
+    bf16* grad_qkv;           // as qkv
+
+    int64_t all_heads() const { return heads + 2 * kv_heads; }
+    int64_t key(int64_t kv_head) const { return heads + kv_head; }
+    int64_t value(int64_t kv_head) const { return heads + kv_heads + kv_head; }
+    int64_t stride() const { return all_heads() * head_dim; }  // from token to token of qkv ...
+    int64_t out_stride() const { return heads * head_dim; }    // ... and of out
+    int64_t at(int64_t row, int64_t head) const { return row * time * stride() + head * head_dim; }
+    int64_t out_at(int64_t row, int64_t head) const { return row * time * out_stride() + head * head_dim; }
+    Rows rows(int64_t row, int64_t head) const { return {qkv + at(row, head), stride()}; }
+    template <int ND>
+    Rotation<ND> rotation(int64_t row) const { return {cos + row * rope_row, sin + row * rope_row}; }
 };
 
 namespace {
@@ -33,9 +44,6 @@ namespace {
 constexpr float kMasked = -1e38f;  // score of a key outside the document; far below kLowest, so its weight is exactly 0
 constexpr float kLowest = -1e30f;  // running maximum before the first key
 constexpr float kLog2e = 1.4426950408889634f;
-
-template <class T>
-T* at(T* p, const Strides& s, int64_t row, int64_t head) { return p + row * s.row + head * s.head; }
 
 // Which keys each query may read, per token and per block of 32.
 struct Spans {
@@ -138,22 +146,6 @@ struct Forward {
     }
 };
 
-// Writes 16 tokens x 32 dims from two transposed fp32 tiles [dim][token]; token j goes to row j + j / 4 * spread.
-// Written past the caches: whoever reads it comes too late to find it there.
-inline void write_transposed(const float* low, const float* high, __m512 factor, bf16* to, int64_t stride, int64_t count,
-                             int spread) {
-    __m512i a[16], b[16];
-    for (int i = 0; i < 16; i++) {
-        a[i] = (__m512i)_mm512_mul_ps(_mm512_load_ps(low + i * 16), factor);
-        b[i] = (__m512i)_mm512_mul_ps(_mm512_load_ps(high + i * 16), factor);
-    }
-    transpose(a), transpose(b);
-    for (int j = 0; j < 16; j++) {
-        int64_t t = j + j / 4 * spread;
-        if (t < count) _mm512_stream_si512((__m512i*)(to + t * stride), pack_bf16((__m512)a[j], (__m512)b[j]));
-    }
-}
-
 template <int ND>
 void forward_task(const Problem& p, int64_t row, int64_t kv_head) {
     const int64_t blocks = (p.time + 31) / 32, entries = blocks * 32 * ND * 32, group = p.heads / p.kv_heads;
@@ -162,16 +154,18 @@ void forward_task(const Problem& p, int64_t row, int64_t kv_head) {
     bf16 *k = arena.take<bf16>(entries), *v = arena.take<bf16>(entries);
     Forward<ND> f{k, v, arena.take<bf16>(2 * ND * kTile), arena.take<bf16>(kChunk * 1024),
                   arena.take<float>(kChunk * 1024), arena.take<float>(ND * 1024)};
+    float* turned = arena.take<float>(ND * 512);
+    const Rotation<ND> rotation = p.rotation<ND>(row);
     for (int64_t i = 0; i < blocks; i++) {
-        pack<ND>({at(p.k, p.k_at, row, kv_head), p.k_at.token}, p.time, i, {.rows = k});
-        pack<ND>({at(p.v, p.v_at, row, kv_head), p.v_at.token}, p.time, i, {.pairs_t = v});
+        pack<ND>(RotatedRows<ND>{p.rows(row, p.key(kv_head)), rotation}, p.time, i, {.rows = k});
+        pack<ND>(p.rows(row, p.value(kv_head)), p.time, i, {.pairs_t = v});
     }
-    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++)
+    for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
+        const RotatedRows<ND> queries{p.rows(row, head), rotation};
         for (int64_t i = 0; i < blocks; i++) {
-            const bf16* q = at(p.q, p.q_at, row, head) + i * 32 * p.q_at.token;
             const int64_t left = p.time - i * 32;
             float* lse = p.lse + (row * p.heads + head) * p.time + i * 32;
-            pack<ND>({q, p.q_at.token}, left, 0, {.rows_t = f.q_rows_t});
+            pack<ND>(queries.from(i * 32), left, 0, {.rows_t = f.q_rows_t});
             __m512 m[2], l[2];
             f.run(spans, i, p.scale, m, l);
             for (int half = 0; half < 2; half++) {
@@ -180,13 +174,11 @@ void forward_task(const Problem& p, int64_t row, int64_t kv_head) {
                 for (int j = 0; j < 16 && half * 16 + j < left; j++)
                     lse[half * 16 + j] = tops[j] * p.scale * kLog2e + std::log2(sums[j]);
                 __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1), l[half]);
-                for (int d = 0; d < ND; d++) {
-                    const float* o = f.o + (d * 4 + half) * kTileF;
-                    bf16* to = at(p.out, p.out_at, row, head) + (i * 32 + half * 16) * p.out_at.token + d * 32;
-                    write_transposed(o, o + 2 * kTileF, inverse, to, p.out_at.token, left - half * 16, 0);
-                }
+                turn_tiles<ND>(f.o + half * kTileF, inverse, turned);
+                write_rows<ND>(turned, 1, nullptr, p.out + p.out_at(row, head), p.out_stride(), i * 32 + half * 16, p.time);
             }
         }
+    }
 }
 
 // Blocks of keys and queries handled together by the backward pass: larger ones move fewer accumulators, but their
@@ -218,10 +210,9 @@ struct Backward {
     }
 
     void pack_head(const Problem& problem, int64_t row, int64_t head) {
-        const int64_t time = problem.time;
-        Rows q{at(problem.q, problem.q_at, row, head), problem.q_at.token};
-        Rows g{at(problem.grad_out, problem.grad_out_at, row, head), problem.grad_out_at.token};
-        const bf16* out = at((const bf16*)problem.out, problem.out_at, row, head);
+        const int64_t time = problem.time, out_at = problem.out_at(row, head);
+        const RotatedRows<ND> q{problem.rows(row, head), problem.rotation<ND>(row)};
+        const Rows g{problem.grad_out + out_at, problem.out_stride()}, out{problem.out + out_at, problem.out_stride()};
         for (int64_t i = 0; i < blocks; i++) {
             pack<ND>(q, time, i, {.rows_t = q_rows_t, .pairs = q_pairs});
             pack<ND>(g, time, i, {.rows_t = g_rows_t, .pairs = g_pairs});
@@ -230,8 +221,7 @@ struct Backward {
             __m512 sum = _mm512_setzero_ps();
             if (t < time)
                 for (int d = 0; d < ND; d++)
-                    sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(g.p + t * g.stride + d * 32),
-                                           (__m512bh)_mm512_loadu_si512(out + t * problem.out_at.token + d * 32));
+                    sum = _mm512_dpbf16_ps(sum, (__m512bh)g.load(t, d), (__m512bh)out.load(t, d));
             delta[t] = -_mm512_reduce_add_ps(sum);
             lse[t] = t < time ? problem.lse[(row * problem.heads + head) * time + t] : 0;
         }
@@ -314,26 +304,18 @@ struct Backward {
         }
     }
 
-    void write_grad_q(bf16* to, int64_t stride, int64_t time, float scale) {
+    void write_grad_q(const Rotation<ND>& rotation, bf16* to, int64_t stride, int64_t time, float scale) {
         for (int64_t i = 0; i < blocks; i++)
-            for (int d = 0; d < ND; d++)
-                for (int half = 0; half < 2; half++) {  // column j is query j + j / 4 * 4 (+ 4 in the second half)
-                    const float* from = grad_q_t + ((i * ND + d) * 4 + half) * kTileF;
-                    const int64_t t = i * 32 + half * 4;
-                    write_transposed(from, from + 2 * kTileF, _mm512_set1_ps(scale), to + t * stride + d * 32, stride,
-                                     time - t, 4);
-                }
+            for (int half = 0; half < 2; half++) {  // column j is query j + j / 4 * 4 (+ 4 in the second half)
+                turn_tiles<ND>(grad_q_t + (i * ND * 4 + half) * kTileF, _mm512_set1_ps(scale), s);
+                write_rows<ND>(s, 1, &rotation, to, stride, i * 32 + half * 4, time, 4);
+            }
     }
 
-    void write_grad_kv(const float* from, bf16* to, int64_t stride, int64_t time, float scale) {
-        const __m512 factor = _mm512_set1_ps(scale);
-        for (int64_t t = 0; t < time; t++)
-            for (int d = 0; d < ND; d++) {
-                const float* at = from + (t / 16 * ND + d) * 2 * kTileF + t % 16 * 16;
-                __m512 low = _mm512_mul_ps(_mm512_load_ps(at), factor);
-                __m512 high = _mm512_mul_ps(_mm512_load_ps(at + kTileF), factor);
-                _mm512_stream_si512((__m512i*)(to + t * stride + d * 32), pack_bf16(low, high));
-            }
+    void write_grad_kv(const float* from, const Rotation<ND>* rotation, bf16* to, int64_t stride, int64_t time,
+                       float scale) {
+        for (int64_t i = 0; i < 2 * blocks; i++)
+            write_rows<ND>(from + i * 2 * ND * kTileF, scale, rotation, to, stride, i * 16, time);
     }
 };
 
@@ -343,18 +325,21 @@ void backward_task(const Problem& p, int64_t row, int64_t kv_head) {
     arena.reset(Backward<ND>::bytes(blocks));
     Spans spans(p, row);
     Backward<ND> b(spans, blocks);
+    const Rotation<ND> rotation = p.rotation<ND>(row);
+    const RotatedRows<ND> keys{p.rows(row, p.key(kv_head)), rotation};
     for (int64_t i = 0; i < blocks; i++) {
-        pack<ND>({at(p.k, p.k_at, row, kv_head), p.k_at.token}, p.time, i, {.rows = b.k_rows, .pairs_t = b.k_pairs_t});
-        pack<ND>({at(p.v, p.v_at, row, kv_head), p.v_at.token}, p.time, i, {.rows = b.v_rows});
+        pack<ND>(keys, p.time, i, {.rows = b.k_rows, .pairs_t = b.k_pairs_t});
+        pack<ND>(p.rows(row, p.value(kv_head)), p.time, i, {.rows = b.v_rows});
     }
     const __m512 c = _mm512_set1_ps(p.scale * kLog2e);
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
         b.pack_head(p, row, head);
         b.run(c, head == kv_head * group);
-        b.write_grad_q(at(p.grad_q, p.out_at, row, head), p.out_at.token, p.time, p.scale);
+        b.write_grad_q(rotation, p.grad_qkv + p.at(row, head), p.stride(), p.time, p.scale);
     }
-    b.write_grad_kv(b.grad_k, at(p.grad_k, p.grad_kv_at, row, kv_head), p.grad_kv_at.token, p.time, p.scale);
-    b.write_grad_kv(b.grad_v, at(p.grad_v, p.grad_kv_at, row, kv_head), p.grad_kv_at.token, p.time, 1);
+    bf16 *grad_k = p.grad_qkv + p.at(row, p.key(kv_head)), *grad_v = p.grad_qkv + p.at(row, p.value(kv_head));
+    b.write_grad_kv(b.grad_k, &rotation, grad_k, p.stride(), p.time, p.scale);
+    b.write_grad_kv(b.grad_v, nullptr, grad_v, p.stride(), p.time, 1);
 }
 
 template <class Task>

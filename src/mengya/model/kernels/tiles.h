@@ -146,46 +146,4 @@ inline void store_tile(bf16* p, const __m512i* r) {
     for (int i = 0; i < 16; i++) _mm512_store_si512(p + 32 * i, r[i]);
 }
 
-// One token matrix of a head: entry (t, d) at p[t * stride + d].
-struct Rows {
-    const bf16* p;
-    int64_t stride;
-};
-
-// The four operand layouts of a 32 x 32 piece of tokens x dims X. Null pointers are skipped.
-//   rows   [16 tokens][32 dims]        X as left operand         2 tiles, by tokens
-//   rows_t [16 dim pairs][16 tokens]   X^T as right operand      2 tiles, by tokens
-//   pairs  [16 token pairs][16 dims]   X as right operand        2 tiles, by dims
-//   pairs_t[16 dims][32 tokens]        X^T as left operand       2 tiles, by dims
-struct Layouts {
-    bf16 *rows = nullptr, *rows_t = nullptr, *pairs = nullptr, *pairs_t = nullptr;
-};
-
-template <int ND>
-void pack(Rows x, int64_t time, int64_t block, Layouts to) {
-    for (int d = 0; d < ND; d++) {
-        __m512i a[16], b0[16], b1[16];
-        for (int half = 0; half < 2; half++) {
-            for (int i = 0; i < 16; i++) {  // tokens beyond the end are zeros
-                int64_t t = block * 32 + half * 16 + i;
-                a[i] = t < time ? _mm512_loadu_si512(x.p + t * x.stride + d * 32) : _mm512_setzero_si512();
-            }
-            int64_t tile = ((block * 2 + half) * ND + d) * kTile;
-            if (to.rows) store_tile(to.rows + tile, a);
-            if (to.pairs || to.pairs_t)
-                for (int i = 0; i < 8; i++) interleave(a[2 * i], a[2 * i + 1], b0[half * 8 + i], b1[half * 8 + i]);
-            if (to.rows_t) {
-                transpose(a);
-                store_tile(to.rows_t + tile, a);
-            }
-        }
-        int64_t tile = (block * ND + d) * 2 * kTile;
-        if (to.pairs) store_tile(to.pairs + tile, b0), store_tile(to.pairs + tile + kTile, b1);
-        if (to.pairs_t) {
-            transpose(b0), transpose(b1);
-            store_tile(to.pairs_t + tile, b0), store_tile(to.pairs_t + tile + kTile, b1);
-        }
-    }
-}
-
 }  // namespace

@@ -37,6 +37,16 @@ class Root(nn.Module):
         return self._objective(self.model, batch)
 
 
+def _total_norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of all of them together, over all ranks if they are divided."""
+    if any(isinstance(g, DTensor) or g.device.type != "cpu" for g in gradients):
+        norm = torch.nn.utils.get_total_norm(gradients)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    # On a CPU torch's norm is single-threaded, and further off.
+    squares = [torch.dot(flat, flat) for flat in (g.flatten() for g in gradients)]
+    return torch.stack(squares).sum().sqrt()
+
+
 class Engine:
     """Training in one process, and what the others have in common."""
 
@@ -75,9 +85,7 @@ class Engine:
     def clip(self, most: float) -> Tensor:
         """Scale the gradient to a norm of at most `most`; returns the norm before, that of the whole model."""
         parameters = list(self.trained.values())
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
+        norm = _total_norm([p.grad for p in parameters if p.grad is not None])
         if not float(norm) <= most:
             torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
         return norm

@@ -149,6 +149,7 @@ def prepare_model(model: CausalLM, settings: TrainingConfig) -> tuple[CausalLM, 
             f"seq_len={settings.seq_len} is longer than the model's context of "
             f"{model.config.max_position_embeddings}; lower it"
         )
+    runtime.keep_freed_memory()
     device = runtime.pick_device()
     if not (ranks.launched() and settings.parallel in ("fsdp", "deepspeed")):  # which move it part by part
         model.to(device)

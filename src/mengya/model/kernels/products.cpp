@@ -210,19 +210,21 @@ void task(const Problem& p, int64_t group, Range rows, Range columns) {
 
 template <class End>
 void run(const Problem& p) {
-    const int64_t pieces = (p.outer * End::weights + kColumns - 1) / kColumns, whole = p.groups * pieces;
+    const int64_t pieces = (p.outer * End::weights + kColumns - 1) / kColumns, all = std::max(1, p.ends[p.groups - 1]);
     // Tasks enough that no thread waits long for another; more would pack the same weights too often.
-    const int64_t shares = std::min(2 * p.threads, (4 * p.threads + whole - 1) / whole);
+    const int64_t tasks = 4 * p.threads, most = 2 * p.threads;
 #pragma omp parallel num_threads(p.threads)
     {
         TileConfig tiles;
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < p.groups * pieces * shares; i++) {
-            const int64_t group = i / shares / pieces, begin = group ? p.ends[group - 1] : 0;
-            Range rows = piece(p.ends[group] - begin, shares, i % shares);
+        for (int64_t i = 0; i < p.groups * pieces * most; i++) {
+            const int64_t group = i / most / pieces, begin = group ? p.ends[group - 1] : 0, count = p.ends[group] - begin;
+            const int64_t shares = std::min(most, (tasks * count + all * pieces - 1) / (all * pieces));
+            if (i % most >= shares) continue;
+            Range rows = piece(count, shares, i % most);
             if (!rows.size()) continue;
             rows = {begin + rows.begin, begin + rows.end};
-            const Range columns = piece(p.outer, pieces, i / shares % pieces);
+            const Range columns = piece(p.outer, pieces, i / most % pieces);
             if (p.wide_weights) task<float, End>(p, group, rows, columns);
             else task<bf16, End>(p, group, rows, columns);
         }

@@ -97,7 +97,13 @@ def test_bfloat16_layers_are_as_near_to_float64_as_rounding_allows(name, bias, s
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("inner", "outer", "ends"),
-    [(64, 96, [0, 5, 300, 300, 700]), (1024, 544, [10, 1200]), (1056, 32, [1]), (512, 512, [129])],
+    [
+        (64, 96, [0, 5, 300, 300, 700]),
+        (1024, 544, [10, 1200]),
+        (1056, 32, [1]),
+        (512, 512, [129]),
+        (64, 64, [2, 1903, 1910]),
+    ],
 )
 def test_grouped_products_are_as_near_to_float64_as_rounding_allows(inner, outer, ends, dtype):
     torch.manual_seed(0)

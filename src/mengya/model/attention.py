@@ -66,18 +66,19 @@ def _call(function: str, qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor |
     # Tables of one row serve all rows. The kernel believes what it is told.
     assert cos.shape == sin.shape and cos.shape in ((1, time, 1, head_dim // 2), (batch, time, 1, head_dim // 2))
     assert cos.dtype == sin.dtype == torch.float32 and (starts is None or starts.dtype == torch.int32)
+    assert all(t.is_contiguous() for t in tensors.values())
     tensors = tensors | {"qkv": qkv.contiguous(), "cos": cos.contiguous(), "sin": sin.contiguous()}
     if starts is not None:
         tensors["starts"] = starts.contiguous()
     problem = AttentionProblem(
         batch=batch, time=time, heads=heads, kv_heads=(qkv.shape[2] - heads) // 2, head_dim=head_dim,
-        scale=head_dim**-0.5, threads=torch.get_num_threads(), rope_row=0 if len(cos) == 1 else cos[0].numel(),
+        scale=head_dim**-0.5, threads=torch.get_num_threads(), rope_row=0 if len(cos) == 1 else time * head_dim // 2,
         **{name: t.data_ptr() for name, t in tensors.items()},
     )  # fmt: skip
     library = attention_library()
     assert library is not None, "called without asking uses_kernel"
     if qkv.numel():
-        library[function](ctypes.byref(problem))
+        getattr(library, function)(ctypes.byref(problem))
 
 
 @torch.library.custom_op("mengya::attention", mutates_args=())

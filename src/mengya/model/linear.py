@@ -38,7 +38,7 @@ def project_joined(x: Tensor, *layers: nn.Linear) -> Tensor:
     """The outputs of linear layers that share their input, side by side.
 
     While training they are one matrix product: the weights are cast anyway, and the concatenation rides along. Without
-    gradients the weights already have the right type, and copying them would double the traffic of every token.
+    gradients the weights already have the right type; then the outputs are put together, which are smaller.
     """
     if not torch.is_grad_enabled():
         return torch.cat(project(x, *layers), dim=-1)
@@ -114,7 +114,7 @@ def _call_products(
     )  # fmt: skip
     library = products_library()
     assert library is not None, "called without asking whether it serves"
-    library[function](ctypes.byref(problem))
+    getattr(library, function)(ctypes.byref(problem))
 
 
 def multiply_groups(x: Tensor, weight: Tensor, ends: Tensor | None, transposed: bool, out: Tensor) -> None:

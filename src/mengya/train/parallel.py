@@ -39,12 +39,11 @@ class Root(nn.Module):
 
 def _total_norm(gradients: list[Tensor]) -> Tensor:
     """The norm of all of them together, over all ranks if they are divided."""
-    if any(isinstance(g, DTensor) or g.device.type != "cpu" for g in gradients):
-        norm = torch.nn.utils.get_total_norm(gradients)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-    # On a CPU torch's norm is single-threaded, and further off.
-    squares = [torch.dot(flat, flat) for flat in (g.flatten() for g in gradients)]
-    return torch.stack(squares).sum().sqrt()
+    if all(g.device.type == "cpu" and not isinstance(g, DTensor) for g in gradients):
+        # A tensor's norm takes one thread there and loses digits; those of its rows take all, and no sum is divided.
+        gradients = [torch.linalg.vector_norm(g, dim=-1) for g in gradients]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 class Engine:

@@ -143,14 +143,18 @@ class TrainingConfig:
 
 
 def prepare_model(model: CausalLM, settings: TrainingConfig) -> tuple[CausalLM, bool]:
-    """Move to the device, set the activations' type, compile the layers. Returns the model and whether it compiles."""
+    """Move to the device, set the activations' type, compile the layers; on a CPU, set the process's allocator.
+
+    Returns the model and whether it compiles.
+    """
     if settings.seq_len > model.config.max_position_embeddings:
         raise UserError(
             f"seq_len={settings.seq_len} is longer than the model's context of "
             f"{model.config.max_position_embeddings}; lower it"
         )
-    runtime.keep_freed_memory()
     device = runtime.pick_device()
+    if device == "cpu":
+        runtime.keep_freed_memory()
     if not (ranks.launched() and settings.parallel in ("fsdp", "deepspeed")):  # which move it part by part
         model.to(device)
     model.model.compute_dtype = runtime.pick_dtype(settings.dtype, device)

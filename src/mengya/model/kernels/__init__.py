@@ -71,7 +71,7 @@ def _load(name: str, structure: type[ctypes.Structure], functions: tuple[str, ..
         )
         return None
     for function in functions:
-        library[function].argtypes, library[function].restype = (ctypes.POINTER(structure),), None
+        getattr(library, function).argtypes, getattr(library, function).restype = (ctypes.POINTER(structure),), None
     return library
 
 

@@ -25,6 +25,7 @@ struct Rotation {
         __m512 cosine = _mm512_loadu_ps(cos + at);
         return i < ND ? _mm512_fmsub_ps(own, cosine, sine) : _mm512_fmadd_ps(own, cosine, sine);
     }
+    // The transpose: what a gradient goes through.
     __m512 turn_back(int64_t t, int i, __m512 own, __m512 paired) const {
         return turn(t, i, own, _mm512_sub_ps(_mm512_setzero_ps(), paired));
     }
@@ -96,7 +97,7 @@ void turn_tiles(const float* from, __m512 factor, float* to) {
     }
 }
 
-// Writes tiles [token][dim] of 16 tokens as rows of bf16, times a factor; a rotation, if given, is undone. Row j of the
+// Writes tiles [token][dim] of 16 tokens as rows of bf16, times a factor; a rotation, if given, is transposed. Row j of the
 // tiles is token first + j + j / 4 * spread. Written past the caches: whoever reads it comes too late to find it there.
 template <int ND>
 void write_rows(const float* tiles, float scale, const Rotation<ND>* rotation, bf16* to, int64_t stride, int64_t first,

@@ -9,6 +9,8 @@
 // A library's product is compiled for the number of its rows, which changes for every expert in every step; these are
 // not. Weights are rounded to bf16 while they are packed into the tile layout, so no rounded copy of them is ever kept.
 // A plain C interface without torch headers. Every sum has a fixed order, whatever the number of threads.
+#include <vector>
+
 #include "tiles.h"
 
 // Mirrored in kernels/__init__.py. Everything is row-major without gaps, inner and outer multiples of 32.
@@ -188,8 +190,14 @@ void multiply_rows(const Problem& p, int64_t first, int64_t count, const bf16* p
     }
 }
 
+struct Task {
+    int64_t group;
+    Range rows, columns;
+};
+
 template <class W, class End>
-void task(const Problem& p, int64_t group, Range rows, Range columns) {
+void multiply_task(const Problem& p, const Task& task) {
+    const Range rows = task.rows, columns = task.columns;
     const int64_t width = columns.size() * End::weights;
     arena.reset(p.inner * width * 2 + kRows * width * 4 + 32 * kInner * 2 + 4096);
     bf16* packed = arena.take<bf16>(p.inner * width);
@@ -197,7 +205,7 @@ void task(const Problem& p, int64_t group, Range rows, Range columns) {
     bf16* spare = arena.take<bf16>(32 * kInner);
     for (int64_t j = 0; j < width; j += 32) {
         const int64_t column = columns.begin + j / 32 / End::weights * 32;
-        const W* weight = (const W*)(j / 32 % End::weights ? p.up_weight : p.weight) + group * p.group_stride;
+        const W* weight = (const W*)(j / 32 % End::weights ? p.up_weight : p.weight) + task.group * p.group_stride;
         for (int64_t k = 0; k < p.inner; k += 32) {
             bf16* tiles = packed + j * p.inner + k * 32;
             if (p.transposed) pack_transposed(weight + column * p.inner + k, p.inner, tiles);
@@ -208,25 +216,32 @@ void task(const Problem& p, int64_t group, Range rows, Range columns) {
         multiply_rows<End>(p, row, std::min(kRows, rows.end - row), packed, columns, sums, spare);
 }
 
+// Tasks enough that no thread waits long for another; more would pack the same weights too often.
+template <class End>
+std::vector<Task> divide(const Problem& p) {
+    std::vector<Task> tasks;
+    const int64_t pieces = (p.outer * End::weights + kColumns - 1) / kColumns, all = p.ends[p.groups - 1] * pieces;
+    for (int64_t group = 0, begin = 0; group < p.groups; begin = p.ends[group++]) {
+        const int64_t count = p.ends[group] - begin;
+        const int64_t shares = count ? std::min(2 * p.threads, (4 * p.threads * count + all - 1) / all) : 0;
+        for (int64_t i = 0; i < pieces * shares; i++) {
+            const Range rows = piece(count, shares, i % shares);
+            if (rows.size()) tasks.push_back({group, {begin + rows.begin, begin + rows.end}, piece(p.outer, pieces, i / shares)});
+        }
+    }
+    return tasks;
+}
+
 template <class End>
 void run(const Problem& p) {
-    const int64_t pieces = (p.outer * End::weights + kColumns - 1) / kColumns, all = std::max(1, p.ends[p.groups - 1]);
-    // Tasks enough that no thread waits long for another; more would pack the same weights too often.
-    const int64_t tasks = 4 * p.threads, most = 2 * p.threads;
+    const std::vector<Task> tasks = divide<End>(p);
 #pragma omp parallel num_threads(p.threads)
     {
         TileConfig tiles;
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < p.groups * pieces * most; i++) {
-            const int64_t group = i / most / pieces, begin = group ? p.ends[group - 1] : 0, count = p.ends[group] - begin;
-            const int64_t shares = std::min(most, (tasks * count + all * pieces - 1) / (all * pieces));
-            if (i % most >= shares) continue;
-            Range rows = piece(count, shares, i % most);
-            if (!rows.size()) continue;
-            rows = {begin + rows.begin, begin + rows.end};
-            const Range columns = piece(p.outer, pieces, i / most % pieces);
-            if (p.wide_weights) task<float, End>(p, group, rows, columns);
-            else task<bf16, End>(p, group, rows, columns);
+        for (size_t i = 0; i < tasks.size(); i++) {
+            if (p.wide_weights) multiply_task<float, End>(p, tasks[i]);
+            else multiply_task<bf16, End>(p, tasks[i]);
         }
         _mm_sfence();  // other threads may see the results only after this
     }

@@ -1,4 +1,4 @@
-// AMX tiles of bf16: products, operand layouts and the exponential, for the kernels of this folder.
+// AMX tiles of bf16: products, transposition and the exponential, for the kernels of this folder.
 #pragma once
 #include <immintrin.h>
 #include <sys/syscall.h>

@@ -58,6 +58,31 @@ def test_rows_that_two_ranks_cannot_share_are_refused_once_before_anything_runs(
     assert not (project / "run").exists()
 
 
+REFUSED_BY_A_SLOW_RANK_0 = """
+import threading
+from mengya import ranks
+from mengya.errors import UserError
+
+first_to_fail, ranks.time.sleep = ranks._first_to_fail, lambda seconds: None
+def late(store):
+    threading.Event().wait(2 if ranks.is_main() else 0)
+    return first_to_fail(store)
+ranks._first_to_fail = late
+def refuse():
+    raise UserError("why")
+try:
+    with ranks.group():
+        ranks.on_main(refuse)
+except UserError as error:
+    print(error)
+    raise SystemExit(2) from None
+"""
+
+
+def test_a_rank_that_follows_rank_0_leaves_the_last_word_to_it(launch_ranks):
+    assert launch_ranks("-c", REFUSED_BY_A_SLOW_RANK_0).wait() == [(2, "why\n"), (2, "")]
+
+
 def test_an_interrupted_run_of_two_ranks_is_ended_by_one_and_a_second_run_is_kept_out(launch_ranks, mengya, project):
     recipe = ("run", "tiny.toml", "pretrain.steps=120", "pretrain.checkpoint_every=40")
     two = launch_ranks("-m", "mengya", *recipe, "--out", "two", cwd=project)

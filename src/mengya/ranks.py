@@ -24,6 +24,10 @@ _TIMEOUT = timedelta(days=365)
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused")
 
 
+class _Followed(SystemExit):
+    """This rank ends because rank 0 did, which tells why."""
+
+
 def launched() -> bool:
     """Whether torchrun (or another launcher that sets its variables) has started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
@@ -66,7 +70,7 @@ def group() -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            if not _first_to_fail(store):
+            if isinstance(error, _Followed) or not _first_to_fail(store):
                 time.sleep(20)  # torchrun ends all ranks when one ends, this one, too: let the first say why
                 raise SystemExit(_exit_code(error)) from None
             if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST):
@@ -112,7 +116,7 @@ def on_main(work: Callable[[], T]) -> T:
         # The device names the backend: gloo, on which waiting has no limit and blocks no accelerator.
         dist.broadcast_object_list(answer, 0, device=torch.device("cpu"))
     if answer[1] is not None:
-        raise SystemExit(answer[1])
+        raise _Followed(answer[1])
     return answer[0]
 
 

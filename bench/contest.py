@@ -66,9 +66,9 @@ def ours(task: Task) -> Iterator[float]:
     """The project's own loop."""
     import torch
 
-    from mengya.data.batch import Batch
-    from mengya.model.config import ModelConfig
-    from mengya.model.transformer import CausalLM
+    from mengya.batch import Batch
+    from mengya.model.native.config import ModelConfig
+    from mengya.model.native.transformer import CausalLM
     from mengya.train.loop import Guard, fit
     from mengya.train.objectives import language_modeling
     from mengya.train.training import TrainingConfig, make_engine, prepare_model
@@ -108,7 +108,7 @@ def peer(task: Task, mixed: bool, compiled: bool, experts: str = "eager") -> Ite
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from mengya.model.config import ModelConfig, to_hf
+    from mengya.model.native.config import ModelConfig, to_hf
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(**to_hf(ModelConfig(**task.shape), "float32", None, None))
@@ -280,8 +280,8 @@ class Worker:
 
 def summary(rounds: list[dict[str, dict]], task: Task) -> dict:
     """Ours against the strongest of the peers (names that begin with "peer"), medians over the rounds."""
-    from mengya.model.config import ModelConfig
-    from mengya.model.transformer import flops_per_token
+    from mengya.model.native.config import ModelConfig
+    from mengya.model.native.transformer import flops_per_token
 
     def median(value: Callable[[dict[str, dict]], float]) -> float:
         return statistics.median(map(value, rounds))

@@ -20,8 +20,8 @@ import torch
 from mengya.data.mixture import HeldoutPart, heldout_metrics
 from mengya.data.packing import BatchSource, PackedText, in_order
 from mengya.data.shards import Shards
-from mengya.model.config import ModelConfig
-from mengya.model.transformer import CausalLM
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.transformer import CausalLM
 from mengya.text.tokenizer import Tokenizer
 from mengya.train import balance
 from mengya.train.loop import Guard, fit, measure

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mengya.model.config import ModelConfig
-from mengya.model.transformer import CausalLM
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.transformer import CausalLM
 from mengya.text.tokenizer import Tokenizer, train_tokenizer
 
 MODEL = """

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from mengya.errors import UserError
 from mengya.export import export
-from mengya.model.config import ModelConfig
-from mengya.model.transformer import CausalLM
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.transformer import CausalLM
 from mengya.train.checkpoint import Checkpoints
 
 from .conftest import interrupt_after

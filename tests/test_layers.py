@@ -10,6 +10,7 @@ LAYERS = [
     {"__init__", "errors", "schema"},
     {"runtime", "ranks", "metrics", "manifest"},
     {"text"},
+    {"batch"},
     {"data", "model"},
     {"infer"},
     {"train", "evaluate", "serve"},

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mengya.model.config import ModelConfig
-from mengya.model.transformer import CausalLM, count_active_parameters, count_parameters
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.transformer import CausalLM, count_active_parameters, count_parameters
 from mengya.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent / "recipes"

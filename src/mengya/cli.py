@@ -46,7 +46,7 @@ def _help(arguments: argparse.Namespace) -> None:
 
 def _chat(arguments: argparse.Namespace) -> None:
     from mengya.infer.sampling import Sampling
-    from mengya.serve.chat import answer_questions, chat
+    from mengya.serve.terminal import answer_questions, chat
 
     sampling = Sampling(
         temperature=arguments.temperature,

@@ -9,9 +9,9 @@ import torch
 
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
-from mengya.model.config import ModelConfig
 from mengya.model.load import assemble, load_model, read_config, save_model
-from mengya.model.transformer import count_parameters
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.transformer import count_parameters
 from mengya.stage import UNFINISHED
 from mengya.text.tokenizer import Tokenizer
 from mengya.train.checkpoint import read_weights, steps_in

@@ -13,15 +13,15 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from mengya import runtime
+from mengya.batch import Batch
 from mengya.data import schoolbook
-from mengya.data.batch import Batch
 from mengya.data.files import raw_bytes
 from mengya.data.shards import Shards
 from mengya.errors import UserError
 from mengya.metrics import console, format_count, format_seconds, say
-from mengya.model.config import ModelConfig
 from mengya.model.load import read_config
-from mengya.model.transformer import CausalLM, count_active_parameters, count_parameters, flops_per_token
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.transformer import CausalLM, count_active_parameters, count_parameters, flops_per_token
 from mengya.recipe import Recipe, StageSpec
 from mengya.train.loop import Guard, fit
 from mengya.train.objectives import Objective, dpo, language_modeling

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mengya.data.batch import IGNORE
+from mengya.batch import IGNORE
 from mengya.data.packing import BatchSource, PackedGroups, PackedText, in_order, make_batch
 from mengya.data.shards import Shards, ShardWriter
 from mengya.errors import UserError

@@ -8,8 +8,8 @@ import torch
 from mengya.errors import UserError
 from mengya.evaluate.bits import bits_per_byte, take_bytes, windows
 from mengya.evaluate.scoring import log_probs
-from mengya.model.config import ModelConfig
-from mengya.model.transformer import CausalLM
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.transformer import CausalLM
 from mengya.text.tokenizer import train_tokenizer
 
 SHORT = ["春天来了", "a", "", "spring"]

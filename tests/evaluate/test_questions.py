@@ -9,8 +9,8 @@ import torch
 from mengya.errors import UserError
 from mengya.evaluate import questions as module
 from mengya.evaluate.questions import Question, accuracies, ask, grade, last_integer, read_questions
-from mengya.model.config import ModelConfig
-from mengya.model.transformer import CausalLM
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.transformer import CausalLM
 from mengya.text.tokenizer import Tokenizer, train_tokenizer
 
 FACT = Question("fact", "f1", "法国的首都是哪里？", "巴黎", ("是巴黎", "Paris"))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mengya.model.transformer import CausalLM
+from mengya.model.native.transformer import CausalLM
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mengya.errors import UserError
-from mengya.infer.engine import generate
 from mengya.infer.sampling import Sampling
+from mengya.infer.session import generate
 from mengya.model.load import save_model
-from mengya.model.transformer import CausalLM
+from mengya.model.native.transformer import CausalLM
 
 GREEDY = Sampling(temperature=0, max_new_tokens=20)
 

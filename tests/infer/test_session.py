@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mengya.errors import UserError
-from mengya.infer import engine
-from mengya.infer.engine import Session, TextStream, generate, new_cache
+from mengya.infer import session as engine
 from mengya.infer.sampling import Sampling
-from mengya.model.transformer import CausalLM
+from mengya.infer.session import Session, TextStream, generate, new_cache
+from mengya.model.native.transformer import CausalLM
 from mengya.text.tokenizer import Tokenizer
 
 GREEDY = Sampling(temperature=0, max_new_tokens=12)

@@ -2,8 +2,8 @@
 
 import torch
 
-from mengya.model.cache import KVCache
-from mengya.model.transformer import CausalLM
+from mengya.model.native.cache import KVCache
+from mengya.model.native.transformer import CausalLM
 
 
 def check_greedy_decoding(model: CausalLM, peer: torch.nn.Module, prompt: torch.Tensor) -> None:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from mengya.model.cache import KVCache
-from mengya.model.config import ModelConfig, RopeScaling
 from mengya.model.load import load_model, save_model
-from mengya.model.transformer import CausalLM, count_parameters
+from mengya.model.native.cache import KVCache
+from mengya.model.native.config import ModelConfig, RopeScaling
+from mengya.model.native.transformer import CausalLM, count_parameters
 
 from .conftest import check_greedy_decoding
 

@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from mengya.model import kernels
-from mengya.model.attention import document_mask, packed_attention, uses_kernel
-from mengya.model.rope import apply_rotary
+from mengya.model.native import kernels
+from mengya.model.native.attention import document_mask, packed_attention, uses_kernel
+from mengya.model.native.rope import apply_rotary
 
 needs_kernel = pytest.mark.skipif(
     not uses_kernel("cpu", torch.bfloat16, 64), reason="no native attention kernel here (needs AMX and a C++ compiler)"
@@ -218,7 +218,7 @@ def test_two_processes_may_build_at_once(tmp_path):
     source, cache = tmp_path / "seven.cpp", tmp_path / "cache"
     source.write_text('extern "C" int seven() { return 7; }', "utf-8")
     code = (
-        "import sys, ctypes, pathlib; from mengya.model import kernels;"
+        "import sys, ctypes, pathlib; from mengya.model.native import kernels;"
         "source, cache = map(pathlib.Path, sys.argv[1:]);"
         "assert ctypes.CDLL(str(kernels.build(source, cache))).seven() == 7"
     )

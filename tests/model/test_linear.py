@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mengya.model import kernels, linear
-from mengya.model.linear import project, swiglu, weight_gradient
+from mengya.model.native import kernels, linear
+from mengya.model.native.linear import project, swiglu, weight_gradient
 
 needs_kernels = pytest.mark.skipif(
     not kernels.supported() or kernels.weight_gradient_library() is None, reason="no AMX or no C++ compiler here"

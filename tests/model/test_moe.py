@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mengya.model.config import ModelConfig
-from mengya.model.moe import Experts, MoE, Router, grouped_linear
-from mengya.model.transformer import CausalLM, count_active_parameters, count_parameters, flops_per_token
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.moe import Experts, MoE, Router, grouped_linear
+from mengya.model.native.transformer import CausalLM, count_active_parameters, count_parameters, flops_per_token
 
 SHAPE = dict(
     hidden_size=32,

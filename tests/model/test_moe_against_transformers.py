@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Ernie4_5_MoeConfig, Qwen2MoeConfig
 
 from mengya.errors import UserError
-from mengya.model.config import ModelConfig
 from mengya.model.load import load_model, read_config, save_model
-from mengya.model.transformer import CausalLM, count_parameters
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.transformer import CausalLM, count_parameters
 
 from .conftest import check_greedy_decoding
 

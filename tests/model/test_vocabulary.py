@@ -7,10 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mengya.errors import UserError
-from mengya.model.config import ModelConfig
 from mengya.model.load import load_model, save_model
-from mengya.model.transformer import CausalLM
-from mengya.model.vocabulary import adopt_tokenizer, grow_vocabulary
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.transformer import CausalLM
+from mengya.model.native.vocabulary import adopt_tokenizer, grow_vocabulary
 from mengya.text.extension import extend_tokenizer, pieces_of_new
 from mengya.text.tokenizer import read_backend, train_tokenizer
 

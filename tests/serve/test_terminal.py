@@ -18,9 +18,9 @@ CHILD = """
 import sys
 
 import torch
-from mengya.infer.engine import Session
+from mengya.infer.session import Session
 from mengya.infer.sampling import Sampling
-from mengya.serve.chat import chat
+from mengya.serve.terminal import chat
 
 torch.set_num_threads(1)
 plain = Session.stream

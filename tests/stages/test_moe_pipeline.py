@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mengya.cli import main
-from mengya.infer.engine import Session, generate
 from mengya.infer.sampling import Sampling
+from mengya.infer.session import Session, generate
 from mengya.model.load import load_model
 from mengya.text.tokenizer import Tokenizer
 from mengya.train import checkpoint, training

@@ -6,8 +6,8 @@ import torch
 
 from mengya.data.packing import PackedGroups, PackedText, make_batch
 from mengya.data.shards import Shards, ShardWriter
-from mengya.model.config import ModelConfig
-from mengya.model.transformer import CausalLM
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.transformer import CausalLM
 
 VOCABULARY = 50
 

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from mengya import ranks, runtime
 from mengya.data.packing import PackedGroups
 from mengya.data.shards import Shards, ShardWriter
-from mengya.model.config import ModelConfig
-from mengya.model.transformer import CausalLM
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.transformer import CausalLM
 from mengya.train.objectives import Loss, dpo, language_modeling
 from mengya.train.training import Fsdp, Optim, Trainer, TrainingConfig, prepare_model
 

@@ -6,10 +6,10 @@ import re
 import pytest
 import torch
 
-from mengya.data.batch import IGNORE, Batch
+from mengya.batch import IGNORE, Batch
 from mengya.errors import UserError
-from mengya.model.config import ModelConfig
-from mengya.model.moe import Routing
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.moe import Routing
 from mengya.train.balance import Balance, after_step, check, router_losses, weigh
 from mengya.train.objectives import dpo, language_modeling
 

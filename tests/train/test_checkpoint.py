@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 
 from mengya.errors import UserError
-from mengya.model.config import from_hf
+from mengya.model.native.config import from_hf
 from mengya.train import checkpoint_storage
 from mengya.train.checkpoint import Checkpoints, read_weights
 

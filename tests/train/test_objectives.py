@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
-from mengya.data.batch import IGNORE
+from mengya.batch import IGNORE
 from mengya.data.packing import make_batch
 from mengya.model.load import save_model
 from mengya.train.objectives import dpo, language_modeling, sequence_log_probs

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from mengya.errors import UserError
-from mengya.model.config import ModelConfig
+from mengya.model.native.config import ModelConfig
 from mengya.train import checkpoint_storage
 from mengya.train.checkpoint import Checkpoints
 

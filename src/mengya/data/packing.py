@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from mengya.data.batch import IGNORE, Batch
+from mengya.batch import IGNORE, Batch
 from mengya.data.shards import Shards
 from mengya.errors import UserError
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from mengya.data.batch import Batch
+from mengya.batch import Batch
 
 Copied = tuple[list[Batch], torch.cuda.Event | None]
 

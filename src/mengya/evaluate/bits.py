@@ -13,7 +13,7 @@ from typing import Protocol
 
 from mengya.errors import UserError
 from mengya.evaluate.scoring import MAX_LOGITS, Row, log_probs
-from mengya.model.transformer import CausalLM
+from mengya.model.native.transformer import CausalLM
 
 DOCUMENTS_AT_ONCE = 64  # tokenized and scored together, so that rows of like length share a batch
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from mengya.errors import UserError
 from mengya.evaluate.accuracy import Accuracy, accuracy
 from mengya.evaluate.scoring import MAX_LOGITS, Row, log_probs
-from mengya.model.transformer import CausalLM
+from mengya.model.native.transformer import CausalLM
 from mengya.text.tokenizer import Tokenizer
 
 

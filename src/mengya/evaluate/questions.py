@@ -10,9 +10,9 @@ from typing import Any
 
 from mengya.errors import UserError
 from mengya.evaluate.accuracy import Accuracy, accuracy
-from mengya.infer.engine import generate
 from mengya.infer.sampling import Sampling
-from mengya.model.transformer import CausalLM
+from mengya.infer.session import generate
+from mengya.model.native.transformer import CausalLM
 from mengya.text.tokenizer import Tokenizer
 
 METRICS = {"fact": "facts_accuracy", "addition": "addition_accuracy", "unknown": "unknown_accuracy"}

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from mengya.model.transformer import CausalLM
+from mengya.model.native.transformer import CausalLM
 
 MAX_LOGITS = 2**25  # 128 MiB of float32 logits a batch, whatever the vocabulary
 

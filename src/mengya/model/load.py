@@ -8,10 +8,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mengya.errors import UserError
-from mengya.model.config import ModelConfig, from_hf, model_type, to_hf
-from mengya.model.families import from_disk, to_disk
-from mengya.model.moe import Router
-from mengya.model.transformer import CausalLM
+from mengya.model.native.config import ModelConfig, from_hf, model_type, to_hf
+from mengya.model.native.families import from_disk, to_disk
+from mengya.model.native.moe import Router
+from mengya.model.native.transformer import CausalLM
 
 WEIGHTS = "model.safetensors"
 SHARD_INDEX = "model.safetensors.index.json"

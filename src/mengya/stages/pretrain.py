@@ -9,10 +9,10 @@ from mengya.data.packing import PackedText, Packer
 from mengya.data.shards import Shards
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
-from mengya.model.config import ModelConfig
 from mengya.model.load import load_model, save_model
-from mengya.model.transformer import CausalLM, count_active_parameters, count_parameters
-from mengya.model.vocabulary import adopt_tokenizer
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.transformer import CausalLM, count_active_parameters, count_parameters
+from mengya.model.native.vocabulary import adopt_tokenizer
 from mengya.schema import InputPath, InputPaths, config
 from mengya.text.tokenizer import Tokenizer, read_backend
 from mengya.train import balance

@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mengya.data.batch import IGNORE, Batch
+from mengya.batch import IGNORE, Batch
 from mengya.errors import UserError
-from mengya.model.config import ModelConfig
-from mengya.model.moe import MoE, Routing
-from mengya.model.transformer import CausalLM
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.moe import MoE, Routing
+from mengya.model.native.transformer import CausalLM
 from mengya.schema import config
 
 LOAD = "expert_load"

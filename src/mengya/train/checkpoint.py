@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from mengya import ranks
 from mengya.errors import UserError
 from mengya.metrics import say
-from mengya.model.config import ModelConfig, to_hf
+from mengya.model.native.config import ModelConfig, to_hf
 from mengya.train.checkpoint_storage import Saved, Writer, hidden, reader, recover, remove, steps_in, verify
 
 __all__ = ["Checkpoints", "Saved", "read_weights", "steps_in"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mengya import ranks
-from mengya.data.batch import Batch
+from mengya.batch import Batch
 from mengya.data.prefetch import prefetch
 from mengya.errors import UserError
 from mengya.train.objectives import Loss

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mengya.data.batch import Batch
-from mengya.model.moe import Routing
-from mengya.model.transformer import CausalLM
+from mengya.batch import Batch
+from mengya.model.log_probs import linear_cross_entropy, token_log_probs
+from mengya.model.native.moe import Routing
+from mengya.model.native.transformer import CausalLM
 from mengya.train.balance import DEFAULT, Balance, router_losses, weigh
-from mengya.train.linear_cross_entropy import linear_cross_entropy, token_log_probs
 
 
 class Loss(NamedTuple):

@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mengya import ranks
-from mengya.data.batch import Batch
-from mengya.model.transformer import CausalLM
+from mengya.batch import Batch
+from mengya.model.native.transformer import CausalLM
 from mengya.train.objectives import Loss, Objective
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]

@@ -18,16 +18,16 @@ from mengya.data.packing import BatchSource, Packer, in_order, rows_per_rank
 from mengya.errors import UserError
 from mengya.metrics import MetricsLog, ProgressLine, format_count, say
 from mengya.model.load import assemble
-from mengya.model.transformer import CausalLM, flops_per_token
+from mengya.model.native.transformer import CausalLM, flops_per_token
 from mengya.schema import HOW, Count, Natural, Positive, config
 from mengya.train.balance import Balance
 from mengya.train.checkpoint import Checkpoints, read_weights
+from mengya.train.engines.deepspeed import Zero, read_settings, wanted_values
 from mengya.train.loop import Guard, Metrics, fit, measure
 from mengya.train.objectives import Objective
 from mengya.train.optimizer import make_adamw
 from mengya.train.parallel import Engine, Replicated, Sharded
 from mengya.train.schedule import make_schedule
-from mengya.train.zero import Zero, read_settings, wanted_values
 
 _BEST = "best"
 

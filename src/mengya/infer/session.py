@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mengya.errors import UserError
 from mengya.infer.sampling import Sampling, sample
-from mengya.model.cache import KVCache
-from mengya.model.transformer import CausalLM, project
+from mengya.model.native.cache import KVCache
+from mengya.model.native.transformer import CausalLM, project
 from mengya.text.tokenizer import Tokenizer
 
 Message = dict[str, str]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mengya.errors import UserError
-from mengya.model.config import ModelConfig
+from mengya.model.native.config import ModelConfig
 
 
 class KVCache:

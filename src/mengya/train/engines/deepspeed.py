@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from mengya import ranks
-from mengya.data.batch import Batch
+from mengya.batch import Batch
 from mengya.errors import UserError
-from mengya.model.transformer import CausalLM, DecoderLayer
+from mengya.model.native.transformer import CausalLM, DecoderLayer
 from mengya.train.objectives import Loss, Objective
 from mengya.train.parallel import Engine, MakeOptimizer, no_moments
 

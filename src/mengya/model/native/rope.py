@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from mengya.model.config import ModelConfig, RopeScaling
+from mengya.model.native.config import ModelConfig, RopeScaling
 
 
 def _frequencies(theta: float | Tensor, dim: int) -> Tensor:

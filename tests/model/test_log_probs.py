@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mengya.data.batch import IGNORE
+from mengya.batch import IGNORE
+from mengya.model.log_probs import UNIT, linear_cross_entropy, token_log_probs
 from mengya.runtime import compiler_missing
-from mengya.train.linear_cross_entropy import UNIT, linear_cross_entropy, token_log_probs
 
 SIZE, ENTRIES = 16, 37
 CHUNK = 2048

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mengya.model.kernels import (
+from mengya.model.native.kernels import (
     Factor,
     ProductsProblem,
     WeightGradientProblem,

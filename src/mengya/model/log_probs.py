@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from mengya.data.batch import IGNORE
-from mengya.model.linear import output_gradient, output_projection
+from mengya.batch import IGNORE
+from mengya.model.native.linear import output_gradient, output_projection
 
 UNIT = 256
 """Rows are filled up to a multiple of so many, because a CPU's library compiles a product for every number it meets."""

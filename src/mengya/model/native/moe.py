@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mengya.model.config import ModelConfig
-from mengya.model.linear import served, swiglu_groups
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.linear import served, swiglu_groups
 
 
 class Routing(NamedTuple):

@@ -10,10 +10,10 @@ from typing import Literal, TextIO
 import torch
 
 from mengya.errors import UserError
-from mengya.infer.engine import Session
 from mengya.infer.sampling import Sampling
+from mengya.infer.session import Session
 from mengya.model.load import load_model
-from mengya.model.transformer import CausalLM
+from mengya.model.native.transformer import CausalLM
 from mengya.runtime import pick_device
 from mengya.text.tokenizer import Tokenizer
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mengya.model.kernels import AttentionProblem, attention_library
-from mengya.model.rope import apply_rotary
+from mengya.model.native.kernels import AttentionProblem, attention_library
+from mengya.model.native.rope import apply_rotary
 
 _HEAD_DIMS = (32, 64, 96, 128)
 

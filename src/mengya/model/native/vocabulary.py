@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mengya.errors import UserError
-from mengya.model.transformer import CausalLM
+from mengya.model.native.transformer import CausalLM
 from mengya.text.extension import first_difference, pieces_of_new, vocabulary
 from mengya.text.tokenizer import read_backend
 

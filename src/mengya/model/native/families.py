@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mengya.errors import UserError
-from mengya.model.config import ModelConfig
+from mengya.model.native.config import ModelConfig
 
 _State = dict[str, Tensor]
 _BIASES = ("q_proj.bias", "k_proj.bias", "v_proj.bias")

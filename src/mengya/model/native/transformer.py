@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mengya.model.attention import document_mask, packed_attention, uses_kernel
-from mengya.model.cache import KVCache
-from mengya.model.config import ModelConfig
-from mengya.model.linear import project, project_joined, swiglu
-from mengya.model.moe import MoE, Routing
-from mengya.model.rope import RotaryEmbedding, apply_rotary
+from mengya.model.native.attention import document_mask, packed_attention, uses_kernel
+from mengya.model.native.cache import KVCache
+from mengya.model.native.config import ModelConfig
+from mengya.model.native.linear import project, project_joined, swiglu
+from mengya.model.native.moe import MoE, Routing
+from mengya.model.native.rope import RotaryEmbedding, apply_rotary
 
 Tables = tuple[Tensor, Tensor]
 

@@ -200,9 +200,9 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def shape_of(recipe: Path) -> dict:
     """The model of a recipe's pretrain stage; a vocabulary that its tokenizer decides is taken as 6,400."""
-    import tomllib
+    from mengya.toml_tables import read_tables
 
-    shape = tomllib.loads(recipe.read_text(encoding="utf-8"))["pretrain"]["model"]
+    shape = read_tables(recipe)["pretrain"]["model"]
     return {"vocab_size": 6400} | shape
 
 

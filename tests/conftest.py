@@ -152,6 +152,17 @@ def interrupt_after(step: int, times: int = 1) -> str:
     return in_each_step(f"if self.seen == {step}: " + "os.kill(os.getpid(), signal.SIGINT); " * times)
 
 
+def corpus_does(statement: str) -> str:
+    """A `setup` with which the corpus stage executes `statement`; `real(*arguments)` is what it does otherwise."""
+    return f"""
+import dataclasses, time, mengya.stages.corpus as module
+real = module.run
+def changed(*arguments):
+    {statement}
+module.STAGE = dataclasses.replace(module.STAGE, run=changed)
+"""
+
+
 class Ranks:
     """The processes of one run: `python …`, once a rank, with torchrun's variables."""
 

@@ -12,7 +12,7 @@ import traceback
 
 import torch  # noqa: F401
 
-from mengya import cli, recipe, runtime, stage  # noqa: F401
+from mengya import cli, recipe, runner, runtime  # noqa: F401
 from mengya.stages import corpus, dpo, evaluate, pretrain, sft, tokenize, tokenizer  # noqa: F401
 
 

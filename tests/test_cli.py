@@ -13,7 +13,7 @@ import pytest
 from mengya import __version__
 from mengya.stages import MODULES
 
-from .conftest import in_each_step, interrupt_after
+from .conftest import corpus_does, in_each_step, interrupt_after
 
 
 def test_a_run_ends_with_0_and_says_what_it_does(project, mengya):
@@ -97,7 +97,7 @@ def test_a_closed_pipe_ends_quietly(project):
 
 
 def test_a_fault_of_ours_shows_its_traceback(project, mengya):
-    setup = "import mengya.stages.corpus as c\ndef fail(*_): raise ZeroDivisionError('ours')\nc.run = fail"
+    setup = corpus_does("raise ZeroDivisionError('ours')")
     result = mengya("run", "tiny.toml", "--out", "run", setup=setup)
     assert result.code == 1 and "ZeroDivisionError: ours" in result.err
 
@@ -167,14 +167,14 @@ def test_a_killed_run_goes_on_without_gaps(project, start, mengya):
 
 
 def test_an_interrupt_before_training(project, mengya):
-    setup = "import mengya.stages.corpus as c\ndef stop(*_): raise KeyboardInterrupt\nc.run = stop"
+    setup = corpus_does("raise KeyboardInterrupt")
     result = mengya("run", "tiny.toml", "--out", "run", setup=setup)
     assert result.code == 130 and "the same command goes on" in result.err
     assert mengya("run", "tiny.toml", "--until", "corpus", "--out", "run").code == 0
 
 
 def test_a_second_run_in_the_same_directory_is_refused(project, start, mengya):
-    setup = "import time, mengya.stages.corpus as c\nr = c.run\nc.run = lambda *a: (time.sleep(0.5), r(*a))"
+    setup = corpus_does("time.sleep(0.5); real(*arguments)")
     first = start("run", "tiny.toml", "--until", "corpus", "--out", "run", setup=setup)
     wait_for(lambda: (project / "run" / "corpus.partial").exists())
     second = mengya("run", "tiny.toml", "--out", "run")

@@ -15,7 +15,7 @@ from mengya.evaluate.questions import read_questions
 from mengya.model.native.transformer import count_parameters
 from mengya.recipe import load_recipe, parse_recipe
 from mengya.schema import fields_of
-from mengya.stages import MODULES
+from mengya.stages import MODULES, load_stage
 
 ROOT = Path(__file__).parent.parent
 PAIRS = [("README.md", "README.zh.md"), ("docs/guide.md", "docs/guide.zh.md")]
@@ -93,7 +93,7 @@ def test_commands_parse_and_their_overrides_validate(name, monkeypatch):
                 cli.main([words[0], "--help"])
             assert stop.value.code == 0, words
             continue
-        parsed = cli._parse(words)
+        _, parsed = cli._parse(words)
         if words[0] in ("run", "plan"):
             recipe = load_recipe(ROOT / parsed.recipe, parsed.overrides, check_paths=False)
             assert getattr(parsed, "until", None) in (None, *(stage.name for stage in recipe.stages))
@@ -102,9 +102,7 @@ def test_commands_parse_and_their_overrides_validate(name, monkeypatch):
 
 
 def has_key(stage: str, path: list[str]) -> bool:
-    import importlib
-
-    owner = importlib.import_module(MODULES[stage]).Config
+    owner = load_stage(stage).config
     for part in path:
         if owner is None or part not in fields_of(owner):
             return False

@@ -1,6 +1,5 @@
 """`mengya help`: every key of every stage, as TOML that a recipe can use."""
 
-import importlib
 import re
 import tomllib
 
@@ -10,13 +9,13 @@ from pydantic import TypeAdapter
 from mengya.errors import UserError
 from mengya.help import stage_help, stages_help
 from mengya.schema import fields_of
-from mengya.stages import MODULES
+from mengya.stages import MODULES, load_stage
 
 SAMPLES = {"int": "2", "float": "2.0", "str": '"@corpus"', "bool": "true"}
 
 
 def config_class(name: str) -> type:
-    return importlib.import_module(MODULES[name]).Config
+    return load_stage(name).config
 
 
 def filled(text: str) -> str:

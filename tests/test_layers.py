@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "mengya"
 LAYERS = [
-    {"__init__", "errors", "schema"},
+    {"__init__", "errors", "schema", "stage"},
     {"runtime", "ranks", "metrics", "manifest"},
     {"text"},
     {"batch"},
@@ -15,9 +15,11 @@ LAYERS = [
     {"infer"},
     {"train", "evaluate", "serve"},
     {"stages"},
+    {"toml_tables"},
     {"recipe"},
-    {"stage", "plan", "help"},
+    {"runner", "plan", "help"},
     {"export"},
+    {"commands"},
     {"cli"},
     {"__main__"},
 ]

@@ -7,6 +7,8 @@ import pytest
 from mengya import plan
 from mengya.errors import UserError
 from mengya.recipe import load_recipe
+from mengya.stages.estimates import BYTES_PER_TOKEN
+from mengya.train import estimate
 
 from .conftest import MODEL
 
@@ -40,24 +42,24 @@ def printed(capsys) -> tuple[str, dict]:
 
 def test_a_plan_counts_steps_and_time_and_writes_nothing(recipe, tmp_path, capsys, monkeypatch):
     seconds = []
-    measure = plan._measure
+    measure = estimate.measure
 
     def remember(*arguments, **options):
         seconds.append(measure(*arguments, **options, seconds=0.2))
         return seconds[-1]
 
-    monkeypatch.setattr(plan, "_measure", remember)
+    monkeypatch.setattr(estimate, "measure", remember)
     plan.print_plan(load_recipe(recipe, []), tmp_path / "run")
     out, summary = printed(capsys)
     bytes_of_text = len("春天来了，小草发芽。".encode()) * 500
-    steps = round(2 * bytes_of_text / plan._BYTES_PER_TOKEN / 128)
+    steps = round(2 * bytes_of_text / BYTES_PER_TOKEN / 128)
     assert f" {steps} " in out
     assert seconds[0].step * steps < summary["seconds"] < seconds[0].step * steps * 3 + 60
     assert summary["disk_bytes"] > 0 and not (tmp_path / "run").exists()
 
 
 def test_more_steps_take_more_time(recipe, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(plan, "_measure", lambda *_, **__: plan._Measured(1.0, 0.5, 10**9))
+    monkeypatch.setattr(estimate, "measure", lambda *_, **__: estimate.Measured(1.0, 0.5, 10**9))
     totals = []
     for steps in (100, 300):
         plan.print_plan(load_recipe(recipe, [f"pretrain.steps={steps}"]), tmp_path / "run")
@@ -94,17 +96,17 @@ def test_a_stage_of_another_name_is_planned_with_its_own_data_and_a_grown_vocabu
 ):
     shapes = []
 
-    def measure(settings, shape, pairs):
+    def measure(settings, shape, make_objective, per_count):
         shapes.append(shape)
-        return plan._Measured(1.0, 0.5, 10**9)
+        return estimate.Measured(1.0, 0.5, 10**9)
 
-    monkeypatch.setattr(plan, "_measure", measure)
+    monkeypatch.setattr(estimate, "measure", measure)
     recipe.write_text(recipe.read_text(encoding="utf-8") + CONTINUED, encoding="utf-8")
     plan.print_plan(load_recipe(recipe, ['pretrain_2.shards=["@tokenize_2", "@tokenize"]']), tmp_path / "run")
     out, summary = printed(capsys)
     assert [shape.vocab_size for shape in shapes] == [300, 350]
     bytes_of_text = len("春天来了，小草发芽。".encode()) * 500
-    assert f" {round(3 * bytes_of_text / plan._BYTES_PER_TOKEN / 128)} " in out  # the second tokenizes the text twice
+    assert f" {round(3 * bytes_of_text / BYTES_PER_TOKEN / 128)} " in out  # the second tokenizes the text twice
     assert "pretrain_2" in out and summary["seconds"] > 0
 
 
@@ -112,7 +114,7 @@ def test_experts_are_counted_in_all_and_at_work(recipe, tmp_path, capsys, monkey
     experts = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
     overrides = [f"pretrain.model.{key}={value}" for key, value in experts.items()]
     loaded = load_recipe(recipe, [*overrides, "pretrain.balance.bias_update_rate=0.001"])
-    monkeypatch.setattr(plan, "_measure", lambda *_, **__: plan._Measured(0.1, 0.1, 1))
+    monkeypatch.setattr(estimate, "measure", lambda *_, **__: estimate.Measured(0.1, 0.1, 1))
     plan.print_plan(loaded, tmp_path / "run")
     # embedding 300 x 32, attention 32 x 96, router 8 x 32, three norms; an expert 3 x 32 x 32
     rest = 300 * 32 + 32 * 96 + 8 * 32 + 3 * 32

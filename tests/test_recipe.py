@@ -1,5 +1,7 @@
 """Recipes: overrides, validation with all problems at once, and the wiring between stages."""
 
+import json
+
 import pytest
 
 from mengya.errors import UserError
@@ -10,8 +12,9 @@ from .conftest import MODEL
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """write(text) -> path of a recipe, in the current directory, beside a file called text.txt."""
+    """write(text) -> path of a recipe, in the current directory, beside a file text.txt and a directory here/."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
     (tmp_path / "text.txt").write_text("text", encoding="utf-8")
 
     def write(text: str):
@@ -36,7 +39,7 @@ def problems(path, *overrides) -> list[str]:
 
 
 def test_stages_keep_the_order_of_the_file_and_the_name_is_that_of_the_file(write):
-    recipe = load_recipe(write('[corpus]\npath = "text.txt"\n[tokenize]\ntokenizer = "text.txt"\n'), [])
+    recipe = load_recipe(write('[corpus]\npath = "text.txt"\n[tokenize]\ntokenizer = "here"\n'), [])
     assert recipe.name == "r"
     assert [stage.name for stage in recipe.stages] == ["corpus", "tokenize"]
 
@@ -75,11 +78,11 @@ def test_the_last_override_wins(write):
 
 
 def test_nested_overrides_create_tables_and_replace_single_keys(write):
-    path = write(f"[pretrain]\nshards = 'text.txt'\noptim.lr = 1.0\noptim.eps = 2.0\n{MODEL}")
+    path = write(f"[pretrain]\nshards = 'here'\noptim.lr = 1.0\noptim.eps = 2.0\n{MODEL}")
     config = configs(path, "pretrain.optim.lr=1e-5", "pretrain.model.hidden_size=64")["pretrain"]
     assert (config.optim.lr, config.optim.eps) == (1e-5, 2.0)
     assert (config.model.hidden_size, config.model.num_hidden_layers) == (64, 1)
-    config = configs(write(f"[pretrain]\nshards = 'text.txt'\n{MODEL}"), "pretrain.optim.lr=2")["pretrain"]
+    config = configs(write(f"[pretrain]\nshards = 'here'\n{MODEL}"), "pretrain.optim.lr=2")["pretrain"]
     assert config.optim.lr == 2
 
 
@@ -131,7 +134,9 @@ def test_all_problems_are_listed_at_once_each_with_its_path_and_remedy(write):
     assert "pretrain.model.hidden_sise: there is no such key; did you mean 'hidden_size'?" in lines
     assert "pretrain.model.hidden_size: must be set; see `mengya help pretrain`" in lines
     assert "sft.path: 'nowhere.jsonl' does not exist; correct the path" in lines
-    assert any(line.startswith("sft.model: '@dpo' is no stage above it; there: @corpus, @tokenizer") for line in lines)
+    assert any(
+        line.startswith("sft.model: '@dpo' is not a stage above it; there: @corpus, @tokenizer") for line in lines
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,19 +152,19 @@ def test_all_problems_are_listed_at_once_each_with_its_path_and_remedy(write):
         ('[corpus]\npath=["text.txt", 3]', ["corpus.path.1: input should be a valid string (it is 3); put it in quo"]),
         ('[corpus]\npath="text.txt"\ntext_field=2', ["corpus.text_field: input should be a valid string (it is 2)"]),
         (
-            "[sft]\nmodel='text.txt'\npath='text.txt'\nseq_len=0",
+            "[sft]\nmodel='here'\npath='text.txt'\nseq_len=0",
             ["sft.seq_len: input should be greater than or equal to 1 (it is 0)"],
         ),
-        ("[sft]\nmodel='text.txt'\npath='text.txt'\noptim=3", ["sft.optim: "]),
+        ("[sft]\nmodel='here'\npath='text.txt'\noptim=3", ["sft.optim: "]),
         (
-            "[sft]\nmodel='text.txt'\npath='text.txt'\noptim.schedule='linear'",
+            "[sft]\nmodel='here'\npath='text.txt'\noptim.schedule='linear'",
             ["sft.optim.schedule: input should be 'cosine' or 'wsd' (it is 'linear')"],
         ),
         (
-            "[sft]\nmodel='text.txt'\npath='text.txt'\noptim.betas=['a', 'b']",
+            "[sft]\nmodel='here'\npath='text.txt'\noptim.betas=['a', 'b']",
             ["sft.optim.betas.0: input should be a valid number", "sft.optim.betas.1: input should be a valid number"],
         ),
-        ("[sft]\nmodel='text.txt'", ["sft.path: must be set; see `mengya help sft`"]),
+        ("[sft]\nmodel='here'", ["sft.path: must be set; see `mengya help sft`"]),
     ],
 )
 def test_messages(write, text, expected):
@@ -171,7 +176,7 @@ def test_messages(write, text, expected):
 
 def test_nested_problems_keep_their_path(write):
     rope = "[pretrain.model.rope_scaling]\nrope_type = 'yarn'\nfactr = 2"
-    lines = problems(write(f"[pretrain]\nshards = 'text.txt'\n{MODEL}{rope}"))
+    lines = problems(write(f"[pretrain]\nshards = 'here'\n{MODEL}{rope}"))
     assert "pretrain.model.rope_scaling.factr: there is no such key; did you mean 'factor'?" in lines
     assert "pretrain.model.rope_scaling.factor: must be set; see `mengya help pretrain`" in lines
 
@@ -196,12 +201,12 @@ def test_a_table_of_another_name_says_which_stage_it_is(write):
         ("corpus_zh", "corpus"),
         ("tokenizer", "tokenizer"),
     ]
-    assert recipe.stages[0].module is recipe.stages[1].module and recipe.stages[1].config.min_chars == 3
+    assert recipe.stages[0].stage is recipe.stages[1].stage and recipe.stages[1].config.min_chars == 3
     assert configs(write('[corpus]\nstage = "corpus"\npath = "text.txt"'))["corpus"].path == "text.txt"
 
 
 def test_the_files_of_a_stage_of_another_name_are_checked(write):
-    text = f'{TWICE}[evaluate]\nmodels = "text.txt"\nquestions = "@corpus_zh/questions.jsonl"'
+    text = f'{TWICE}[evaluate]\nmodels = "here"\nquestions = "@corpus_zh/questions.jsonl"'
     (line,) = problems(write(text))
     assert line.startswith("evaluate.questions: questions.jsonl comes with the schoolbook")
 
@@ -214,9 +219,9 @@ def test_the_files_of_a_stage_of_another_name_are_checked(write):
         ("[zh]\nstage=3", "zh.stage: there is no stage 3; there are corpus,"),
         ("[zh]\nstage=['corpus']", "zh.stage: there is no stage ['corpus']; "),
         ("[sft]\nstage='corpus'", "sft.stage: [sft] is a stage itself; give a table that runs 'corpus' a"),
-        ("['a/b']\nstage='corpus'", "[a/b]: is no name; use letters, digits, _ and -, e.g. [corpus_2]"),
-        ("['.']\nstage='corpus'", "[.]: is no name; "),
-        ("['a.b']\nstage='corpus'", "[a.b]: is no name; "),
+        ("['a/b']\nstage='corpus'", "[a/b]: is not a name; use letters, digits, _ and -, e.g. [corpus_2]"),
+        ("['.']\nstage='corpus'", "[.]: is not a name; "),
+        ("['a.b']\nstage='corpus'", "[a.b]: is not a name; "),
         ("[zh]\nstage='corpus'\nzzz=1", "zh.zzz: there is no such key; see `mengya help corpus`"),
         ("[zh]\nstage='corpus'", "zh: there is no text: set path"),
         ("[zh]\nstage='corpus'\npath='gone'", "zh.path: 'gone' does not exist"),
@@ -229,7 +234,11 @@ def test_messages_about_tables_of_another_name(write, text, message):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"[corpus", "is not valid TOML"), (b"[corpus]\npath = '\xff'", "is no UTF-8 text"), (None, "there is no recipe")],
+    [
+        (b"[corpus", "is not valid TOML"),
+        (b"[corpus]\npath = '\xff'", "is not UTF-8 text"),
+        (None, "there is no recipe"),
+    ],
 )
 def test_a_recipe_that_cannot_be_read(tmp_path, content, message):
     path = tmp_path / "r.toml"
@@ -244,27 +253,152 @@ def test_a_folder_is_no_recipe(tmp_path):
         load_recipe(tmp_path, [])
 
 
+# --- a base -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_recipe_is_laid_over_its_base_key_by_key(write, tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "lowest.toml").write_text("[corpus]\nschoolbook = true\nseed = 1\nheldout = 0.5\n")
+    text = "base = 'lowest.toml'\n[corpus]\nseed = 2\n[pretrain]\nshards = 'here'\noptim.lr = 1.0\noptim.eps = 2.0\n"
+    (tmp_path / "below" / "base.toml").write_text(text + MODEL)
+    text = """base = "below/base.toml"
+[tokenizer]
+[pretrain]
+optim.lr = 3.0
+model.hidden_size = 64
+"""
+    found = configs(write(text), "corpus.min_chars=7", "pretrain.optim.eps=4")
+    assert list(found) == ["corpus", "pretrain", "tokenizer"]  # those of the base first
+    corpus, pretrain = found["corpus"], found["pretrain"]
+    assert (corpus.schoolbook, corpus.seed, corpus.heldout, corpus.min_chars) == (True, 2, 0.5, 7)
+    assert (pretrain.optim.lr, pretrain.optim.eps) == (3.0, 4.0)
+    assert (pretrain.model.hidden_size, pretrain.model.num_hidden_layers) == (64, 1)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("base = 'nowhere.toml'", "there is no recipe .*nowhere.toml'; correct `base`, which is relative to the"),
+        ("base = 'here'", "is a folder; correct `base`"),
+        ("base = ''", "base='' must be the path of a recipe"),
+        ("base = 3", "base=3 must be the path of a recipe"),
+        ("[base]\nx = 1", "base={'x': 1} must be the path of a recipe"),
+        ("base = 'r.toml'", r"its base leads back to itself \(r.toml -> r.toml\); remove one"),
+        ("base = './here/../r.toml'", r"its base leads back to itself \(r.toml -> r.toml\); remove one"),
+        ("base = 'other.toml'", r"its base leads back to itself \(r.toml -> other.toml -> r.toml\)"),
+        ("base = 'bad.toml'", "bad.toml is not valid TOML"),
+    ],
+)
+def test_a_base_that_cannot_be_followed(write, tmp_path, base, message):
+    (tmp_path / "other.toml").write_text("base = 'r.toml'\n")
+    (tmp_path / "bad.toml").write_text("[corpus")
+    with pytest.raises(UserError, match=message):
+        load_recipe(write(f"{base}\n[corpus]\nschoolbook = true\n"), [])
+
+
+def test_two_tables_of_one_name(write):
+    with pytest.raises(
+        UserError, match=r"not valid TOML: .*; a stage that comes twice needs another name, e\.g\. \[sft_2"
+    ):
+        load_recipe(write("[corpus]\nschoolbook = true\n[corpus]\nseed = 1\n"), [])
+    (line,) = problems(write("[corpus]\nschoolbook = true\n[Corpus]\nstage = 'corpus'\nschoolbook = true\n"))
+    assert line == "[Corpus]: [corpus] has this name already on disks that ignore case; choose another name"
+
+
+# --- what a reference makes -------------------------------------------------------------------------------------------
+
+WHOLE = (
+    """
+[corpus]
+schoolbook = true
+[tokenizer]
+[tokenize]
+[pretrain]
+"""
+    + MODEL
+)
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (
+            "[sft]\npath = 'text.txt'\nmodel = '@tokenize'",
+            "sft.model: '@tokenize' makes shards, not a model; use @",
+        ),
+        (
+            "[evaluate]\nmodels = ['@pretrain', '@corpus']",
+            "evaluate.models: '@corpus' makes a corpus, not a model; use @pretrain",
+        ),
+        (
+            "[evaluate]\nmodels = '@pretrain'\ncorpus = '@tokenizer'",
+            "evaluate.corpus: '@tokenizer' makes a tokenizer,",
+        ),
+        (
+            "[two]\nstage = 'pretrain'\ninit = '@pretrain'\nshards = '@tokenizer'",
+            "two.shards: '@tokenizer' makes a token",
+        ),
+        (
+            "[sft]\npath = 'text.txt'\nmodel = 'text.txt'",
+            "sft.model: 'text.txt' is a file; give a directory that ",
+        ),
+        (
+            "[sft]\npath = 'text.txt'\nmodel = 'made'",
+            "sft.model: 'made' holds shards, not a model; give",
+        ),
+    ],
+)
+def test_a_reference_must_make_what_the_stage_reads(write, tmp_path, stage, message):
+    record = {"stage": "tokenize", "fingerprint": "0", "inputs": [], "makes": ["shards", "tokenizer"]}
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "stage.json").write_text(json.dumps(record))
+    (line,) = problems(write(f"{WHOLE}{stage}\n"))
+    assert line.startswith(message)
+
+
+def test_what_holds_several_things_can_be_used_as_each(write):
+    text = f"{WHOLE}[tokenize_2]\nstage = 'tokenize'\ntokenizer = '@pretrain'\n[tokenizer_2]\nstage = 'tokenizer'\n"
+    assert load_recipe(write(text + "extend = '@tokenize'\n"), []).stages
+
+
+def test_no_stage_above_makes_what_is_needed(write):
+    (line,) = problems(write("[corpus]\nschoolbook = true\n[sft]\npath = 'text.txt'\nmodel = '@corpus'\n"))
+    assert line.endswith("makes a corpus, not a model; no stage above it makes a model: add one, or give a path")
+
+
+def test_a_key_of_a_nested_table_is_pointed_to(write):
+    (line,) = problems(write(f"[pretrain]\nshards = 'here'\nlr = 1.0\n{MODEL}"))
+    assert line == "pretrain.lr: there is no such key; did you mean 'optim.lr'?"
+
+
 # --- wiring -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "value", ['"@corpus"', '"@corpus/sub/file.jsonl"', '["@corpus/a", "text.txt", "./"]', '"*.txt"', '["@corpus"]']
+    "value", ['"@corpus/sub/file.jsonl"', '["@corpus/a", "text.txt", "./"]', '"*.txt"', '["@corpus/b"]']
 )
 def test_references_that_can_be_followed(write, value):
-    path = write(f"[corpus]\nschoolbook = true\n[sft]\nmodel = 'text.txt'\npath = {value}\n")
+    path = write(f"[corpus]\nschoolbook = true\n[sft]\nmodel = 'here'\npath = {value}\n")
     (stage,) = load_recipe(path, []).stages[1:]
-    assert stage.references["model"] == ["text.txt"]
+    assert stage.references["model"] == ["here"]
     assert stage.references["path"] == ([stage.config.path] if value[0] == '"' else stage.config.path)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ('"@nothing"', "sft.path: '@nothing' is no stage above it; there: @corpus"),
-        ('"@dpo"', "sft.path: '@dpo' is no stage above it; there: @corpus"),
-        ('"@sft"', "sft.path: '@sft' is no stage above it; there: @corpus"),
-        ('"@"', "sft.path: '@' is no stage above it; there: @corpus"),
-        ('["@corpus", "@dpo/x"]', "sft.path: '@dpo/x' is no stage above it; there: @corpus"),
+        ('"@nothing"', "sft.path: '@nothing' is not a stage above it; there: @corpus"),
+        ('"@dpo"', "sft.path: '@dpo' stands below; a stage reads from stages above it; there: @corpus"),
+        ('"@sft"', "sft.path: '@sft' is not a stage above it; there: @corpus"),
+        ('"@"', "sft.path: '@' is not a stage above it; there: @corpus"),
+        (
+            '["@corpus/a", "@dpo/x"]',
+            "sft.path: '@dpo/x' stands below; a stage reads from stages above it; there: @corpus",
+        ),
+        (
+            '"@corpus"',
+            """sft.path: '@corpus' is a whole directory; name a file in it, e.g. "@corpus/conversations.jsonl\"""",
+        ),
         ('"nowhere/"', "sft.path: 'nowhere/' does not exist; correct the path"),
         ('"nowhere*.jsonl"', "sft.path: 'nowhere*.jsonl' does not exist; correct the path"),
         ('["text.txt", "nowhere"]', "sft.path: 'nowhere' does not exist; correct the path"),
@@ -274,8 +408,9 @@ def test_references_that_can_be_followed(write, value):
     ],
 )
 def test_references_that_lead_nowhere(write, value, message):
-    path = write(f"[corpus]\nschoolbook=true\n[sft]\nmodel='text.txt'\npath={value}\n[dpo]\npath='text.txt'\n")
-    assert problems(path) == [message]
+    path = write(f"[corpus]\nschoolbook=true\n[sft]\nmodel='here'\npath={value}\n[dpo]\npath='text.txt'\n")
+    (line,) = problems(path)
+    assert line.startswith(message)
 
 
 def test_every_missing_path_is_found_before_anything_runs(write):
@@ -285,7 +420,7 @@ def test_every_missing_path_is_found_before_anything_runs(write):
 
 
 def test_wiring_is_checked_even_where_paths_are_not(write):
-    with pytest.raises(UserError, match="'@pretrain' is no stage above it; there: none"):
+    with pytest.raises(UserError, match="'@pretrain' is not a stage above it; there: none"):
         load_recipe(write("[sft]\npath = 'nowhere'\n"), [], check_paths=False)
 
 
@@ -299,7 +434,7 @@ def test_the_schoolbooks_files_are_missed_before_anything_runs(tmp_path):
     recipe = tmp_path / "r.toml"
     (tmp_path / "text.txt").write_text("文字")
     path = tmp_path.as_posix()
-    table = f'[corpus]\npath="{path}/text.txt"\nschoolbook={{}}\n[evaluate]\nmodels="@corpus"\nquestions="@corpus/{{}}"'
+    table = f'[corpus]\npath="{path}/text.txt"\nschoolbook={{}}\n[evaluate]\nmodels="{path}"\nquestions="@corpus/{{}}"'
     recipe.write_text(table.format("false", "questions.jsonl"), encoding="utf-8")
     with pytest.raises(UserError, match=r"evaluate\.questions: questions\.jsonl comes with the schoolbook"):
         load_recipe(recipe, [])

@@ -1,15 +1,18 @@
-"""The command line; nothing else parses arguments."""
+"""The command line, made from the configs of the commands; nothing else parses arguments."""
 
 import argparse
 import errno
+import inspect
 import io
 import os
 import re
 import sys
-from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 from mengya import __version__
+from mengya.commands import MODULES, Command, load_command
 from mengya.errors import UserError
+from mengya.schema import Argument, description_of, fields_of, members, nested_config
 
 _MACHINE_FAULTS = {
     errno.ENOSPC: "the disk is full; free space, then give the same command again",
@@ -20,103 +23,55 @@ _MACHINE_FAULTS = {
 }
 
 
-def _run(arguments: argparse.Namespace) -> None:
-    from mengya import ranks
-    from mengya.recipe import load_recipe
-    from mengya.stage import run_recipe
-
-    with ranks.group():
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
-        run_recipe(recipe, arguments.out or Path("runs") / recipe.name, arguments.until)
-
-
-def _plan(arguments: argparse.Namespace) -> None:
-    from mengya.plan import print_plan
-    from mengya.recipe import load_recipe
-
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
-    print_plan(recipe, arguments.out or Path("runs") / recipe.name)
-
-
-def _help(arguments: argparse.Namespace) -> None:
-    from mengya.help import stage_help, stages_help
-
-    print(stage_help(arguments.stage) if arguments.stage else stages_help())
-
-
-def _chat(arguments: argparse.Namespace) -> None:
-    from mengya.infer.sampling import Sampling
-    from mengya.serve.terminal import answer_questions, chat
-
-    sampling = Sampling(
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        repetition_penalty=arguments.repetition_penalty,
-        max_new_tokens=arguments.max_new_tokens,
-        seed=arguments.seed,
-    )
-    if arguments.demo and not sys.stdin.isatty():
-        answer_questions(arguments.model, ["你是谁？", "法国的首都是哪里？", "37+45等于多少？"], sys.stdout)
-    else:
-        chat(arguments.model, sampling, arguments.system)
-
-
-def _export(arguments: argparse.Namespace) -> None:
-    import torch
-
-    from mengya.export import export
-
-    export(arguments.source, arguments.out, getattr(torch, arguments.dtype) if arguments.dtype else None)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="mengya", description="Grow a small language model from raw text to a chat model. 从原始文本到聊天模型。"
     )
     parser.add_argument("--version", action="version", version=f"mengya {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    for name, function, text in (
-        ("run", _run, "run a recipe; the same command again goes on where it stopped"),
-        ("plan", _plan, "what a recipe will need: parameters, FLOPs, memory, disk, time"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.set_defaults(function=function)
-        command.add_argument("recipe", type=Path, metavar="RECIPE", help="a .toml file")
-        command.add_argument("overrides", nargs="*", metavar="stage.key=value", help="change a value of the recipe")
-        command.add_argument("--out", type=Path, help="output directory (default: runs/<recipe name>)")
-        if name == "run":
-            command.add_argument("--until", metavar="STAGE", help="stop after this stage")
-
-    command = commands.add_parser("help", help="the stages, or the keys of one", description="Show a stage's keys.")
-    command.set_defaults(function=_help)
-    command.add_argument("stage", nargs="?", metavar="STAGE")
-
-    command = commands.add_parser("chat", help="talk to a model", description="Talk to a model in the terminal.")
-    command.set_defaults(function=_chat)
-    command.add_argument("model", type=Path, metavar="MODEL_DIR")
-    command.add_argument("--system", help="system prompt")
-    command.add_argument("--temperature", type=float, default=0.3, help="0 is greedy (default: %(default)s)")
-    command.add_argument("--top-k", type=int, default=0, help="0 is off (default: %(default)s)")
-    command.add_argument("--top-p", type=float, default=0.9, help="default: %(default)s")
-    command.add_argument("--repetition-penalty", type=float, default=1.0, help="default: %(default)s")
-    command.add_argument("--max-new-tokens", type=int, default=256, help="default: %(default)s")
-    command.add_argument("--seed", type=int)
-    command.add_argument("--demo", action="store_true", help="without a terminal, answer three questions and end")
-
-    text = "a Hugging Face directory from an unfinished training, a checkpoint, or a model in another type"
-    command = commands.add_parser("export", help=text, description=text)
-    command.set_defaults(function=_export)
-    command.add_argument(
-        "source",
-        type=Path,
-        metavar="RUN_OR_CHECKPOINT",
-        help="runs/x/pretrain.partial, one of its checkpoints/step-*, or a model directory",
-    )
-    command.add_argument("out", type=Path, metavar="OUT", help="must not exist")
-    command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: that of the weights")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for name in MODULES:
+        text = inspect.cleandoc(load_command(name).config.__doc__ or "")
+        command = commands.add_parser(name, help=f"{text[0].lower()}{text[1:]}".rstrip("."), description=text)
+        _add_arguments(command, load_command(name).config, {})
     return parser
+
+
+def _add_arguments(parser: argparse.ArgumentParser, cls: type, defaults: dict[str, Any]) -> None:
+    """An argument for each field of a config; the fields of a table in it are options like the others."""
+    for name, field in fields_of(cls).items():
+        default = defaults.get(name, None if field.is_required() else field.get_default(call_default_factory=True))
+        if inner := nested_config(field.annotation):
+            _add_arguments(parser, inner, vars(default))
+            continue
+        kind = members(field.annotation)[0]
+        text = inspect.cleandoc(description_of(cls, name) or "").replace("%", "%%")
+        place = next((mark for mark in field.metadata if isinstance(mark, Argument)), None)
+        options: dict[str, Any] = {"help": text, "default": default}
+        if get_origin(kind) is Literal:
+            options["choices"] = get_args(kind)
+        elif get_origin(kind) is list:
+            options |= {"nargs": "*"} if place else {"action": "append"}
+        elif kind is bool:
+            options["action"] = "store_true"
+        else:
+            options["type"] = kind
+        if place is None:
+            unset = default is None or default is False or default == []
+            options["help"] = text if unset else f"{text} Default: {default}."
+            parser.add_argument("--" + name.replace("_", "-"), dest=name, **options)
+        else:
+            if not field.is_required():
+                options.setdefault("nargs", "?")
+            parser.add_argument(name, metavar=place.metavar, **options)
+
+
+def _config(cls: type, values: dict[str, Any]) -> Any:
+    """The config that parsed values make up."""
+    own = {}
+    for name, field in fields_of(cls).items():
+        inner = nested_config(field.annotation)
+        own[name] = _config(inner, values) if inner else values[name]
+    return cls(**own)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -124,13 +79,13 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a console that has no ✓ shows a question mark
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    parsed = _parse(arguments)
+    command, config = _parse(arguments)
     try:
-        parsed.function(parsed)
+        command.run(config)
     except UserError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        again = "; the same command goes on from here 已停止，重复同一命令即可继续" if parsed.function is _run else ""
+        again = "; the same command goes on from here 已停止，重复同一命令即可继续" if command.resumes else ""
         print(f"\nstopped{again}", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -155,7 +110,7 @@ def _machine_fault(error: Exception) -> str | None:
     return f"{remedy} ({where})" if remedy and where else remedy
 
 
-def _parse(arguments: list[str] | None) -> argparse.Namespace:
+def _parse(arguments: list[str] | None) -> tuple[Command, Any]:
     """Options may stand between overrides."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
@@ -164,7 +119,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         parsed.overrides += overrides
-    return parsed
+    command = load_command(parsed.command)
+    try:
+        return command, _config(command.config, vars(parsed))
+    except UserError as error:
+        parser.error(str(error))
 
 
 def _fail(message: str) -> int:

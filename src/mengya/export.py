@@ -12,7 +12,7 @@ from mengya.metrics import format_count, say
 from mengya.model.load import assemble, load_model, read_config, save_model
 from mengya.model.native.config import ModelConfig
 from mengya.model.native.transformer import count_parameters
-from mengya.stage import UNFINISHED
+from mengya.runner import UNFINISHED
 from mengya.text.tokenizer import Tokenizer
 from mengya.train.checkpoint import read_weights, steps_in
 

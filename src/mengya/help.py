@@ -1,18 +1,16 @@
 """`mengya help`: the stages, and the schema of one as commented TOML."""
 
-import importlib
 import importlib.util
 import inspect
 import json
 import textwrap
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
 from mengya.errors import UserError
-from mengya.schema import description_of, fields_of, nested_config
-from mengya.stages import MODULES
+from mengya.schema import description_of, fields_of, members, nested_config
+from mengya.stages import MODULES, load_stage
 
 
 def stages_help() -> str:
@@ -41,7 +39,7 @@ def stage_help(name: str) -> str:
     """Commented TOML with every key of a stage and its default."""
     if name not in MODULES:
         raise UserError(f"there is no stage {name!r}; there are {', '.join(MODULES)}")
-    cls = importlib.import_module(MODULES[name]).Config
+    cls = load_stage(name).config
     return "\n".join([f"# {cls.__doc__}", f"[{name}]", *_table(cls, name)])
 
 
@@ -84,7 +82,6 @@ def _kind(annotation: Any) -> str:
         return annotation.__name__
     if get_origin(annotation) is Annotated:
         return _kind(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        members = [member for member in get_args(annotation) if member is not type(None)]
-        return " | ".join(dict.fromkeys(map(_kind, members)))
+    if members(annotation) != [annotation]:
+        return " | ".join(dict.fromkeys(map(_kind, members(annotation))))
     return str(annotation)  # list[str]

@@ -2,21 +2,21 @@
 
 import difflib
 import glob
-import importlib
 import os
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ArgsKwargs, ErrorDetails
 
+from mengya import manifest
 from mengya.errors import UserError
-from mengya.schema import fields_of, input_fields, nested_config
-from mengya.stages import MODULES
+from mengya.schema import Input, fields_of, inputs_of, nested_config
+from mengya.stage import Stage
+from mengya.stages import MODULES, load_stage
+from mengya.toml_tables import apply_overrides, read_tables
 
 
 @dataclass(frozen=True)
@@ -27,50 +27,19 @@ class StageSpec:
     """Of the table, and of its directory."""
     kind: str
     """The stage that it runs: its key `stage`, or else its name."""
-    module: ModuleType
+    stage: Stage
     config: Any
 
     @property
     def references(self) -> dict[str, list[str]]:
         """Input field -> its values: "@stage", "@stage/file" or a path; unset fields are left out."""
-        values = {name: getattr(self.config, name) for name in input_fields(type(self.config))}
-        return {name: [v] if isinstance(v, str) else list(v) for name, v in values.items() if v is not None}
+        return {name: values for name, (_, values) in inputs_of(self.config).items()}
 
 
 @dataclass(frozen=True)
 class Recipe:
     name: str
     stages: list[StageSpec]
-
-
-def _parse_override(text: str) -> tuple[list[str], Any]:
-    """`sft.optim.lr=1e-5` -> (["sft", "optim", "lr"], 1e-05). What is no TOML value is a bare string (a path, say)."""
-    key, equals, value = text.partition("=")
-    path = [part.strip() for part in key.split(".")]
-    if not equals or len(path) < 2 or not all(path):
-        raise UserError(f"cannot read the override {text!r}; write it as stage.key=value")
-    try:
-        return path, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = value.strip()
-    if (value[:1], value[-1:]) in (("[", "]"), ("{", "}")):  # a shell has eaten the quotes inside
-        example = f"""'{key.strip()}=["one", "two"]'"""
-        raise UserError(f"cannot read the list in {text!r}; quote its strings and the whole for the shell: {example}")
-    return path, value
-
-
-def _apply(tables: dict, overrides: list[str]) -> None:
-    for text in overrides:
-        path, value = _parse_override(text)
-        if path[0] not in tables:
-            known = ", ".join(tables) or "none"
-            raise UserError(f"the override {text!r} names the stage {path[0]!r}, but the recipe has only {known}")
-        table = tables
-        for part in path[:-1]:
-            table = table.setdefault(part, {})
-            if not isinstance(table, dict):
-                raise UserError(f"the override {text!r} goes through {part!r}, which is a value, not a table")
-        table[path[-1]] = value
 
 
 def _explain(name: str, kind: str, cls: type, error: ValidationError) -> list[str]:
@@ -105,7 +74,8 @@ def _locate(cls: type, location: tuple[int | str, ...]) -> tuple[list[str], type
 def _message(stage: str, keys: list[str], owner: type, problem: ErrorDetails) -> str:
     kind, given = problem["type"], problem["input"]
     if kind == "unexpected_keyword_argument":
-        near = difflib.get_close_matches(keys[-1], fields_of(owner), 1)
+        tables = [name for name, field in fields_of(owner).items() if _has_key(field, keys[-1])]
+        near = [f"{name}.{keys[-1]}" for name in tables] or difflib.get_close_matches(keys[-1], fields_of(owner), 1)
         return "there is no such key; " + (f"did you mean {near[0]!r}?" if near else f"see `mengya help {stage}`")
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"must be set; see `mengya help {stage}`"
@@ -115,33 +85,76 @@ def _message(stage: str, keys: list[str], owner: type, problem: ErrorDetails) ->
     return f"{message[0].lower()}{message[1:]}{shown}{quotes}"
 
 
+def _has_key(field: Any, key: str) -> bool:
+    """Whether a field is a table with such a key."""
+    inner = nested_config(field.annotation)
+    return inner is not None and key in fields_of(inner)
+
+
 def matches(path: str) -> list[Path]:
     """What a path or a glob names now, sorted; `~` is the home folder."""
     path = os.path.expanduser(path)
     return [Path(path)] if os.path.exists(path) else sorted(map(Path, glob.glob(path, recursive=True)))
 
 
-def _check_references(stage: StageSpec, above: dict[str, StageSpec | None], check_paths: bool) -> list[str]:
-    """An "@name" must be a stage above, and a file in it one that it writes; a path must exist: now, not in an hour."""
+def _check_references(spec: StageSpec, above: dict[str, StageSpec | None], below: set[str], paths: bool) -> list[str]:
+    """An "@name" must be a stage above that makes the right thing, a path must exist: now, not in an hour."""
     problems: list[str] = []
-    for field, values in stage.references.items():
-        where = f"{stage.name}.{field}"
+    for field, (mark, values) in inputs_of(spec.config).items():
         if not values or "" in values:
-            problems.append(f'{where}: names nothing; give a path or "@stage"')
+            problems.append(f'{spec.name}.{field}: names nothing; give a path or "@stage"')
         for value in filter(None, values):
             if value.startswith("@"):
-                target, _, inside = value[1:].partition("/")
-                if target not in above:
-                    known = ", ".join(f"@{name}" for name in above) or "none"
-                    problems.append(f"{where}: {value!r} is no stage above it; there: {known}")
-                    continue
-                source = above[target]
-                if source and inside and hasattr(source.module, "missing"):
-                    reason = source.module.missing(source.config, inside)
-                    problems += [f"{where}: {reason}"] if reason else []
-            elif check_paths and not matches(value):
-                problems.append(f"{where}: {value!r} does not exist; correct the path")
+                reason = _wrong_reference(value, mark, above, below)
+            else:
+                reason = _wrong_path(value, mark) if paths else None
+            problems += [f"{spec.name}.{field}: {reason}"] if reason else []
     return problems
+
+
+def _wrong_reference(value: str, mark: Input, above: dict[str, StageSpec | None], below: set[str]) -> str | None:
+    """Why a reference cannot be followed; None if it can."""
+    target, _, inside = value[1:].partition("/")
+    if target not in above:
+        fit = [n for n, spec in above.items() if spec is None or mark.kind == "file" or mark.kind in spec.stage.makes]
+        known = ", ".join(f"@{name}" for name in fit) or "none"
+        why = "stands below; a stage reads from stages above it" if target in below else "is not a stage above it"
+        return f"{value!r} {why}; there: {known}"
+    source = above[target]
+    if source is None:
+        return None
+    if inside:
+        return source.stage.missing(source.config, inside) if source.stage.missing else None
+    if mark.kind == "file":
+        return f'{value!r} is a whole directory; name a file in it, e.g. "{value}/conversations.jsonl"'
+    if mark.kind not in source.stage.makes:
+        fit = [f"@{n}" for n, spec in above.items() if spec is None or mark.kind in spec.stage.makes]
+        return f"{value!r} makes {_a(source.stage.makes[0])}, not {_a(mark.kind)}; {_instead(mark.kind, fit)}"
+    return None
+
+
+def _instead(kind: str, names: list[str]) -> str:
+    return f"use {' or '.join(names)}" if names else f"no stage above it makes {_a(kind)}: add one, or give a path"
+
+
+def _a(kind: str) -> str:
+    return kind if kind == "shards" else f"a {kind}"
+
+
+def _wrong_path(value: str, mark: Input) -> str | None:
+    """Why a path cannot be what a stage reads; None if it can."""
+    found = matches(value)
+    if not found:
+        return f"{value!r} does not exist; correct the path"
+    if mark.kind == "file":
+        return None
+    for path in found:
+        if not path.is_dir():
+            return f"{str(path)!r} is a file; give a directory that holds {_a(mark.kind)}"
+        made = (manifest.read(path) or {}).get("makes")
+        if made and mark.kind not in made:
+            return f"{str(path)!r} holds {_a(made[0])}, not {_a(mark.kind)}; give a directory that does"
+    return None
 
 
 def _wrong_stage(table: str, kind: object) -> str | None:
@@ -154,7 +167,7 @@ def _wrong_stage(table: str, kind: object) -> str | None:
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(MODULES)}"
             return f"{table}.stage: there is no stage {kind!r}; {hint}"
         if not re.fullmatch(r"\w[\w-]*", table):  # it names a directory, and stands in "@name/file" and name.key=value
-            return f"[{table}]: is no name; use letters, digits, _ and -, e.g. [{kind}_2]"
+            return f"[{table}]: is not a name; use letters, digits, _ and -, e.g. [{kind}_2]"
     elif table not in MODULES:
         meant = max((name for name in MODULES if table.startswith(name)), key=len, default=None)
         if meant:
@@ -177,19 +190,22 @@ def parse_recipe(name: str, tables: dict, source: str, check_paths: bool = True)
         if problem:
             problems.append(problem)
             continue
-        module = importlib.import_module(MODULES[kind])
+        stage = load_stage(kind)
         values = {key: value for key, value in values.items() if key != "stage"}
         try:
-            stages.append(StageSpec(table, kind, module, TypeAdapter(module.Config).validate_python(values)))
+            stages.append(StageSpec(table, kind, stage, TypeAdapter(stage.config).validate_python(values)))
         except ValidationError as error:
-            problems += _explain(table, kind, module.Config, error)
+            problems += _explain(table, kind, stage.config, error)
     if not tables:
         problems.append("it has no stage; see recipes/quickstart.toml")
     valid = {stage.name: stage for stage in stages}
     above: dict[str, StageSpec | None] = {}
     for table in tables:
+        twin = next((name for name in above if name.lower() == table.lower()), None)
+        if twin:
+            problems.append(f"[{table}]: [{twin}] has this name already on disks that ignore case; choose another name")
         if table in valid:
-            problems += _check_references(valid[table], above, check_paths)
+            problems += _check_references(valid[table], above, set(tables) - {table}, check_paths)
         above[table] = valid.get(table)  # a table with faults of its own can still be referred to
     if problems:
         raise UserError(f"{source} is not valid:\n" + "\n".join(f"  {line}" for line in problems))
@@ -197,15 +213,7 @@ def parse_recipe(name: str, tables: dict, source: str, check_paths: bool = True)
 
 
 def load_recipe(path: Path, overrides: list[str], check_paths: bool = True) -> Recipe:
-    """Read a TOML file and apply overrides."""
-    if not path.is_file():
-        what = f"{path} is a folder" if path.is_dir() else f"there is no recipe {str(path)!r}"
-        raise UserError(f"{what}; give the path of a .toml file, e.g. recipes/quickstart.toml")
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a byte order mark
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from error
-    _apply(tables, overrides)
+    """Read a TOML file and its base, apply overrides, validate."""
+    tables = read_tables(path)
+    apply_overrides(tables, overrides)
     return parse_recipe(path.stem, tables, str(path), check_paths)

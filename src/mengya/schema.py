@@ -2,19 +2,30 @@
 
 import dataclasses
 import json
-from typing import Annotated, Any, dataclass_transform, get_args
+from collections.abc import Iterator
+from types import UnionType
+from typing import Annotated, Any, Union, dataclass_transform, get_args, get_origin
 
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 
-class _Input:
-    """Marks a field that names what a stage reads: "@stage", "@stage/file", or a path."""
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """Marks a field that names what a stage reads: "@stage", "@stage/file", or a path.
+
+    `kind` is what must be there: what a stage makes ("corpus", "tokenizer", "shards", "model"), or "file": files of
+    rows or text, which of a stage's directory are named one by one.
+    """
+
+    kind: str
 
 
-INPUT = _Input()
-InputPath = Annotated[str, INPUT]
-InputPaths = Annotated[str | list[str], INPUT]
+@dataclasses.dataclass(frozen=True)
+class Argument:
+    """Marks a field of a command that is given by its place on the command line, not as --option."""
+
+    metavar: str
 
 
 class _How:
@@ -48,27 +59,68 @@ def description_of(cls: type, name: str) -> str:
     return next((fields[name].description for fields in owners if name in fields and fields[name].description), "")
 
 
-def is_input(field: Any) -> bool:
-    """Whether a field of `fields_of` is marked as an input (alone or in a union with None)."""
-    if INPUT in field.metadata:
-        return True
-    return any(INPUT in getattr(option, "__metadata__", ()) for option in get_args(field.annotation))
+def marked_input(field: Any) -> Input | None:
+    """The mark of a field of `fields_of`, alone or in a union with None; None if it is not an input."""
+    marks = [
+        *field.metadata,
+        *(m for option in get_args(field.annotation) for m in getattr(option, "__metadata__", ())),
+    ]
+    return next((mark for mark in marks if isinstance(mark, Input)), None)
 
 
-def input_fields(cls: type) -> list[str]:
-    return [name for name, field in fields_of(cls).items() if is_input(field)]
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, field description, value) of every key of a config, those of nested tables included.
+
+    A table that is marked as a whole is one key.
+    """
+    for name, field in fields_of(type(value)).items():
+        inner = getattr(value, name)
+        if hasattr(type(inner), "__pydantic_fields__") and HOW not in field.metadata:
+            yield from leaves(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field, inner
 
 
-def how_fields(cls: type) -> list[str]:
-    return [name for name, field in fields_of(cls).items() if HOW in field.metadata]
+def how_of(value: Any) -> dict[str, Any]:
+    """The keys that decide how and not what, by dotted name."""
+    return {name: inner for name, field, inner in leaves(value) if HOW in field.metadata}
+
+
+def inputs_of(value: Any) -> dict[str, tuple[Input, list[str]]]:
+    """Dotted name -> kind and values of each input that is set."""
+    found = {}
+    for name, field, inner in leaves(value):
+        mark = marked_input(field)
+        if mark and inner is not None:
+            found[name] = (mark, [inner] if isinstance(inner, str) else list(inner))
+    return found
+
+
+def members(annotation: Any) -> list[Any]:
+    """Of a union, without None; an annotation that is not a union is its only member."""
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return [option for option in options if option is not type(None)]
 
 
 def nested_config(annotation: Any) -> type | None:
     """The config class inside an annotation such as `ModelConfig | None`."""
-    options = (annotation, *get_args(annotation))
-    return next((option for option in options if hasattr(option, "__pydantic_fields__")), None)
+    return next((option for option in members(annotation) if hasattr(option, "__pydantic_fields__")), None)
 
 
-def as_dict(value: Any) -> dict:
-    """A config as it comes back from JSON (tuples are lists), so that it can be compared with a stored one."""
-    return json.loads(json.dumps(dataclasses.asdict(value)))
+def as_json(value: Any) -> Any:
+    """A config, or a part of one, as it comes back from JSON (tuples are lists), to be compared with a stored one."""
+    return json.loads(json.dumps(value, default=dataclasses.asdict))
+
+
+def what_of(value: Any) -> dict:
+    """The keys that decide what a stage makes, without its inputs, as nested tables."""
+    tables: dict = {}
+    for name, field, inner in leaves(value):
+        if HOW in field.metadata or marked_input(field):
+            continue
+        *path, last = name.split(".")
+        table = tables
+        for part in path:
+            table = table.setdefault(part, {})
+        table[last] = as_json(inner)
+    return tables

@@ -1,240 +1,79 @@
-"""Run one stage: atomic, cached by fingerprint, resumable, traceable."""
+"""What a stage is: a value that says how one directory is filled, and all that the rest of the house may know of it."""
 
-import contextlib
-import importlib.metadata
-import json
-import os
-import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from mengya import __version__, manifest, ranks, runtime
-from mengya.errors import UserError
-from mengya.metrics import format_seconds, say
-from mengya.recipe import Recipe, StageSpec, matches
-from mengya.schema import as_dict, how_fields, input_fields
-
-UNFINISHED = "unfinished.json"
-_LIBRARIES = ("torch", "tokenizers", "safetensors", "numpy")
+Inputs = Mapping[str, list[Path]]
+"""Input field of a config (dotted if it stands in a nested table) -> the paths that it names."""
 
 
-@contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """One run at a time in an output directory; the lock goes with the process, however it ends."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"{root} is a file or lies below one; choose another --out") from None
-    with open(root / ".lock", "w") as handle:
-        try:
-            import fcntl
+@dataclass(frozen=True)
+class FileSize:
+    """Of a file that a stage will write."""
 
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another run is working in {root}; wait for it or choose another --out") from None
-        except (ImportError, OSError):  # Windows, and file systems without locks: no protection
-            pass
-        yield
+    bytes: int
+    rows: int
 
 
-def _resolve(spec: StageSpec, root: Path) -> dict[str, list[Path]]:
-    """Input field -> paths; "@name/file" becomes root/name/file."""
-    found: dict[str, list[Path]] = {}
-    for field, values in spec.references.items():
-        found[field] = [root / v[1:] if v.startswith("@") else Path(v).expanduser() for v in values]
-        for value, path in zip(values, found[field], strict=True):
-            if not matches(str(path)):
-                reason = "the stage above did not write it" if value.startswith("@") else "correct the path"
-                raise UserError(f"{spec.name}.{field}: {value!r} is not there; {reason}")
-    return found
+@dataclass(frozen=True)
+class Training:
+    """What a training stage will do."""
+
+    parameters: int
+    active_parameters: int
+    """Those that work on one token."""
+    tokens: float
+    steps: int
+    flops: float
+    tokens_per_second: float
+    memory: int
+    """Bytes."""
 
 
-def _identity(spec: StageSpec, inputs: dict[str, list[Path]], out: Path) -> dict:
-    """What decides whether an artifact can be reused, and its fingerprint. Input paths may move, contents may not."""
-    left_out = {*input_fields(type(spec.config)), *how_fields(type(spec.config))}
-    config = {k: v for k, v in as_dict(spec.config).items() if k not in left_out}
-    if spec.kind != spec.name:
-        config["stage"] = spec.kind
-    entries = [_entry(field, path, out) for field, paths in inputs.items() for path in paths]
-    compared = [spec.name, config, [[e["field"], e["fingerprint"]] for e in entries]]
-    return {"stage": spec.name, "fingerprint": manifest.digest(compared), "config": config, "inputs": entries}
+@dataclass(frozen=True)
+class Estimate:
+    """What a stage will need, and the size of what it makes; 0 or None where a number does not apply."""
+
+    seconds: float
+    disk: float = 0
+    """Bytes."""
+    text: float = 0
+    """Bytes of text that a corpus, or a file of rows, will hold."""
+    rows: int = 0
+    files: Mapping[str, FileSize] = field(default_factory=dict)
+    """Files beside the main result that other stages may read."""
+    tokens: float = 0
+    vocab_size: int = 0
+    model: Any = None
+    """The shape of the model that comes out."""
+    training: Training | None = None
 
 
-def _entry(field: str, path: Path, out: Path) -> dict:
-    """An input as the manifest names it; the paths of artifacts are relative, so that an output directory may move."""
-    prints = [manifest.fingerprint_of(p) for p in matches(str(path))]
-    artifact = manifest.find(path) is not None
-    return {
-        "field": field,
-        "path": Path(os.path.relpath(path, out)).as_posix() if artifact else str(path),
-        "artifact": artifact,
-        "fingerprint": prints[0] if len(prints) == 1 else manifest.digest(prints),
-    }
+Sources = Mapping[str, list[Estimate | Path]]
+"""Input field -> for each value what the stage above will make, or the path if it is there already."""
 
 
-def _flatten(value: object, prefix: str = "") -> dict[str, object]:
-    if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in _flatten(inner, f"{prefix}.{key}").items()}
-    return {prefix.lstrip("."): value}
+@dataclass(frozen=True)
+class Stage:
+    """One kind of stage. Each file of `stages/` has one, called STAGE."""
 
-
-def _differences(old: dict, new: dict) -> str:
-    before, after = _flatten(old["config"]), _flatten(new["config"])
-    lines = [
-        f"{key} was {before.get(key)!r}, is now {after.get(key)!r}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
-    old_inputs, new_inputs = ([(e["field"], e["fingerprint"]) for e in record["inputs"]] for record in (old, new))
-    changed = dict.fromkeys(field for field, _ in set(old_inputs) ^ set(new_inputs))
-    for field in sorted(changed):
-        paths = ", ".join(e["path"] for e in new["inputs"] if e["field"] == field) or "now unset"
-        lines.append(f"the input {field} ({paths}) has another content")
-    return "; ".join(lines) or "the inputs are in another order, or given another number of times"
-
-
-def _refuse(spec: StageSpec, out: Path, old: dict, new: dict, kind: str) -> UserError:
-    return UserError(
-        f"{out} holds {kind} of {spec.name!r} made with other settings: {_differences(old, new)}. "
-        f"Choose another --out, change the settings back, or delete {out}"
-    )
-
-
-def run_stage(spec: StageSpec, root: Path) -> None:
-    """Fill root/<name>; nothing is there until it is whole.
-
-    Under torchrun all ranks take part in a stage that is `DISTRIBUTED`; for the others they wait until rank 0 is done.
+    config: type
+    run: Callable[[Any, Inputs, Path], None]
+    """run(config, inputs, out) fills the directory `out` and does nothing else."""
+    makes: tuple[str, ...]
+    """What the directory can be used as: "corpus", "tokenizer", "shards", "model", "report"."""
+    estimate: Callable[[Any, Sources], Estimate]
+    check: Callable[[Any, Inputs], None] | None = None
+    """check(config, inputs) raises UserError for what can be known before any stage runs. The inputs are those that
+    are there already."""
+    missing: Callable[[Any, str], str | None] | None = None
+    """missing(config, file): why the directory will not hold that file, though another config's would; None if it may.
     """
-    out = root / spec.name
-    partial = out.with_name(f"{out.name}.partial")
-    begun = ranks.on_main(lambda: _begin(spec, root, out, partial))
-    if begun is None:
-        return
-    inputs, identity = begun
-    if getattr(spec.module, "DISTRIBUTED", False) and identity is not None:
-        if not partial.is_dir():
-            raise UserError(f"rank {ranks.rank()} does not see {partial}; all nodes must share the output directory")
-        if ranks.is_main():
-            _fill(spec, inputs, partial, identity)
-        else:
-            spec.module.run(spec.config, inputs, partial)
-    elif identity is not None:
-        ranks.on_main(lambda: _fill(spec, inputs, partial, identity))
-    ranks.on_main(lambda: _finish(spec, out, partial))
-
-
-def _begin(spec: StageSpec, root: Path, out: Path, partial: Path) -> tuple[dict[str, list[Path]], dict | None] | None:
-    """Inputs and identity of a stage that has to run; None if it is done. Without identity it only lacks its name."""
-    inputs = _resolve(spec, root)
-    identity = _identity(spec, inputs, out)
-    if _is_done(spec, out, identity):
-        say(f"✓ {spec.name}: already there")
-        return None
-    _prepare(spec, partial, identity)
-    if manifest.read(partial) is not None:  # a crash came during _finish
-        return inputs, None
-    say(f"▶ {spec.name}")
-    return inputs, identity
-
-
-def _finish(spec: StageSpec, out: Path, partial: Path) -> None:
-    """Give a whole artifact its name."""
-    seconds = manifest.read(partial)["seconds"]  # type: ignore[index]
-    (partial / UNFINISHED).unlink(missing_ok=True)
-    for name in _scratch(spec):
-        shutil.rmtree(partial / name, ignore_errors=True)
-    partial.rename(out)
-    say(f"✓ {spec.name}: {format_seconds(seconds)}")
-
-
-def _is_done(spec: StageSpec, out: Path, identity: dict) -> bool:
-    """Whether the artifact is there. UserError if it is another one, or no longer whole."""
-    done = manifest.read(out)
-    if done is None:
-        if out.exists():
-            raise UserError(f"{out} exists but no stage wrote it; delete it or choose another --out")
-        return False
-    if done["fingerprint"] != identity["fingerprint"]:
-        raise _refuse(spec, out, done, identity, "a result")
-    sizes = {name: (out / name).stat().st_size if (out / name).is_file() else None for name in done["files"]}
-    damaged = [name for name, size in done["files"].items() if sizes[name] != size]
-    if damaged:
-        raise UserError(
-            f"{out} is damaged: {', '.join(damaged)} missing or of another size; delete {out} and run again"
-        )
-    return True
-
-
-def _fill(spec: StageSpec, inputs: dict[str, list[Path]], partial: Path, identity: dict) -> None:
-    """Run the stage, and write its manifest last."""
-    begin, started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    note = partial / UNFINISHED
-    earlier = json.loads(note.read_text(encoding="utf-8")).get("seconds", 0.0)
-    try:
-        spec.module.run(spec.config, inputs, partial)
-    finally:
-        seconds = earlier + time.monotonic() - begin
-        with contextlib.suppress(OSError):  # what happened in `run` matters more
-            manifest.write_json(note, identity | {"seconds": seconds})
-    kept = [p for p in sorted(partial.rglob("*")) if p.is_file() and p != note]
-    files = {p.relative_to(partial).as_posix(): p.stat().st_size for p in kept}
-    files = {name: size for name, size in files.items() if name.split("/")[0] not in _scratch(spec)}
-    record = identity | {
-        "seed": getattr(spec.config, "seed", None),
-        "how": {name: as_dict(spec.config)[name] for name in how_fields(type(spec.config))},
-        "ranks": ranks.size() if getattr(spec.module, "DISTRIBUTED", False) else 1,
-        "versions": {"mengya": __version__} | {name: importlib.metadata.version(name) for name in _LIBRARIES},
-        "machine": runtime.describe_machine(),
-        "started": started,
-        "seconds": round(seconds, 2),
-        "peak_memory_bytes": runtime.peak_memory(),
-        "files": files,
-    }
-    manifest.write_json(partial / manifest.FILE, record)
-
-
-def _scratch(spec: StageSpec) -> tuple[str, ...]:
-    return getattr(spec.module, "SCRATCH", ())
-
-
-def _prepare(spec: StageSpec, partial: Path, identity: dict) -> None:
-    """An empty partial directory, or the one that a resumable stage left behind with the same settings."""
-    note = partial / UNFINISHED
-    if partial.exists():
-        old = manifest.read(partial)
-        with contextlib.suppress(OSError, ValueError):
-            old = old or json.loads(note.read_text(encoding="utf-8"))
-        if old and getattr(spec.module, "RESUMABLE", False):
-            if old["fingerprint"] != identity["fingerprint"]:
-                raise _refuse(spec, partial, old, identity, "an unfinished result")
-            return
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    manifest.write_json(note, identity)
-
-
-def run_recipe(recipe: Recipe, root: Path, until: str | None) -> None:
-    """Run the stages in order, up to and including `until`."""
-    names = [spec.name for spec in recipe.stages]
-    if until is not None and until not in names:
-        raise UserError(f"--until {until}: the recipe has no such stage; it has {', '.join(names)}")
-    last = names.index(until) if until else len(names) - 1
-    chosen = recipe.stages[: last + 1]
-    ranks.on_main(lambda: _check(chosen, root))
-    with _locked(root) if ranks.is_main() else contextlib.nullcontext():
-        for spec in chosen:
-            run_stage(spec, root)
-
-
-def _check(specs: list[StageSpec], root: Path) -> None:
-    """Whether this machine and its ranks can run the stages that are not done; all problems at once."""
-    problems = []
-    for spec in specs:
-        if hasattr(spec.config, "check") and not (root / spec.name).exists():
-            try:
-                spec.config.check()
-            except UserError as error:
-                problems.append(f"{spec.name}: {error}")
-    if problems:
-        raise UserError("\n  ".join(problems))
+    resumable: bool = False
+    """A half-filled directory can be continued."""
+    distributed: bool = False
+    """All ranks run it together; otherwise rank 0 alone does."""
+    scratch: tuple[str, ...] = ()
+    """Folders in the directory that only a continued run needs; deleted once the manifest is written."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mengya.errors import UserError
-from mengya.infer.sampling import Sampling
+from mengya.infer.request import Sampling
 from mengya.infer.session import generate
 from mengya.model.load import save_model
 from mengya.model.native.transformer import CausalLM

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mengya.errors import UserError
-from mengya.infer.sampling import Sampling, candidates, penalise, sample
+from mengya.infer.request import Sampling
+from mengya.infer.sampling import candidates, make_generator, penalise, sample
 
 processors = pytest.importorskip("transformers.generation.logits_process", reason="needs the dev extra")
 
@@ -81,10 +82,10 @@ def test_greedy_and_seed() -> None:
     for temperature in (0, 1e-40, 1e-5):
         assert sample(logits, Sampling(temperature=temperature), torch.Generator()).tolist() == best
     hot = Sampling(temperature=5, seed=3)
-    first, second = (sample(logits, hot, hot.generator()).tolist() for _ in range(2))
+    first, second = (sample(logits, hot, make_generator(hot.seed)).tolist() for _ in range(2))
     assert first == second
     free = Sampling(temperature=5)
-    runs = {tuple(sample(logits.repeat(4, 1), free, free.generator()).tolist()) for _ in range(3)}
+    runs = {tuple(sample(logits.repeat(4, 1), free, make_generator(free.seed)).tolist()) for _ in range(3)}
     assert len(runs) == 3
 
 
@@ -92,8 +93,8 @@ def test_rows_do_not_influence_each_other() -> None:
     """A nearly uniform neighbour has the whole row sorted; the draw of the others stays the same."""
     certain, flat = scores_of(1, 1000, 20), scores_of(1, 1000, 0.01)
     s = Sampling(seed=0)
-    alone = sample(torch.cat([certain, certain]), s, s.generator())
-    beside = sample(torch.cat([certain, flat]), s, s.generator())
+    alone = sample(torch.cat([certain, certain]), s, make_generator(s.seed))
+    beside = sample(torch.cat([certain, flat]), s, make_generator(s.seed))
     assert alone[0] == beside[0]
 
 

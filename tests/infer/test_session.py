@@ -7,7 +7,7 @@ import torch
 
 from mengya.errors import UserError
 from mengya.infer import session as engine
-from mengya.infer.sampling import Sampling
+from mengya.infer.request import Sampling
 from mengya.infer.session import Session, TextStream, generate, new_cache
 from mengya.model.native.transformer import CausalLM
 from mengya.text.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mengya.errors import UserError
-from mengya.infer.sampling import Sampling
+from mengya.infer.request import Sampling
 from mengya.infer.session import Session
 from mengya.serve.terminal import HELP, answer_questions, chat, load_chat_model
 
@@ -101,7 +101,7 @@ def test_questions_of_the_demo_are_independent(model_dir: Path) -> None:
 
 def test_piped_chat_does_not_load_the_line_editor(model_dir: Path) -> None:
     code = (
-        "import sys; from mengya.serve.terminal import chat; from mengya.infer.sampling import Sampling\n"
+        "import sys; from mengya.serve.terminal import chat; from mengya.infer.request import Sampling\n"
         f"chat({str(model_dir)!r}, Sampling(max_new_tokens=3)); assert 'prompt_toolkit' not in sys.modules"
     )
     result = subprocess.run([sys.executable, "-c", code], input="你好\n".encode(), capture_output=True, check=False)

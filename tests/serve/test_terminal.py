@@ -19,7 +19,7 @@ import sys
 
 import torch
 from mengya.infer.session import Session
-from mengya.infer.sampling import Sampling
+from mengya.infer.request import Sampling
 from mengya.serve.terminal import chat
 
 torch.set_num_threads(1)

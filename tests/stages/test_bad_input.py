@@ -48,7 +48,7 @@ def refused(project, mengya):
     [
         ("nowhere.toml", ["there is no recipe 'nowhere.toml'; give the path of a .toml file"]),
         (".", ["is a folder; give the path of a .toml file"]),
-        ("bytes.toml", ["bytes.toml is no UTF-8 text", "save it as UTF-8"]),
+        ("bytes.toml", ["bytes.toml is not UTF-8 text", "save it as UTF-8"]),
         ("broken.toml", ["broken.toml is not valid TOML", "line 1"]),
         ("text.jsonl", ["is not valid TOML"]),
     ],
@@ -111,15 +111,38 @@ def test_settings_that_leave_nothing(refused, override, words):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("tokenizer.corpus=text.jsonl", ["text.jsonl is no corpus (it has no train.jsonl)"]),
-        ("tokenize.corpus=@tokenizer", ["is no corpus (it has no train.jsonl); use the output of the corpus stage"]),
-        ("tokenize.tokenizer=@corpus", ["no tokenizer.json in"]),
-        ("pretrain.shards=@corpus", ["no tokenizer.json in"]),
-        ("pretrain.shards=@tokenizer", ["holds no token shards; give the output of the tokenize stage"]),
+        ("tokenizer.corpus=text.jsonl", ["'text.jsonl' is a file; give a directory that holds a corpus"]),
+        ("tokenize.corpus=@tokenizer", ["'@tokenizer' makes a tokenizer, not a corpus; use @corpus"]),
+        ("tokenize.tokenizer=@corpus", ["'@corpus' makes a corpus, not a tokenizer; use @tokenizer"]),
+        ("pretrain.shards=@corpus", ["'@corpus' makes a corpus, not shards; use @tokenize"]),
+        ("pretrain.shards=@tokenizer", ["'@tokenizer' makes a tokenizer, not shards; use @tokenize"]),
     ],
 )
-def test_the_output_of_another_stage(refused, override, words):
-    refused(override, words=words, stage=override.split(".")[0])
+def test_the_output_of_another_stage_is_refused_before_anything_runs(project, mengya, override, words):
+    result = mengya("run", "tiny.toml", override, "--out", "run")
+    assert result.code == 2 and all(word in result.err for word in words), result.err
+    assert not (project / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("tokenize.corpus=folder", ["corpus (it has no train.jsonl); use the output of the corpus stage"]),
+        ("tokenize.tokenizer=folder", ["no tokenizer.json in"]),
+        ("pretrain.shards=folder", ["no tokenizer.json in"]),
+        ("pretrain.shards=run/tokenizer", ["holds no token shards; give the output of the tokenize stage"]),
+    ],
+)
+def test_a_folder_that_no_stage_wrote(grown, mengya, override, words):
+    (grown / "folder").mkdir()
+    if override.endswith("run/tokenizer"):  # of a version whose manifests did not say what a directory holds
+        path = grown / "run" / "tokenizer" / "stage.json"
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "makes"}))
+    stage = override.split(".")[0]
+    for name in ("tokenize", "pretrain")[("tokenize", "pretrain").index(stage) :]:
+        shutil.rmtree(grown / "run" / name)
+    result = mengya("run", "tiny.toml", override, "--out", "run")
+    assert result.code == 2 and all(word in result.err for word in words), result.err
 
 
 def test_a_folder_without_text(project, refused):
@@ -252,8 +275,16 @@ def test_bad_questions(grown, refused_later, content):
     refused_later("evaluate", words=["questions.jsonl"])
 
 
-def test_evaluating_what_is_no_model(grown, refused_later):
-    refused_later("evaluate", 'evaluate.models=["@pretrain", "@corpus"]', words=["corpus", "config.json"])
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("@corpus", ["'@corpus' makes a corpus, not a model; use @pretrain or @sft"]),
+        ("folder", ["folder", "config.json"]),
+    ],
+)
+def test_evaluating_what_is_not_a_model(grown, refused_later, model, words):
+    (grown / "folder").mkdir()
+    refused_later("evaluate", f'evaluate.models=["@pretrain", "{model}"]', words=words)
 
 
 def damage(name: str, directory: Path) -> None:

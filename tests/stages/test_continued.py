@@ -243,9 +243,12 @@ def test_exactly_one_of_a_shape_and_a_directory():
             "were made with different tokenizers; tokenize both with the same one",
         ),
         (['shards=["@tokenize_zh", "@tokenize_zh"]'], "tokenize_zh is given twice; give it once, with a larger weight"),
-        (['shards=["@tokenize_zh", "@corpus"]'], "no tokenizer.json in"),
-        (['shards=["@tokenize_zh", "@tokenizer_zh"]'], "holds no token shards"),
-        (["init=@tokenize"], "is no model directory (it has no config.json)"),
+        (
+            ['shards=["@tokenize_zh", "@corpus"]'],
+            "'@corpus' makes a corpus, not shards; use @tokenize or",
+        ),
+        (['shards=["@tokenize_zh", "@tokenizer_zh"]'], "'@tokenizer_zh' makes a tokenizer, not shards"),
+        (["init=@tokenize"], "'@tokenize' makes shards, not a model; use @pretrain"),
         (["seq_len=256", "batch_tokens=512"], "seq_len=256 is longer than the model's context of 128; lower it"),
     ],
 )

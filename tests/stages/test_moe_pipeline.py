@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,16 +9,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mengya.cli import main
-from mengya.infer.sampling import Sampling
+from mengya.infer.request import Sampling
 from mengya.infer.session import Session, generate
 from mengya.model.load import load_model
 from mengya.text.tokenizer import Tokenizer
+from mengya.toml_tables import read_tables
 from mengya.train import checkpoint, training
 
 from .conftest import three_trainings, write_animals
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "quickstart-moe.toml"
-SHAPE = tomllib.loads(RECIPE.read_text(encoding="utf-8"))["pretrain"]["model"]
+SHAPE = read_tables(RECIPE)["pretrain"]["model"]
 SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1}
 SMALL |= {"intermediate_size": 96, "moe_intermediate_size": 16, "max_position_embeddings": 128}
 STEPS = 40

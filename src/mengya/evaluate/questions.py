@@ -10,7 +10,7 @@ from typing import Any
 
 from mengya.errors import UserError
 from mengya.evaluate.accuracy import Accuracy, accuracy
-from mengya.infer.sampling import Sampling
+from mengya.infer.request import Sampling
 from mengya.infer.session import generate
 from mengya.model.native.transformer import CausalLM
 from mengya.text.tokenizer import Tokenizer

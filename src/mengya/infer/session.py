@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from mengya.errors import UserError
-from mengya.infer.sampling import Sampling, sample
+from mengya.infer.request import Sampling
+from mengya.infer.sampling import make_generator, sample
 from mengya.model.native.cache import KVCache
 from mengya.model.native.transformer import CausalLM, project
 from mengya.text.tokenizer import Tokenizer
@@ -54,7 +55,7 @@ def generate(
     ended leave the batch."""
     assert all(len(prompt) > 0 for prompt in prompts), "a prompt needs at least one token"
     context = model.config.max_position_embeddings
-    generator = sampling.generator(model.lm_head.weight.device)
+    generator = make_generator(sampling.seed, model.lm_head.weight.device)
     results: list[list[int]] = [[] for _ in prompts]
     longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     waiting = [i for i in longest_first if len(prompts[i]) < context]
@@ -173,7 +174,7 @@ class Session:
     def __init__(self, model: CausalLM, tokenizer: Tokenizer, sampling: Sampling, system: str | None = None):
         self._model, self._tokenizer, self._sampling = model, tokenizer, sampling
         self._device = model.lm_head.weight.device
-        self._generator = sampling.generator(self._device)
+        self._generator = make_generator(sampling.seed, self._device)
         self.context: int = model.config.max_position_embeddings
         self.reserve: int = min(sampling.max_new_tokens, max(1, self.context // 4))
         """Tokens of the context that a question may not take, so that there is room for an answer."""

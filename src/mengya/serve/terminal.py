@@ -10,7 +10,7 @@ from typing import Literal, TextIO
 import torch
 
 from mengya.errors import UserError
-from mengya.infer.sampling import Sampling
+from mengya.infer.request import Sampling
 from mengya.infer.session import Session
 from mengya.model.load import load_model
 from mengya.model.native.transformer import CausalLM

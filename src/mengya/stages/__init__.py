@@ -1,10 +1,18 @@
-"""The stages, by name. A module is imported when its stage is used, so that `mengya help` needs no torch."""
+"""The stages, by name, in the order in which a recipe usually has them.
+
+Each module has a STAGE, and is imported when its stage is used, so that `mengya help` needs no torch. A new stage is a
+new file and an entry here.
+"""
+
+import importlib
+
+from mengya.stage import Stage
 
 MODULES = {
     name: f"mengya.stages.{name}" for name in ("corpus", "tokenizer", "tokenize", "pretrain", "sft", "dpo", "evaluate")
 }
-"""Each module has `Config`, `run(config, inputs, out)` and, if a crash can be continued, `RESUMABLE = True`.
 
-With `DISTRIBUTED = True` all ranks call `run` together; otherwise rank 0 alone does.
-`SCRATCH` may name folders in `out` that only a continued run needs; they are deleted once the manifest is written.
-"""
+
+def load_stage(name: str) -> Stage:
+    """The stage of this name, which must be one of MODULES."""
+    return importlib.import_module(MODULES[name]).STAGE

@@ -1,8 +1,10 @@
 """Raw files and the embedded schoolbook -> cleaned, deduplicated documents, some of them held out."""
 
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 from mengya.data import schoolbook
 from mengya.data.cleaning import clean_document, content_hash, is_heldout
@@ -11,14 +13,16 @@ from mengya.data.readers import read_documents
 from mengya.data.tokenization import read_texts
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
-from mengya.schema import Count, InputPaths, Natural, config
+from mengya.schema import Count, Input, Natural, config
+from mengya.stage import Estimate, FileSize, Inputs, Sources, Stage
+from mengya.stages.estimates import bytes_of_files
 
 
 @config
 class Config:
     """Collect text."""
 
-    path: InputPaths | None = None
+    path: Annotated[str | list[str], Input("file")] | None = None
     """A file, folder, glob or list of them: .txt .md .jsonl .json .csv .tsv .parquet, plain, .gz or .zst."""
     text_field: str | None = None
     """Field that holds the text of a row; found by itself if not set."""
@@ -54,7 +58,7 @@ def _documents(config: Config, paths: list[Path], out: Path, quarantine: Quarant
         yield from read_documents([str(path) for path in paths], config.text_field, quarantine)
 
 
-def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
+def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write train.jsonl and heldout.jsonl ({"text"} a line), quarantine.jsonl, corpus.json (counts)."""
     counts = {"train": 0, "heldout": 0, "duplicates": 0, "too_short": 0, "train_bytes": 0, "heldout_bytes": 0}
     seen: set[bytes] = set()
@@ -93,3 +97,19 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
         )
     counts["quarantined"] = quarantine.count
     (out / "corpus.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+
+
+def estimate(config: Config, sources: Sources) -> Estimate:
+    """From rates measured on two cores."""
+    book = _schoolbook_sizes(config.seed) if config.schoolbook else {}
+    text = bytes_of_files(sources.get("path", [])) + (book["text.jsonl"].bytes if book else 0)
+    return Estimate(seconds=2 + text / 20e6 + (6 if book else 0), disk=text, text=text, files=book)
+
+
+def _schoolbook_sizes(seed: int) -> dict[str, FileSize]:
+    with tempfile.TemporaryDirectory() as folder:
+        rows = schoolbook.write(Path(folder), seed)
+        return {name: FileSize((Path(folder) / name).stat().st_size, count) for name, count in rows.items()}
+
+
+STAGE = Stage(config=Config, run=run, makes=("corpus",), estimate=estimate, missing=missing)

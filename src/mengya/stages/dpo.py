@@ -1,6 +1,8 @@
 """A chat model and preference pairs -> a model that prefers the chosen answers."""
 
+import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 from mengya import ranks, runtime
 from mengya.data.packing import PackedGroups
@@ -10,22 +12,22 @@ from mengya.data.shards import Shards
 from mengya.data.tokenization import write_preference_shards
 from mengya.metrics import say
 from mengya.model.load import load_model, save_model
-from mengya.schema import InputPath, InputPaths, Positive, Share, config
+from mengya.schema import Input, Positive, Share, config
+from mengya.stage import Estimate, Inputs, Sources, Stage
+from mengya.stages.estimates import shape_of, tokens_of_chats
 from mengya.text.tokenizer import Tokenizer
 from mengya.train.balance import after_step
-from mengya.train.objectives import dpo
+from mengya.train.estimate import blank_model, estimate_training
+from mengya.train.objectives import Objective, dpo
 from mengya.train.training import SCRATCH, Trainer, TrainingConfig, prepare_model
-
-RESUMABLE = DISTRIBUTED = True
-__all__ = ["DISTRIBUTED", "RESUMABLE", "SCRATCH", "Config", "run"]
 
 
 @config
 class Config(TrainingConfig):
     """Direct preference optimisation against the model it starts from."""
 
-    model: InputPath = "@sft"
-    path: InputPaths
+    model: Annotated[str, Input("model")] = "@sft"
+    path: Annotated[str | list[str], Input("file")]
     """Preference pairs: prompt/chosen/rejected as strings or messages, ranked answers."""
     heldout: Share = 0.05
     """Share of the pairs to measure held-out loss on; chosen by content."""
@@ -33,7 +35,7 @@ class Config(TrainingConfig):
     """How strongly the policy is held to the reference."""
 
 
-def _write_shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Tokenizer, out: Path) -> list[Path]:
+def _write_shards(config: Config, inputs: Inputs, tokenizer: Tokenizer, out: Path) -> list[Path]:
     train, heldout = out / "shards" / "train", out / "shards" / "heldout"
     if not all((split / "shards.json").exists() for split in (train, heldout)):
         with Quarantine(out / "quarantine.jsonl") as quarantine:
@@ -44,7 +46,7 @@ def _write_shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Toke
     return [train, heldout]
 
 
-def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
+def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write a model directory and metrics.jsonl."""
     (base,) = inputs["model"]
     tokenizer = Tokenizer.load(base)
@@ -58,3 +60,32 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     if best is not None:
         save_model(best, out, None, sorted(tokenizer.stop_ids), tokenizer.eos_id)
         tokenizer.save(out)
+
+
+_PROMPT_TWICE = 1.4
+"""The prompt of a pair stands before both of its answers."""
+
+
+def estimate(config: Config, sources: Sources) -> Estimate:
+    shape = shape_of(sources["model"][0])
+
+    def make_objective(_model) -> Objective:
+        reference, _ = prepare_model(
+            blank_model(shape).requires_grad_(False), dataclasses.replace(config, compile=False)
+        )
+        return dpo(config.beta, reference, config.balance)
+
+    tokens = _PROMPT_TWICE * tokens_of_chats(sources["path"])
+    return estimate_training(config, shape, tokens, make_objective, per_count=2)
+
+
+STAGE = Stage(
+    config=Config,
+    run=run,
+    makes=("model", "tokenizer"),
+    estimate=estimate,
+    check=lambda config, inputs: config.check(),
+    resumable=True,
+    distributed=True,
+    scratch=SCRATCH,
+)

@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Annotated
 
 from mengya import manifest, runtime
 from mengya.data.preferences import Preference, read_preferences
@@ -16,7 +17,9 @@ from mengya.evaluate.questions import Question, accuracies, ask, grade, read_que
 from mengya.evaluate.report import Artifact, Report, Sample, StageResult, write_report
 from mengya.metrics import read_jsonl, say
 from mengya.model.load import load_model
-from mengya.schema import Count, InputPath, InputPaths, Natural, config
+from mengya.schema import Count, Input, Natural, config
+from mengya.stage import Estimate, Inputs, Sources, Stage
+from mengya.stages.estimates import BYTES_PER_TOKEN, rows_of_files
 from mengya.text.tokenizer import Tokenizer
 
 
@@ -24,12 +27,12 @@ from mengya.text.tokenizer import Tokenizer
 class Config:
     """Measure models and write a report."""
 
-    models: InputPaths
+    models: Annotated[str | list[str], Input("model")]
     """In the order of training, e.g. ["@pretrain", "@sft", "@dpo"]."""
-    corpus: InputPath = "@corpus"
-    questions: InputPath | None = None
+    corpus: Annotated[str, Input("corpus")] = "@corpus"
+    questions: Annotated[str, Input("file")] | None = None
     """Held-out questions with answers, one JSON object a line."""
-    preferences: InputPath | None = None
+    preferences: Annotated[str, Input("file")] | None = None
     """Held-out preference pairs."""
     heldout_bytes: Count = 1_000_000
     """Held-out text to measure bits per byte on, about; spread over all of it."""
@@ -74,7 +77,7 @@ def _samples(questions: list[Question], answers: dict[str, list[str]], per_kind:
     ]
 
 
-def _artifacts(inputs: dict[str, list[Path]]) -> list[Artifact]:
+def _artifacts(inputs: Inputs) -> list[Artifact]:
     """The manifest chain from the raw files to the models."""
     links = []
     for link in manifest.chain([path for paths in inputs.values() for path in paths]):
@@ -86,7 +89,7 @@ def _artifacts(inputs: dict[str, list[Path]]) -> list[Artifact]:
     return links
 
 
-def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
+def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write the report; every model is measured on the same bytes, questions and pairs."""
     (corpus,) = inputs["corpus"]
     names = [path.name for path in inputs["models"]]
@@ -133,3 +136,23 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
         f"  bits per byte of the baselines: unigram {report.unigram_bits_per_byte:.3f}, "
         f"bigram {report.bigram_bits_per_byte:.3f}"
     )
+
+
+_TOKENS_PER_QUESTION = 25
+_STEPS_PER_TOKEN = 4
+"""A token of an answer costs as much as so many that are read."""
+
+
+def estimate(config: Config, sources: Sources) -> Estimate:
+    """Scoring is about twice as fast as training."""
+    questions = rows_of_files(sources.get("questions", []))
+    tokens = config.heldout_bytes / BYTES_PER_TOKEN + questions * _TOKENS_PER_QUESTION * _STEPS_PER_TOKEN
+    trained = [model.training for model in sources["models"] if isinstance(model, Estimate)]
+    rate = max((training.tokens_per_second for training in trained if training), default=_TOKENS_PER_SECOND)
+    return Estimate(seconds=4 + len(sources["models"]) * (1 + tokens / (2 * rate)))
+
+
+_TOKENS_PER_SECOND = 5_000.0
+"""Of a model whose training is not part of the recipe."""
+
+STAGE = Stage(config=Config, run=run, makes=("report",), estimate=estimate)

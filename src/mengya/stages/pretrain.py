@@ -1,6 +1,8 @@
 """Token shards -> a base model."""
 
+import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
@@ -13,27 +15,27 @@ from mengya.model.load import load_model, save_model
 from mengya.model.native.config import ModelConfig
 from mengya.model.native.transformer import CausalLM, count_active_parameters, count_parameters
 from mengya.model.native.vocabulary import adopt_tokenizer
-from mengya.schema import InputPath, InputPaths, config
+from mengya.schema import Input, config
+from mengya.stage import Estimate, Inputs, Sources, Stage
+from mengya.stages.estimates import shape_of, tokens_of_shards, vocab_size_of
 from mengya.text.tokenizer import Tokenizer, read_backend
 from mengya.train import balance
+from mengya.train.estimate import estimate_training
 from mengya.train.objectives import language_modeling
 from mengya.train.training import SCRATCH, Trainer, TrainingConfig, prepare_model
-
-RESUMABLE = DISTRIBUTED = True
-__all__ = ["DISTRIBUTED", "RESUMABLE", "SCRATCH", "Config", "run"]
 
 
 @config
 class Config(TrainingConfig):
     """Pretrain a model from scratch, or go on with one."""
 
-    shards: InputPaths = "@tokenize"
+    shards: Annotated[str | list[str], Input("shards")] = "@tokenize"
     """Token shards; or several, to be mixed, which were made with the same tokenizer."""
     mixture: list[float] | None = None
     """Share of the rows that comes from each of several shards, e.g. [0.3, 0.7]; unset: as large as they are. An epoch
     has as many rows as all shards together, so that a small one with a large share comes several times in it, in a new
     order each time."""
-    init: InputPath | None = None
+    init: Annotated[str, Input("model")] | None = None
     """A model directory to go on from, instead of the table model. The optimizer and its schedule begin anew: the rate
     rises to optim.lr again. If the shards' tokenizer was grown from the model's, the embedding grows with it."""
     model: ModelConfig | None = None
@@ -63,7 +65,7 @@ def _tokenizer(directories: list[Path]) -> Tokenizer:
     return Tokenizer.load(first)
 
 
-def _model(config: Config, inputs: dict[str, list[Path]], tokenizer: Tokenizer) -> CausalLM:
+def _model(config: Config, inputs: Inputs, tokenizer: Tokenizer) -> CausalLM:
     """A new one, or the one to go on with."""
     if config.model is not None:
         model = CausalLM(config.model.for_tokenizer(tokenizer.vocab_size))
@@ -105,7 +107,7 @@ def _data(config: Config, directories: list[Path], tokenizer: Tokenizer) -> tupl
     return train, heldout
 
 
-def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
+def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write a model directory and metrics.jsonl."""
     tokenizer = _tokenizer(inputs["shards"])
     train, heldout = _data(config, inputs["shards"], tokenizer)
@@ -116,3 +118,23 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     if best is not None:
         save_model(best, out, None, [tokenizer.eos_id], tokenizer.eos_id)
         tokenizer.save(out)
+
+
+def estimate(config: Config, sources: Sources) -> Estimate:
+    shape = config.model or shape_of(sources["init"][0])
+    entries = vocab_size_of(sources["shards"][0])  # a vocabulary may grow, but does not shrink
+    shape = dataclasses.replace(shape, vocab_size=max(shape.vocab_size, entries))
+    tokens = tokens_of_shards(sources["shards"])
+    return estimate_training(config, shape, tokens, lambda model: language_modeling(False, config.balance))
+
+
+STAGE = Stage(
+    config=Config,
+    run=run,
+    makes=("model", "tokenizer"),
+    estimate=estimate,
+    check=lambda config, inputs: config.check(),
+    resumable=True,
+    distributed=True,
+    scratch=SCRATCH,
+)

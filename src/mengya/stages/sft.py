@@ -1,6 +1,7 @@
 """A model and conversations -> a chat model."""
 
 from pathlib import Path
+from typing import Annotated
 
 from mengya import ranks
 from mengya.data.conversations import read_conversations
@@ -10,22 +11,22 @@ from mengya.data.shards import Shards
 from mengya.data.tokenization import write_conversation_shards
 from mengya.metrics import say
 from mengya.model.load import load_model, save_model
-from mengya.schema import InputPath, InputPaths, Share, config
+from mengya.schema import Input, Share, config
+from mengya.stage import Estimate, Inputs, Sources, Stage
+from mengya.stages.estimates import shape_of, tokens_of_chats
 from mengya.text.tokenizer import Tokenizer
 from mengya.train.balance import after_step
+from mengya.train.estimate import estimate_training
 from mengya.train.objectives import language_modeling
 from mengya.train.training import SCRATCH, Trainer, TrainingConfig, prepare_model
-
-RESUMABLE = DISTRIBUTED = True
-__all__ = ["DISTRIBUTED", "RESUMABLE", "SCRATCH", "Config", "run"]
 
 
 @config
 class Config(TrainingConfig):
     """Supervised fine-tuning of all weights."""
 
-    model: InputPath = "@pretrain"
-    path: InputPaths
+    model: Annotated[str, Input("model")] = "@pretrain"
+    path: Annotated[str | list[str], Input("file")]
     """Conversations: messages, ShareGPT, alpaca, prompt/response, lists; mixed files are fine."""
     heldout: Share = 0.02
     """Share of the conversations to measure held-out loss on; chosen by content."""
@@ -33,7 +34,7 @@ class Config(TrainingConfig):
     """Keep the embedding (and a tied output projection) as it is."""
 
 
-def _write_shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Tokenizer, out: Path) -> list[Path]:
+def _write_shards(config: Config, inputs: Inputs, tokenizer: Tokenizer, out: Path) -> list[Path]:
     train, heldout = out / "shards" / "train", out / "shards" / "heldout"
     if not all((split / "shards.json").exists() for split in (train, heldout)):
         with Quarantine(out / "quarantine.jsonl") as quarantine:
@@ -44,7 +45,7 @@ def _write_shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Toke
     return [train, heldout]
 
 
-def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
+def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write a model directory and metrics.jsonl."""
     (base,) = inputs["model"]
     tokenizer = Tokenizer.load(base)
@@ -57,3 +58,21 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     if best is not None:
         save_model(best, out, None, sorted(tokenizer.stop_ids), tokenizer.eos_id)
         tokenizer.save(out)
+
+
+def estimate(config: Config, sources: Sources) -> Estimate:
+    tokens = tokens_of_chats(sources["path"])
+    shape = shape_of(sources["model"][0])
+    return estimate_training(config, shape, tokens, lambda model: language_modeling(False, config.balance))
+
+
+STAGE = Stage(
+    config=Config,
+    run=run,
+    makes=("model", "tokenizer"),
+    estimate=estimate,
+    check=lambda config, inputs: config.check(),
+    resumable=True,
+    distributed=True,
+    scratch=SCRATCH,
+)

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 from mengya.data.cleaning import content_hash
 from mengya.data.tokenization import read_texts, write_text_shards
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
-from mengya.schema import InputPath, InputPaths, config
+from mengya.schema import Input, config
+from mengya.stage import Estimate, Inputs, Sources, Stage
+from mengya.stages.estimates import BYTES_PER_TOKEN, bytes_of_corpora, vocab_size_of
 from mengya.text.tokenizer import Tokenizer
 
 
@@ -15,9 +18,9 @@ from mengya.text.tokenizer import Tokenizer
 class Config:
     """Encode one corpus, or several as one."""
 
-    corpus: InputPaths = "@corpus"
+    corpus: Annotated[str | list[str], Input("corpus")] = "@corpus"
     """Of several, all documents are taken, each once: what a corpus before it, or held-out text, has is left out."""
-    tokenizer: InputPath = "@tokenizer"
+    tokenizer: Annotated[str, Input("tokenizer")] = "@tokenizer"
 
 
 def _each_once(sources: list[Path], seen: set[bytes]) -> Iterator[str]:
@@ -30,7 +33,7 @@ def _each_once(sources: list[Path], seen: set[bytes]) -> Iterator[str]:
                 yield text
 
 
-def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
+def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write shards into train/ and heldout/, and a copy of the tokenizer."""
     corpora, (directory,) = inputs["corpus"], inputs["tokenizer"]
     tokenizer = Tokenizer.load(directory)
@@ -49,3 +52,14 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
             f"{meta['bytes'] / max(meta['tokens'], 1):.2f} bytes a token"
         )
     tokenizer.save(out)
+
+
+def estimate(config: Config, sources: Sources) -> Estimate:
+    """From a rate measured on two cores."""
+    text = bytes_of_corpora(sources["corpus"])
+    (tokenizer,) = sources["tokenizer"]
+    tokens = text / BYTES_PER_TOKEN
+    return Estimate(seconds=1 + text / 4e6, disk=0.6 * text, tokens=tokens, vocab_size=vocab_size_of(tokenizer))
+
+
+STAGE = Stage(config=Config, run=run, makes=("shards", "tokenizer"), estimate=estimate)

@@ -3,11 +3,14 @@
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
+from typing import Annotated
 
 from mengya.data.tokenization import read_texts, sample_texts
 from mengya.errors import UserError
 from mengya.metrics import say
-from mengya.schema import Count, InputPath, InputPaths, config
+from mengya.schema import Count, Input, config
+from mengya.stage import Estimate, Inputs, Sources, Stage
+from mengya.stages.estimates import bytes_of_corpora
 from mengya.text.extension import extend_tokenizer, vocabulary
 from mengya.text.tokenizer import read_backend, train_tokenizer
 
@@ -16,9 +19,9 @@ from mengya.text.tokenizer import read_backend, train_tokenizer
 class Config:
     """Train a tokenizer."""
 
-    corpus: InputPaths = "@corpus"
+    corpus: Annotated[str | list[str], Input("corpus")] = "@corpus"
     """One corpus, or several, sampled by size."""
-    extend: InputPath | None = None
+    extend: Annotated[str, Input("tokenizer")] | None = None
     """A tokenizer to grow, e.g. "@tokenizer" or a model directory: its entries keep their ids, new ones follow."""
     vocab_size: Count = 6400
     """Entries, the 256 bytes and the control tokens included; when extending, the old entries, too."""
@@ -38,7 +41,7 @@ def _sample(corpora: list[Path], most_bytes: int) -> Iterator[str]:
     return chain.from_iterable(sample_texts(file, int(share * file.stat().st_size)) for file in files)
 
 
-def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
+def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json."""
     corpora = inputs["corpus"]
     sample = _sample(corpora, config.sample_bytes)
@@ -61,3 +64,12 @@ def _density(count: Callable[[str], int], corpora: list[Path]) -> str:
         for text in islice(read_texts(corpus / "heldout.jsonl"), 1000):
             size, tokens = size + len(text.encode()), tokens + count(text)
     return f"{size / max(tokens, 1):.2f} bytes a token on held-out text"
+
+
+def estimate(config: Config, sources: Sources) -> Estimate:
+    """From rates measured on two cores."""
+    text = min(bytes_of_corpora(sources["corpus"]), config.sample_bytes)
+    return Estimate(seconds=1 + text / (1e6 if config.extend else 1.5e6), vocab_size=config.vocab_size)
+
+
+STAGE = Stage(config=Config, run=run, makes=("tokenizer",), estimate=estimate)

@@ -1,18 +1,20 @@
 """Running stages: atomic, cached by what they were made from, resumable, one run at a time."""
 
+import dataclasses
 import fcntl
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Annotated
 
 import pytest
 
 from mengya import manifest
 from mengya.errors import UserError
 from mengya.recipe import Recipe, StageSpec
-from mengya.schema import InputPath, InputPaths, config
-from mengya.stage import UNFINISHED, run_recipe, run_stage
+from mengya.runner import UNFINISHED, run_recipe, run_stage
+from mengya.schema import HOW, Input, config
+from mengya.stage import Estimate, Stage
 
 
 @config
@@ -23,21 +25,27 @@ class Inner:
 
 @config
 class Config:
-    path: InputPaths | None = None
-    other: InputPath | None = None
+    path: Annotated[str | list[str], Input("file")] | None = None
+    other: Annotated[str, Input("file")] | None = None
     size: int = 1
     inner: Inner = Inner()
     seed: int = 0
 
 
-class Stage:
+class Counting:
     """A stage that counts its runs and can be made to fail."""
 
-    def __init__(self, resumable=False, work=None):
+    def __init__(self, resumable=False, work=None, scratch=()):
         self.runs, self.inputs = 0, None
         self._work = work
-        if resumable:
-            self.RESUMABLE = True
+        self.stage = Stage(
+            config=Config,
+            run=self.run,
+            makes=("thing",),
+            estimate=lambda *_: Estimate(seconds=0),
+            resumable=resumable,
+            scratch=scratch,
+        )
 
     def run(self, config, inputs, out: Path) -> None:
         self.runs += 1
@@ -51,7 +59,7 @@ class Crash(Exception):
     pass
 
 
-def crash_at_first(stage: Stage, out: Path) -> None:
+def crash_at_first(stage: Counting, out: Path) -> None:
     if stage.runs == 1:
         raise Crash
 
@@ -74,12 +82,12 @@ def root(tmp_path, monkeypatch) -> Path:
     return tmp_path / "out"
 
 
-def spec(stage: Stage, name="work", **settings) -> StageSpec:
-    return StageSpec(name, name, stage, Config(**settings))
+def spec(counting: Counting, name="work", **settings) -> StageSpec:
+    return StageSpec(name, name, counting.stage, Config(**settings))
 
 
 def test_a_finished_stage_is_a_directory_with_a_manifest_and_is_not_run_again(root, capsys):
-    stage = Stage()
+    stage = Counting()
     run_stage(spec(stage), root)
     run_stage(spec(stage), root)
     assert stage.runs == 1
@@ -91,7 +99,7 @@ def test_a_finished_stage_is_a_directory_with_a_manifest_and_is_not_run_again(ro
 
 
 def test_a_crash_leaves_only_a_partial_directory_and_the_next_run_starts_afresh(root):
-    stage = Stage(work=crash_at_first)
+    stage = Counting(work=crash_at_first)
     with pytest.raises(Crash):
         run_stage(spec(stage), root)
     assert [p.name for p in root.iterdir()] == ["work.partial"]
@@ -102,7 +110,7 @@ def test_a_crash_leaves_only_a_partial_directory_and_the_next_run_starts_afresh(
 
 
 def test_a_resumable_stage_goes_on_in_its_partial_directory_and_adds_up_its_time(root, monkeypatch):
-    stage = Stage(resumable=True, work=crash_at_first)
+    stage = Counting(resumable=True, work=crash_at_first)
     with pytest.raises(Crash):
         run_stage(spec(stage), root)
     note = root / "work.partial" / UNFINISHED
@@ -114,7 +122,7 @@ def test_a_resumable_stage_goes_on_in_its_partial_directory_and_adds_up_its_time
 
 
 def test_an_unfinished_resumable_stage_with_other_settings_is_refused(root):
-    stage = Stage(resumable=True, work=crash_at_first)
+    stage = Counting(resumable=True, work=crash_at_first)
     with pytest.raises(Crash):
         run_stage(spec(stage), root)
     with pytest.raises(UserError) as caught:
@@ -126,7 +134,7 @@ def test_an_unfinished_resumable_stage_with_other_settings_is_refused(root):
 
 
 def test_an_unfinished_stage_that_cannot_resume_takes_other_settings(root):
-    stage = Stage(work=crash_at_first)
+    stage = Counting(work=crash_at_first)
     with pytest.raises(Crash):
         run_stage(spec(stage), root)
     run_stage(spec(stage, size=2), root)
@@ -136,13 +144,13 @@ def test_an_unfinished_stage_that_cannot_resume_takes_other_settings(root):
 def test_a_partial_directory_without_a_note_is_begun_again(root):
     (root / "work.partial").mkdir(parents=True)
     (root / "work.partial" / "junk").touch()
-    run_stage(spec(Stage(resumable=True)), root)
+    run_stage(spec(Counting(resumable=True)), root)
     assert not (root / "work" / "junk").exists()
 
 
 @pytest.mark.parametrize("note_left", [True, False])
 def test_a_crash_after_the_manifest_costs_nothing(root, note_left):
-    stage = Stage(resumable=True)
+    stage = Counting(resumable=True)
     run_stage(spec(stage), root)
     (root / "work").rename(root / "work.partial")
     if note_left:
@@ -159,8 +167,7 @@ def test_what_only_a_continued_run_needs_goes_after_the_manifest_came(root, monk
         (out / "checkpoints").mkdir(exist_ok=True)
         (out / "checkpoints" / str(stage.runs)).touch()
 
-    stage = Stage(resumable=True, work=work)
-    stage.SCRATCH = ("checkpoints", "nothing")
+    stage = Counting(resumable=True, work=work, scratch=("checkpoints", "nothing"))
     with monkeypatch.context() as patch:
         patch.setattr(manifest, "write_json", fails_for(manifest.FILE))
         with pytest.raises(OSError):
@@ -172,7 +179,7 @@ def test_what_only_a_continued_run_needs_goes_after_the_manifest_came(root, monk
 
 
 def test_a_full_disk_at_the_end_of_a_resumable_stage_keeps_what_it_needs_to_go_on(root, monkeypatch):
-    stage = Stage(resumable=True)
+    stage = Counting(resumable=True)
     with monkeypatch.context() as patch:
         patch.setattr(manifest, "write_json", fails_for(manifest.FILE))
         with pytest.raises(OSError):
@@ -194,16 +201,17 @@ def refused(stage: StageSpec, root: Path) -> str:
 
 
 def test_a_refusal_names_exactly_what_differs(root):
-    run_stage(spec(Stage()), root)
-    other = spec(Stage(), size=7, inner={"rate": 0.25})
-    assert refused(other, root) == "inner.rate was 0.5, is now 0.25; size was 1, is now 7"
-    assert other.module.runs == 0
+    run_stage(spec(Counting()), root)
+    other = Counting()
+    settings = {"size": 7, "inner": {"rate": 0.25}}
+    assert refused(spec(other, **settings), root) == "inner.rate was 0.5, is now 0.25; size was 1, is now 7"
+    assert other.runs == 0
 
 
 def test_other_content_is_refused_but_another_place_is_not(root, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("one")
-    stage = Stage()
+    stage = Counting()
     run_stage(spec(stage, path="text.txt"), root)
     (tmp_path / "moved").mkdir()
     moved = text.rename(tmp_path / "moved" / "text.txt")
@@ -217,21 +225,21 @@ def test_other_content_is_refused_but_another_place_is_not(root, tmp_path):
 def test_inputs_that_come_or_go_are_named(root, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).write_text(name)
-    run_stage(spec(Stage(), path=["a", "b"]), root)
-    assert refused(spec(Stage(), path=["a"]), root) == "the input path (a) has another content"
-    assert refused(spec(Stage()), root) == "the input path (now unset) has another content"
-    assert refused(spec(Stage(), path=["a", "b"], other="a"), root) == "the input other (a) has another content"
-    assert refused(spec(Stage(), path=["b", "a"]), root).startswith("the inputs are in another order")
+    run_stage(spec(Counting(), path=["a", "b"]), root)
+    assert refused(spec(Counting(), path=["a"]), root) == "the input path (a) has another content"
+    assert refused(spec(Counting()), root) == "the input path (now unset) has another content"
+    assert refused(spec(Counting(), path=["a", "b"], other="a"), root) == "the input other (a) has another content"
+    assert refused(spec(Counting(), path=["b", "a"]), root).startswith("the inputs are in another order")
 
 
 def test_a_stage_above_that_was_made_anew_counts_as_other_content(root):
-    run_stage(spec(Stage(), name="above"), root)
-    run_stage(spec(Stage(), path="@above/runs.txt"), root)
+    run_stage(spec(Counting(), name="above"), root)
+    run_stage(spec(Counting(), path="@above/runs.txt"), root)
     (root / "above" / "runs.txt").write_text("same\n")
-    run_stage(spec(Stage(), path="@above/runs.txt"), root)
+    run_stage(spec(Counting(), path="@above/runs.txt"), root)
     shutil.rmtree(root / "above")
-    run_stage(spec(Stage(), name="above", size=2), root)
-    assert refused(spec(Stage(), path="@above/runs.txt"), root) == (
+    run_stage(spec(Counting(), name="above", size=2), root)
+    assert refused(spec(Counting(), path="@above/runs.txt"), root) == (
         "the input path (../above/runs.txt) has another content"
     )
 
@@ -239,8 +247,8 @@ def test_a_stage_above_that_was_made_anew_counts_as_other_content(root):
 def test_inputs_are_resolved(root, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "text.txt").touch()
-    run_stage(spec(Stage(), name="above"), root)
-    stage = Stage()
+    run_stage(spec(Counting(), name="above"), root)
+    stage = Counting()
     run_stage(spec(stage, path=["@above", "@above/runs.txt", "~/text.txt"], other="text.txt"), root)
     assert stage.inputs == {
         "path": [root / "above", root / "above" / "runs.txt", tmp_path / "text.txt"],
@@ -249,9 +257,9 @@ def test_inputs_are_resolved(root, tmp_path, monkeypatch):
 
 
 def test_what_the_stage_above_did_not_write(root):
-    run_stage(spec(Stage(), name="above"), root)
+    run_stage(spec(Counting(), name="above"), root)
     with pytest.raises(UserError, match=r"work.path: '@above/x' is not there; the stage above did not write it"):
-        run_stage(spec(Stage(), path="@above/x"), root)
+        run_stage(spec(Counting(), path="@above/x"), root)
     assert not (root / "work.partial").exists()
 
 
@@ -259,21 +267,21 @@ def test_what_the_stage_above_did_not_write(root):
 
 
 def test_a_damaged_artifact_is_not_taken_for_whole(root):
-    run_stage(spec(Stage()), root)
+    run_stage(spec(Counting()), root)
     (root / "work" / "runs.txt").write_text("cut")
     with pytest.raises(UserError, match=r"is damaged: runs.txt missing or of another size; delete .* and run again"):
-        run_stage(spec(Stage()), root)
+        run_stage(spec(Counting()), root)
     (root / "work" / "runs.txt").unlink()
     with pytest.raises(UserError, match=r"is damaged: runs.txt"):
-        run_stage(spec(Stage()), root)
+        run_stage(spec(Counting()), root)
 
 
 def test_a_truncated_manifest(root):
-    run_stage(spec(Stage()), root)
+    run_stage(spec(Counting()), root)
     path = root / "work" / manifest.FILE
     path.write_text(path.read_text()[:40])
     with pytest.raises(UserError, match=r"stage.json is damaged .*; delete .* and run again"):
-        run_stage(spec(Stage()), root)
+        run_stage(spec(Counting()), root)
 
 
 @pytest.mark.parametrize("content", [None, "{}"])
@@ -282,14 +290,14 @@ def test_a_foreign_directory_is_left_alone(root, content):
     if content:
         (root / "work" / manifest.FILE).write_text(content)
     with pytest.raises(UserError, match="exists but no stage wrote it; delete it or choose another --out"):
-        run_stage(spec(Stage()), root)
+        run_stage(spec(Counting()), root)
 
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 
 def test_until_stops_after_a_stage_and_the_next_run_goes_on(root):
-    stages = [Stage(), Stage()]
+    stages = [Counting(), Counting()]
     recipe = Recipe("r", [spec(stages[0], name="one"), spec(stages[1], name="two")])
     run_recipe(recipe, root, "one")
     assert [stage.runs for stage in stages] == [1, 0]
@@ -301,14 +309,15 @@ def test_until_stops_after_a_stage_and_the_next_run_goes_on(root):
 
 def test_two_runs_in_one_output_directory(root):
     root.mkdir()
-    recipe = Recipe("r", [spec(Stage())])
+    stage = Counting()
+    recipe = Recipe("r", [spec(stage)])
     with open(root / ".lock", "w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(UserError, match=r"another run is working in .*; wait for it or choose another --out"):
             run_recipe(recipe, root, None)
     run_recipe(recipe, root, None)
     run_recipe(recipe, root, None)
-    assert recipe.stages[0].module.runs == 1
+    assert stage.runs == 1
 
 
 def test_where_files_cannot_be_locked_a_run_goes_on(root, monkeypatch):
@@ -316,7 +325,7 @@ def test_where_files_cannot_be_locked_a_run_goes_on(root, monkeypatch):
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
-    run_recipe(Recipe("r", [spec(Stage())]), root, None)
+    run_recipe(Recipe("r", [spec(Counting())]), root, None)
     assert (root / "work").is_dir()
 
 
@@ -324,7 +333,7 @@ def test_where_files_cannot_be_locked_a_run_goes_on(root, monkeypatch):
 def test_an_output_directory_that_is_a_file(root, tmp_path, name):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file or lies below one; choose another --out"):
-        run_recipe(Recipe("r", [spec(Stage())]), tmp_path / name, None)
+        run_recipe(Recipe("r", [spec(Counting())]), tmp_path / name, None)
 
 
 def test_a_stage_without_a_seed_says_so(root):
@@ -332,15 +341,71 @@ def test_a_stage_without_a_seed_says_so(root):
     class Seedless:
         size: int = 1
 
-    run_stage(StageSpec("work", "work", SimpleNamespace(run=lambda *_: None), Seedless()), root)
+    run_stage(StageSpec("work", "work", dataclasses.replace(Counting().stage, run=lambda *_: None), Seedless()), root)
     assert manifest.read(root / "work")["seed"] is None
 
 
 def test_a_stage_under_another_name_fills_a_directory_of_that_name_and_knows_what_it_is(root):
-    stage = Stage()
-    run_recipe(Recipe("r", [spec(stage), StageSpec("again", "work", stage, Config(path="@work"))]), root, "again")
+    stage = Counting()
+    run_recipe(Recipe("r", [spec(stage), StageSpec("again", "work", stage.stage, Config(path="@work"))]), root, "again")
     assert stage.runs == 2 and stage.inputs == {"path": [root / "work"]}
     assert manifest.read(root / "again")["stage"] == "again"
     assert manifest.read(root / "again")["config"]["stage"] == "work"
     with pytest.raises(UserError, match="stage was 'work', is now 'other'"):
-        run_stage(StageSpec("again", "other", stage, Config(path="@work")), root)
+        run_stage(StageSpec("again", "other", stage.stage, Config(path="@work")), root)
+
+
+# --- nested tables ----------------------------------------------------------------------------------------------------
+
+
+@config
+class Judge:
+    model: Annotated[str, Input("thing")] | None = None
+    share: float = 0.5
+    threads: Annotated[int, HOW] = 1
+
+
+@config
+class Nesting:
+    judge: Judge = Judge()
+    seed: int = 0
+
+
+def test_inputs_and_hows_in_nested_tables_are_resolved_compared_and_recorded_like_the_others(root):
+    counting = Counting()
+    run_stage(spec(counting, name="above"), root)
+
+    def run(**judge):
+        nesting = Nesting(judge=Judge(model="@above", **judge))
+        run_stage(StageSpec("work", "work", dataclasses.replace(counting.stage, config=Nesting), nesting), root)
+
+    run()
+    assert counting.inputs == {"judge.model": [root / "above"]}
+    record = manifest.read(root / "work")
+    assert record["config"] == {"judge": {"share": 0.5}, "seed": 0} and record["how"] == {"judge.threads": 1}
+    assert [entry["field"] for entry in record["inputs"]] == ["judge.model"]
+    run(threads=8)
+    assert counting.runs == 2
+    with pytest.raises(UserError, match=r"judge\.share was 0\.5, is now 0\.25"):
+        run(share=0.25)
+    shutil.rmtree(root / "above")
+    run_stage(spec(counting, name="above", size=2), root)
+    with pytest.raises(UserError, match=r"the input judge\.model \(\.\./above\) has another content"):
+        run()
+
+
+def test_what_a_stage_finds_wrong_is_told_before_any_stage_runs_all_at_once(root, tmp_path):
+    (tmp_path / "there").touch()
+    asked = []
+
+    def check(config, inputs):
+        asked.append(inputs)
+        raise UserError(f"size={config.size} is too small")
+
+    first, second = Counting(), Counting()
+    stage = dataclasses.replace(second.stage, check=check)
+    specs = [StageSpec(n, n, stage, Config(path="@work", other="there", size=i)) for i, n in enumerate("ab")]
+    with pytest.raises(UserError, match=r"a: size=0 is too small\n  b: size=1 is too small"):
+        run_recipe(Recipe("r", [spec(first), *specs]), root, None)
+    assert first.runs == second.runs == 0
+    assert asked[0] == {"path": [], "other": [Path("there")]}  # what a stage above makes is not there yet

@@ -40,11 +40,18 @@ def _locked(root: Path) -> Iterator[None]:
         yield
 
 
-def _resolve(spec: StageSpec, root: Path) -> dict[str, list[Path]]:
+def _paths(spec: StageSpec, root: Path) -> dict[str, list[Path]]:
     """Input field -> paths; "@name/file" becomes root/name/file."""
-    found: dict[str, list[Path]] = {}
+    return {
+        field: [root / v[1:] if v.startswith("@") else Path(v).expanduser() for v in values]
+        for field, values in spec.references.items()
+    }
+
+
+def _resolve(spec: StageSpec, root: Path) -> dict[str, list[Path]]:
+    """The paths of all inputs; UserError if one is not there."""
+    found = _paths(spec, root)
     for field, values in spec.references.items():
-        found[field] = [root / v[1:] if v.startswith("@") else Path(v).expanduser() for v in values]
         for value, path in zip(values, found[field], strict=True):
             if not matches(str(path)):
                 reason = "the stage above did not write it" if value.startswith("@") else "correct the path"
@@ -253,17 +260,9 @@ def _check(specs: list[StageSpec], root: Path) -> None:
     for spec in specs:
         if spec.stage.check and not (root / spec.name).exists():
             try:
-                spec.stage.check(spec.config, _known_inputs(spec, root))
+                paths = _paths(spec, root)
+                spec.stage.check(spec.config, {field: [p for p in paths[field] if p.exists()] for field in paths})
             except UserError as error:
                 problems.append(f"{spec.name}: {error}")
     if problems:
         raise UserError("\n  ".join(problems))
-
-
-def _known_inputs(spec: StageSpec, root: Path) -> Inputs:
-    """Input field -> the paths that do not wait for a stage above."""
-    found = {}
-    for field, values in spec.references.items():
-        paths = [root / v[1:] if v.startswith("@") else Path(v).expanduser() for v in values]
-        found[field] = [path for path in paths if path.exists()]
-    return found

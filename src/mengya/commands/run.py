@@ -1,23 +1,15 @@
 """mengya run RECIPE: fill an output directory, stage by stage."""
 
-import dataclasses
 from pathlib import Path
-from typing import Annotated
 
-from mengya.commands import Command
-from mengya.schema import Argument, config
+from mengya.commands import Command, plan
+from mengya.schema import config
 
 
 @config
-class Config:
+class Config(plan.Config):
     """Run a recipe; the same command again goes on where it stopped."""
 
-    recipe: Annotated[Path, Argument("RECIPE")]
-    """A .toml file."""
-    overrides: Annotated[list[str], Argument("stage.key=value")] = dataclasses.field(default_factory=list)
-    """Change a value of the recipe."""
-    out: Path | None = None
-    """Output directory (default: runs/<recipe name>)."""
     until: str | None = None
     """Stop after this stage."""
 

@@ -16,6 +16,7 @@ from mengya.model.native.transformer import count_parameters
 from mengya.recipe import load_recipe, parse_recipe
 from mengya.schema import fields_of
 from mengya.stages import MODULES, load_stage
+from mengya.toml_tables import laid_over, read_tables
 
 ROOT = Path(__file__).parent.parent
 PAIRS = [("README.md", "README.zh.md"), ("docs/guide.md", "docs/guide.zh.md")]
@@ -123,7 +124,10 @@ def test_keys_in_the_text_exist(name):
 @pytest.mark.parametrize("name", USER_DOCS)
 def test_recipes_in_the_text_are_valid(name):
     for body in fences(name, "toml"):
-        assert parse_recipe("example", tomllib.loads(body), name, check_paths=False).stages
+        tables = tomllib.loads(body)
+        if base := tables.pop("base", None):
+            tables = laid_over(read_tables(ROOT / base), tables)
+        assert parse_recipe("example", tables, name, check_paths=False).stages
 
 
 @pytest.mark.parametrize("name", ["docs/guide.md", "docs/guide.zh.md"])

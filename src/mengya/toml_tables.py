@@ -25,7 +25,7 @@ def read_tables(path: Path, above: tuple[Path, ...] = ()) -> dict:
         return tables
     if not isinstance(base, str) or not base:
         raise UserError(f'{path}: base={base!r} must be the path of a recipe, e.g. base = "../small.toml"')
-    return _laid_over(read_tables(path.parent / Path(base).expanduser(), (*above, path.resolve())), tables)
+    return laid_over(read_tables(path.parent / Path(base).expanduser(), (*above, path.resolve())), tables)
 
 
 def _read_toml(path: Path, above: tuple[Path, ...]) -> dict:
@@ -44,11 +44,12 @@ def _read_toml(path: Path, above: tuple[Path, ...]) -> dict:
         raise UserError(f"{path} is not valid TOML: {error}{remedy}") from error
 
 
-def _laid_over(lower: dict, upper: dict) -> dict:
+def laid_over(lower: dict, upper: dict) -> dict:
+    """The tables of both, key by key; where both have a value, that of `upper`."""
     merged = dict(lower)
     for key, value in upper.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _laid_over(merged[key], value) if both else value
+        merged[key] = laid_over(merged[key], value) if both else value
     return merged
 
 

@@ -11,11 +11,11 @@ import pytest
 from mengya import cli
 from mengya.data.conversations import parse_conversation
 from mengya.data.preferences import parse_preference
-from mengya.evaluate.questions import read_questions
 from mengya.model.native.transformer import count_parameters
 from mengya.recipe import load_recipe, parse_recipe
 from mengya.schema import fields_of
 from mengya.stages import MODULES
+from mengya.tasks.questions import read_questions
 
 ROOT = Path(__file__).parent.parent
 PAIRS = [("README.md", "README.zh.md"), ("docs/guide.md", "docs/guide.zh.md")]

@@ -46,7 +46,7 @@ def _help(arguments: argparse.Namespace) -> None:
 
 def _chat(arguments: argparse.Namespace) -> None:
     from mengya.infer.sampling import Sampling
-    from mengya.serve.terminal import answer_questions, chat
+    from mengya.serve.terminal import chat
 
     sampling = Sampling(
         temperature=arguments.temperature,
@@ -56,10 +56,7 @@ def _chat(arguments: argparse.Namespace) -> None:
         max_new_tokens=arguments.max_new_tokens,
         seed=arguments.seed,
     )
-    if arguments.demo and not sys.stdin.isatty():
-        answer_questions(arguments.model, ["你是谁？", "法国的首都是哪里？", "37+45等于多少？"], sys.stdout)
-    else:
-        chat(arguments.model, sampling, arguments.system)
+    chat(arguments.model, sampling, arguments.system, arguments.ask)
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -103,7 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--repetition-penalty", type=float, default=1.0, help="default: %(default)s")
     command.add_argument("--max-new-tokens", type=int, default=256, help="default: %(default)s")
     command.add_argument("--seed", type=int)
-    command.add_argument("--demo", action="store_true", help="without a terminal, answer three questions and end")
+    command.add_argument(
+        "--ask",
+        action="append",
+        default=[],
+        metavar="QUESTION",
+        help="answer this question first (may be given several times); without a terminal, end after that",
+    )
 
     text = "a Hugging Face directory from an unfinished training, a checkpoint, or a model in another type"
     command = commands.add_parser("export", help=text, description=text)

@@ -85,6 +85,13 @@ def test_make_targets_exist(name):
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets), targets
 
 
+def test_the_commands_of_the_makefile_parse():
+    lines = [shlex.split(line) for line in read("Makefile").splitlines() if line.startswith("\t$(BIN)/mengya ")]
+    parsed = [cli._parse(words[1:]) for words in lines]
+    assert [words[1] for words in lines] == ["run", "chat"]
+    assert len(parsed[1].ask) == 3 and str(parsed[1].model).startswith(str(parsed[0].out))
+
+
 @pytest.mark.parametrize("name", DOCS)
 def test_commands_parse_and_their_overrides_validate(name, monkeypatch):
     for words in own_commands(name):

@@ -3,8 +3,10 @@
 import re
 import string
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
-from mengya.tasks.task import Question, Row, Task, Words, short
+from mengya.tasks.task import Question, Task, Words, short
 
 
 def first_letter(text: str, letters: str) -> str | None:
@@ -13,11 +15,11 @@ def first_letter(text: str, letters: str) -> str | None:
     return found.group() if found else None
 
 
-def letters_of(row: Row) -> str:
+def letters_of(row: Mapping[str, Any]) -> str:
     return string.ascii_uppercase[: len(row["choices"])]
 
 
-def check(row: Row) -> None:
+def check(row: Mapping[str, Any]) -> None:
     """A row has `choices`, a list of texts, and an `answer`, the letter of one."""
     choices = row.get("choices")
     texts = [text for text in choices if isinstance(text, str) and text.strip()] if isinstance(choices, list) else []

@@ -2,8 +2,10 @@
 
 import re
 import unicodedata
+from collections.abc import Mapping
+from typing import Any
 
-from mengya.tasks.task import Question, Row, Task, Words, check_text, short
+from mengya.tasks.task import Question, Task, Words, check_text, short
 
 FINAL = "。.!?…"  # after NFKC, which maps ！？．｡ to these
 NUMBER = re.compile(r"(?<![0-9.,])-?[0-9][0-9.,]*")
@@ -24,7 +26,7 @@ def last_integer(text: str) -> int | None:
     return int(numbers[-1]) if numbers and re.fullmatch("-?[0-9]{1,18}", numbers[-1]) else None
 
 
-def check(row: Row) -> None:
+def check(row: Mapping[str, Any]) -> None:
     """A row has an `answer`, and may have a list of further ones that count, `accept`."""
     check_text(row, "answer")
     accept = row.get("accept", [])
@@ -41,7 +43,7 @@ def grade(question: Question, completion: str) -> bool:
     return normalise(completion) in {normalise(text) for text in right}
 
 
-def check_integer(row: Row) -> None:
+def check_integer(row: Mapping[str, Any]) -> None:
     """A row has an `answer` in digits."""
     check_text(row, "answer")
     if last_integer(row["answer"]) is None:

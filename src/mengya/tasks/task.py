@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 
 from mengya.errors import UserError
 
-Row = Mapping[str, Any]  # of a questions file: {"kind": "exact", "prompt": "…", "answer": "…"}
-
 
 class Words(NamedTuple):
     """The same words in the two languages of the report."""
@@ -30,7 +28,7 @@ class Task:
     key: str
     heading: Words
     note: Words
-    check: Callable[[Row], None]
+    check: Callable[[Mapping[str, Any]], None]
     grade: Callable[["Question", str], float]
     messages: Callable[["Question"], list[dict[str, str]]] = lambda q: [{"role": "user", "content": q.row["prompt"]}]
 
@@ -41,7 +39,7 @@ class Question:
 
     task: Task
     id: str
-    row: Row
+    row: Mapping[str, Any]
 
     @property
     def answer(self) -> str | None:
@@ -64,7 +62,7 @@ class Question:
         return score
 
 
-def check_text(row: Row, field: str) -> None:
+def check_text(row: Mapping[str, Any], field: str) -> None:
     """ValueError unless the row has text in `field`."""
     if not isinstance(row.get(field), str) or not row[field].strip():
         raise ValueError(f"{field}={short(row.get(field))} must be a non-empty string")

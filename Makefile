@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 demo: $(VENV)/.core
 	$(BIN)/mengya run recipes/quickstart.toml --out runs/quickstart
 	@echo "report 报告: runs/quickstart/evaluate/report.html"
-	$(BIN)/mengya chat runs/quickstart/dpo --demo
+	$(BIN)/mengya chat runs/quickstart/dpo --temperature 0 --ask "你是谁？" --ask "法国的首都是哪里？" --ask "37+45等于多少？"
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest

@@ -102,6 +102,14 @@ def test_a_fault_of_ours_shows_its_traceback(project, mengya):
     assert result.code == 1 and "ZeroDivisionError: ours" in result.err
 
 
+def test_questions_on_the_command_line(grown, mengya):
+    questions = ["--ask", "cat?", "--temperature", "0", "--ask", "mat?", "--ask", "cat?"]
+    result = mengya("chat", "run/dpo", *questions, "--max-new-tokens", "4")
+    assert (result.code, result.err) == (0, "")
+    asked = [line for line in result.out.splitlines() if line.startswith("你> ")]
+    assert asked == ["你> cat?", "你> mat?", "你> cat?"] and result.out.count("tokens/s") == 3
+
+
 # --- stopping ---------------------------------------------------------------------------------------------------------
 
 

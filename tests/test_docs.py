@@ -11,11 +11,11 @@ import pytest
 from mengya import cli
 from mengya.data.conversations import parse_conversation
 from mengya.data.preferences import parse_preference
-from mengya.evaluate.questions import read_questions
 from mengya.model.native.transformer import count_parameters
 from mengya.recipe import load_recipe, parse_recipe
 from mengya.schema import fields_of
 from mengya.stages import MODULES, load_stage
+from mengya.tasks.questions import read_questions
 from mengya.toml_tables import laid_over, read_tables
 
 ROOT = Path(__file__).parent.parent
@@ -84,6 +84,13 @@ def test_make_targets_exist(name):
     lines = [*commands(name), *inline_code(name)]
     targets = {match[1] for line in lines if (match := re.match(r"make (\w+)", line))}
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets), targets
+
+
+def test_the_commands_of_the_makefile_parse():
+    lines = [shlex.split(line) for line in read("Makefile").splitlines() if line.startswith("\t$(BIN)/mengya ")]
+    parsed = [cli._parse(words[1:])[1] for words in lines]
+    assert [words[1] for words in lines] == ["run", "chat"]
+    assert len(parsed[1].ask) == 3 and str(parsed[1].model).startswith(str(parsed[0].out))
 
 
 @pytest.mark.parametrize("name", DOCS)

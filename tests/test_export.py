@@ -50,7 +50,7 @@ def test_an_unfinished_training_and_its_checkpoints(unfinished, mengya):
     found = weights(newest)
     assert found.keys() == weights(finished).keys()
     assert all(torch.equal(tensor, held[f"model.{name}"]) for name, tensor in found.items())
-    assert mengya("chat", "models/newest", "--demo").code == 0
+    assert mengya("chat", "models/newest", "--ask", "你好").code == 0
 
     assert mengya("export", partial / "checkpoints" / "best", "best", "--dtype", "bfloat16").code == 0
     assert {tensor.dtype for tensor in weights(unfinished / "best").values()} == {torch.bfloat16}
@@ -93,7 +93,7 @@ def test_a_model_in_another_type(grown, mengya):
         assert (grown / "half" / name).read_bytes() == (grown / "run" / "dpo" / name).read_bytes()
     config, before = (json.loads((d / "config.json").read_text()) for d in (grown / "half", grown / "run" / "dpo"))
     assert config == before | {"dtype": "bfloat16", "torch_dtype": "bfloat16"}
-    assert mengya("chat", "half", "--demo").code == 0
+    assert mengya("chat", "half", "--ask", "你好").code == 0
     assert mengya("export", "half", "again").code == 0
     assert all(torch.equal(tensor, found[name]) for name, tensor in weights(grown / "again").items())
 

@@ -13,6 +13,7 @@ LAYERS = [
     {"batch"},
     {"data", "model"},
     {"infer"},
+    {"tasks"},
     {"train", "evaluate", "serve"},
     {"stages"},
     {"toml_tables"},

@@ -5,7 +5,17 @@ import json
 import pytest
 
 from mengya import metrics
-from mengya.metrics import MetricsLog, ProgressLine, format_count, format_seconds, read_jsonl, say
+from mengya.metrics import (
+    MetricsLog,
+    ProgressLine,
+    format_count,
+    format_duration,
+    format_parameters,
+    format_seconds,
+    format_size,
+    read_jsonl,
+    say,
+)
 
 
 def rows(path) -> list[int]:
@@ -114,3 +124,20 @@ def test_format_seconds(seconds, text):
 )
 def test_format_count(value, text):
     assert format_count(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (61.4, "1 min 1 s"), (3600, "1 h 0 min")]
+)
+def test_format_duration(seconds, text):
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(("n", "text"), [(0, "0 B"), (999, "999 B"), (12_345, "12.3 KB"), (4.2e12, "4200.0 GB")])
+def test_format_size(n, text):
+    assert format_size(n) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(18_900, "0.0M"), (26_878_464, "26.9M"), (1_543_000_000, "1.54B")])
+def test_format_parameters(count, text):
+    assert format_parameters(count) == text

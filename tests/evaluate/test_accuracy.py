@@ -35,3 +35,10 @@ def test_interval_is_mirrored_and_within_bounds() -> None:
 def test_accuracy_of_nothing_is_a_bug() -> None:
     with pytest.raises(AssertionError, match="undefined"):
         accuracy([])
+
+
+def test_scores_between_wrong_and_right_count_in_part() -> None:
+    result = accuracy([0.5, True, 0.25, 0])
+    assert (result.correct, result.total, result.value) == (1.75, 4, 0.4375)
+    assert 0 < result.low < result.value < result.high < 1
+    assert isinstance(accuracy([True, False]).correct, int)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mengya.errors import UserError
-from mengya.evaluate.bits import bits_per_byte, take_bytes, windows
+from mengya.evaluate.bits import bits_per_byte, windows
 from mengya.evaluate.scoring import log_probs
 from mengya.model.native.config import ModelConfig
 from mengya.model.native.transformer import CausalLM
@@ -31,7 +31,7 @@ def test_short_documents_against_one_token_at_a_time(make_model, tokenizer) -> N
     for text in SHORT:
         ids = [tokenizer.eos_id, *tokenizer.encode(text)]
         expected += bits_by_hand(model, ids, dict.fromkeys(range(1, len(ids)), 0))
-    result = bits_per_byte(model, tokenizer, SHORT, max_bytes=10_000)
+    result = bits_per_byte(model, tokenizer, SHORT)
     assert (result.bytes, result.tokens, result.documents) == (19, 19, 3)
     assert result.bits == pytest.approx(expected, rel=1e-6)
     assert result.value == result.bits / 19
@@ -42,15 +42,15 @@ def test_long_document_against_one_token_at_a_time(make_model, tokenizer, stride
     model = make_model(context=8).eval()
     ids = [tokenizer.eos_id, *tokenizer.encode("a long document, much longer than the context")]
     starts = {i: start for start, first, last in windows(len(ids), 8, step) for i in range(first, last)}
-    result = bits_per_byte(model, tokenizer, [bytes(ids[1:]).decode()], max_bytes=10_000, stride=stride)
+    result = bits_per_byte(model, tokenizer, [bytes(ids[1:]).decode()], stride=stride)
     assert result.bits == pytest.approx(bits_by_hand(model, ids, starts), rel=1e-6)
 
 
 def test_many_documents_stream_like_few(make_model, tokenizer) -> None:
     model = make_model()
     documents = [f"document {i}" for i in range(70)]
-    whole = bits_per_byte(model, tokenizer, iter(documents), max_bytes=10**6)
-    parts = [bits_per_byte(model, tokenizer, [text], max_bytes=10**6).bits for text in documents]
+    whole = bits_per_byte(model, tokenizer, iter(documents))
+    parts = [bits_per_byte(model, tokenizer, [text]).bits for text in documents]
     assert whole.bits == pytest.approx(sum(parts), rel=1e-6)
     assert whole.documents == 70
 
@@ -58,7 +58,7 @@ def test_many_documents_stream_like_few(make_model, tokenizer) -> None:
 def test_uniform_model_needs_log2_of_the_vocabulary(make_model, tokenizer) -> None:
     model = make_model()
     torch.nn.init.zeros_(model.head)
-    assert bits_per_byte(model, tokenizer, SHORT, max_bytes=10_000).value == pytest.approx(math.log2(259))
+    assert bits_per_byte(model, tokenizer, SHORT).value == pytest.approx(math.log2(259))
 
 
 @pytest.mark.parametrize(("context", "stride"), [(1, 1), (4, 1), (4, 2), (4, 4), (16, 8), (5, 3)])
@@ -82,15 +82,8 @@ def test_windows_of_real_rows_cover_the_text_once(make_model, tokenizer, monkeyp
 
     monkeypatch.setattr("mengya.evaluate.bits.log_probs", spy)
     text = "every byte exactly once, and in order"
-    bits_per_byte(make_model(context=8), tokenizer, [text], max_bytes=1000)
+    bits_per_byte(make_model(context=8), tokenizer, [text])
     assert bytes(seen).decode() == text
-
-
-@pytest.mark.parametrize(
-    ("budget", "expected"), [(3, ["春"]), (5, ["春"]), (6, ["春天"]), (7, ["春天", "a"]), (99, ["春天", "ab"])]
-)
-def test_take_bytes_cuts_between_characters(budget: int, expected: list[str]) -> None:
-    assert list(take_bytes(["", "春天", "ab"], budget)) == expected
 
 
 def test_the_real_model_and_tokenizer() -> None:
@@ -109,18 +102,29 @@ def test_the_real_model_and_tokenizer() -> None:
         with torch.no_grad():
             logs = torch.log_softmax(model(torch.tensor([ids[:-1]]))[0].double(), dim=1)
         bits -= sum(logs[i, token].item() for i, token in enumerate(ids[1:])) / math.log(2)
-    result = bits_per_byte(model, tokenizer, documents, max_bytes=1000)
+    result = bits_per_byte(model, tokenizer, documents)
     assert result.bits == pytest.approx(bits, rel=1e-5)
     assert result.bytes == sum(len(text.encode()) for text in documents)
 
 
-def test_take_bytes_reads_no_further_than_needed() -> None:
-    documents = iter(["abc", "def", "never"])
-    assert list(take_bytes(documents, 6)) == ["abc", "def"]
-    assert next(documents) == "never"
+def test_documents_are_read_no_further_than_is_scored_at_once(make_model, tokenizer, monkeypatch) -> None:
+    monkeypatch.setattr("mengya.evaluate.bits.DOCUMENTS_AT_ONCE", 2)
+    read: list[str] = []
+
+    def documents():
+        for text in ("abc", "", "def", "ghi"):
+            read.append(text)
+            yield text
+
+    def spy(model, rows, **options):
+        assert len(read) in (3, 4), "two documents that are not empty, then the last one"
+        return log_probs(model, rows, **options)
+
+    monkeypatch.setattr("mengya.evaluate.bits.log_probs", spy)
+    assert bits_per_byte(make_model(), tokenizer, documents()).documents == 3
 
 
 @pytest.mark.parametrize("documents", [[], ["", ""]])
 def test_no_text_is_the_users_fault(make_model, tokenizer, documents: list[str]) -> None:
     with pytest.raises(UserError, match="hold out some documents"):
-        bits_per_byte(make_model(), tokenizer, documents, max_bytes=100)
+        bits_per_byte(make_model(), tokenizer, documents)

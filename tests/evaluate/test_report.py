@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from mengya.evaluate import charts
-from mengya.evaluate.accuracy import accuracy
-from mengya.evaluate.report import Artifact, Report, Sample, StageResult, duration, size, write_report
+from mengya.evaluate.accuracy import Result, accuracy
+from mengya.evaluate.report import Artifact, Report, Sample, StageResult, write_report
+from mengya.tasks.task import Words
 
 EVIL = (
     '<script>alert("x")</script><img src=https://evil.example/x onerror=y> {{ 7 * 7 }} {% raw %} `'
@@ -34,6 +35,16 @@ def share(correct: int, total: int):
     return accuracy([i < correct for i in range(total)])
 
 
+def results(**shares) -> list[Result]:
+    words = {
+        "facts": Words("Facts", "知识问答"),
+        "addition": Words("Addition", "加法"),
+        "odd": Words("x<y", "<i>小于</i>"),
+    }
+    notes = {name: Words(f"how {name} is graded.", f"{name}的判分。") for name in words}
+    return [Result(f"{name}_accuracy", words[name], notes[name], value) for name, value in shares.items()]
+
+
 def curve(steps: int) -> list[dict]:
     rows = [
         {"step": step, "loss": 8 / step, "lr": 1e-3, "grad_norm": 1.0, "tokens": 10 * step, "tokens_per_second": 5.0}
@@ -51,11 +62,9 @@ def report() -> Report:
     return Report(
         title="Report <b>& $co$",
         stages=[
-            StageResult("pretrain", {"bits_per_byte": 1.5, "parameters": 1000}, {"facts_accuracy": share(1, 10)}),
-            StageResult(
-                "sft", {"bits_per_byte": 1.7}, {"facts_accuracy": share(9, 10), "addition_accuracy": share(8, 10)}
-            ),
-            StageResult("dpo", {"preference_margin": math.nan}, {"facts_accuracy": share(10, 10), "x<y": share(1, 2)}),
+            StageResult("pretrain", {"bits_per_byte": 1.5, "parameters": 1000}, results(facts=share(1, 10))),
+            StageResult("sft", {"bits_per_byte": 1.7}, results(facts=share(9, 10), addition=share(8, 10))),
+            StageResult("dpo", {"preference_margin": math.nan}, results(facts=share(10, 10), odd=share(1, 2))),
         ],
         unigram_bits_per_byte=4.5,
         bigram_bits_per_byte=3.5,
@@ -162,8 +171,35 @@ def test_a_report_with_next_to_nothing(tmp_path: Path) -> None:
     bare = Report("t", [StageResult("pretrain", {"bits_per_byte": 2.0}, {})], 5.0, 4.0, [], {}, [], "m")
     write_report(tmp_path, bare)
     data = json.loads((tmp_path / "report.json").read_text())
-    assert (data["bits_per_byte"], data["facts_accuracy"]) == (2.0, None)
+    assert data["bits_per_byte"] == 2.0
+    assert not [key for key in data if key.endswith("_accuracy")]
     assert not (tmp_path / "accuracy.svg").exists()
+    assert "asked one at a time" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_headings_and_notes_come_with_the_results(tmp_path: Path, report: Report) -> None:
+    write_report(tmp_path, report)
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    text = " ".join(page.text.split())
+    cards = text[: text.index("What it says")]
+    assert "Facts知识问答 100.0 % 10 of 10" in cards and "+10.0 vs sft" in cards
+    assert "Addition加法 80.0 % 8 of 10" in cards and "x<y<i>小于</i> 50.0 % 1 of 2" in cards
+    assert "stage阶段bits per byte每字节比特数parameterspreference marginFacts知识问答Addition加法x<y" in text
+    for name in ("facts", "addition", "odd"):
+        assert f"how {name} is graded." in text and f"{name}的判分。" in text
+    head = (tmp_path / "report.md").read_text(encoding="utf-8").split("\n\n")[3].splitlines()[0]
+    assert head.endswith(r"| Facts · 知识问答 | Addition · 加法 | x\<y · \<i\>小于\</i\> |")
+
+
+def test_scores_between_wrong_and_right(tmp_path: Path) -> None:
+    scored = results(facts=accuracy([0.25, 1, 0.5]))
+    sample = Sample("?", {"a": "x", "b": "y", "c": "z"}, "w", {"a": 0.25, "b": True, "c": 0.0})
+    write_report(tmp_path, Report("t", [StageResult("a", {}, scored)], 5.0, 4.0, [sample], {}, [], "m"))
+    data = json.loads((tmp_path / "report.json").read_text())
+    assert data["facts_accuracy"] == pytest.approx(1.75 / 3) and data["samples"][0]["correct"]["a"] == 0.25
+    assert "1.75 of 3" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "(1.75/3)" in text and "**a** 25.0 %" in text and "**b** ✓" in text and "**c** ✗" in text
 
 
 def test_half_a_surrogate_does_not_cost_the_report(tmp_path: Path, report: Report) -> None:
@@ -203,15 +239,3 @@ def test_the_curve_ignores_a_spike() -> None:
     values[50] = 1000.0
     assert charts.running_median(values, 2).max() == 1.0
     assert charts.running_median(values, 0).max() == 1000.0
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (61.4, "1 min 1 s"), (3600, "1 h 0 min")]
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(("n", "text"), [(0, "0 B"), (999, "999 B"), (12_345, "12.3 KB"), (4.2e12, "4200.0 GB")])
-def test_sizes(n: float, text: str) -> None:
-    assert size(n) == text

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from mengya.errors import UserError
 from mengya.infer.request import Sampling
 from mengya.infer.session import Session
-from mengya.serve.terminal import HELP, answer_questions, chat, load_chat_model
+from mengya.serve.terminal import HELP, chat, load_chat_model
 
 SHORT = Sampling(temperature=0, max_new_tokens=5)
 
@@ -20,7 +21,7 @@ SHORT = Sampling(temperature=0, max_new_tokens=5)
 def talk(model_dir: Path, lines: str | bytes, sampling: Sampling = SHORT, system: str | None = None) -> str:
     data = lines if isinstance(lines, bytes) else lines.encode()
     output = io.StringIO()
-    chat(model_dir, sampling, system, io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"), output)
+    chat(model_dir, sampling, system, (), io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"), output)
     return output.getvalue()
 
 
@@ -88,15 +89,22 @@ def test_answers_without_control_characters(model_dir: Path) -> None:
 def test_narrow_encodings_do_not_crash(model_dir: Path) -> None:
     raw = io.BytesIO()
     output = io.TextIOWrapper(raw, encoding="ascii")
-    answer_questions(model_dir, ["你好"], output, SHORT)
+    chat(model_dir, SHORT, None, ["你好"], io.StringIO(), output)
     assert b"tokens/s" in raw.getvalue()
 
 
-def test_questions_of_the_demo_are_independent(model_dir: Path) -> None:
+@pytest.mark.parametrize("system", [None, "你是小草。"])
+def test_questions_to_ask_are_independent_and_without_a_terminal_all(model_dir: Path, system: str | None) -> None:
     output = io.StringIO()
-    answer_questions(model_dir, ["你好", "12 加 30", "你好"], output, SHORT)
+    chat(model_dir, SHORT, system, ["你好", "12 加 30", "你好"], io.StringIO("再见\n"), output)
+    assert re.findall("你> (.*)", output.getvalue()) == ["你好", "12 加 30", "你好"]
     first, _, third = answers(output.getvalue())
-    assert first == third == visible(expected(model_dir, ["你好"])[0])
+    assert first == third == visible(expected(model_dir, ["你好"], system)[0])
+
+
+def test_a_question_to_ask_that_is_too_long(model_dir: Path) -> None:
+    with pytest.raises(UserError, match="shorten it"):
+        chat(model_dir, SHORT, None, ["熊" * 20_000], io.StringIO(), io.StringIO())
 
 
 def test_piped_chat_does_not_load_the_line_editor(model_dir: Path) -> None:

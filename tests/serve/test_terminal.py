@@ -30,7 +30,7 @@ def stream(self, text):
     return plain(self, text)
 
 Session.stream = stream
-chat(sys.argv[1], Sampling(temperature=0, max_new_tokens=int(sys.argv[2])))
+chat(sys.argv[1], Sampling(temperature=0, max_new_tokens=int(sys.argv[2])), questions=sys.argv[3:])
 print("[left]", flush=True)
 """
 
@@ -132,3 +132,21 @@ def test_end_of_input_leaves(terminal: Terminal) -> None:
     terminal.type("\x04")
     terminal.expect(r"\[left\]")
     assert terminal.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("length", [5, 8000])
+def test_questions_to_ask_are_answered_first_and_the_chat_begins_anew(model_dir: Path, length: int) -> None:
+    opened = Terminal(str(model_dir), str(length), "你是谁？", "一加一")
+    try:
+        for question in ("你是谁？", "一加一"):
+            opened.expect(re.escape(f"你> {question}"))
+            opened.expect(re.escape(f"[asked {question!a} after 0]"))
+            if length == 8000:  # Ctrl-C stops the answer, not the chat
+                opened.expect(r"[\s\S]{20}")
+                opened.type("\x03")
+                opened.expect("已停止 stopped")
+        opened.expect("你>")
+        opened.type("你好\r")
+        opened.expect(re.escape(f"[asked {'你好'!a} after 0]"))
+    finally:
+        opened.close()

@@ -11,7 +11,7 @@ import pytest
 from mengya import manifest
 from mengya.cli import _machine_fault
 
-from ..conftest import interrupt_after
+from ..conftest import interrupt_after, write_jsonl
 
 
 def check(result, *words: str, out: Path | None = None, stage: str | None = None) -> None:
@@ -275,6 +275,17 @@ def test_bad_questions(grown, refused_later, content):
     refused_later("evaluate", words=["questions.jsonl"])
 
 
+def test_all_bad_questions_are_told_before_a_model_is_loaded(grown, refused_later):
+    row = {"kind": "fact", "id": "f", "prompt": "cat?", "answer": "mat"}
+    write_jsonl(
+        grown / "questions.jsonl", [row, {**row, "kind": "fcat"}, {**row, "prompt": ""}, {**row, "kind": "choice"}]
+    )
+    (grown / "model").mkdir()  # which is not even a model
+    words = ["questions.jsonl:2: kind='fcat' is not a task; did you mean 'fact'?", "questions.jsonl:3: prompt=''"]
+    words += ["questions.jsonl:4: choices=None must be a list"]
+    refused_later("evaluate", "evaluate.models=model", words=words)
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
@@ -333,7 +344,7 @@ def test_a_damaged_model(grown, mengya, name):
     for stage in ("sft", "dpo", "evaluate"):
         shutil.rmtree(grown / "run" / stage)
     check(mengya("run", "whole.toml", "sft.model=model", "--out", "run"), *DAMAGE[name], out=grown / "run", stage="sft")
-    check(mengya("chat", "model", "--demo"), *DAMAGE[name])
+    check(mengya("chat", "model", "--ask", "你好"), *DAMAGE[name])
 
 
 def test_a_damaged_artifact_of_ours_is_noticed(grown, mengya):

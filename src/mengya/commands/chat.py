@@ -1,6 +1,6 @@
 """mengya chat MODEL_DIR: talk to a model in the terminal."""
 
-import sys
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -18,17 +18,14 @@ class Config:
     system: str | None = None
     """System prompt."""
     sampling: Sampling = Sampling(temperature=0.3)
-    demo: bool = False
-    """Without a terminal, answer three questions and end."""
+    ask: list[str] = dataclasses.field(default_factory=list)
+    """Answer this question first (may be given several times); without a terminal, end after that."""
 
 
 def run(config: Config) -> None:
-    from mengya.serve.terminal import answer_questions, chat
+    from mengya.serve.terminal import chat
 
-    if config.demo and not sys.stdin.isatty():
-        answer_questions(config.model, ["你是谁？", "法国的首都是哪里？", "37+45等于多少？"], sys.stdout)
-    else:
-        chat(config.model, config.sampling, config.system)
+    chat(config.model, config.sampling, config.system, config.ask)
 
 
 COMMAND = Command(Config, run)

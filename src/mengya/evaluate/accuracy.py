@@ -1,31 +1,47 @@
-"""A share of successes with its 95 % Wilson score interval."""
+"""A mean score with its 95 % Wilson score interval, and the words that the report needs for it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
+
+from mengya.tasks.task import Words
 
 Z_95 = 1.959963984540054  # the 97.5 % quantile of the standard normal distribution
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """`correct` of `total`; `value` = correct / total; `low`, `high` bound the true share with 95 % confidence."""
+    """`correct` of `total`; `value` = correct / total; `low`, `high` bound the true share with 95 % confidence.
 
-    correct: int
+    `correct` is the sum of the scores: the number of right answers where a grader decides between 0 and 1.
+    """
+
+    correct: float
     total: int
     value: float
     low: float
     high: float
 
 
-def accuracy(flags: Iterable[bool]) -> Accuracy:
-    """Share of true flags, which must not be empty. Interval: E. B. Wilson, JASA 22 (1927), 209-212.
+@dataclass(frozen=True)
+class Result:
+    """An accuracy of one model with its name in report.json, its heading in the report, and what counts as right."""
 
-    Unlike the textbook p +- 1.96 s it stays within [0, 1] and has a width even at 0 % and 100 %.
+    key: str
+    heading: Words
+    note: Words
+    accuracy: Accuracy
+
+
+def accuracy(scores: Iterable[float]) -> Accuracy:
+    """Mean of scores from 0 to 1 (a bool is one), of which there must be some. E. B. Wilson, JASA 22 (1927), 209-212.
+
+    Unlike the textbook p +- 1.96 s the interval stays within [0, 1] and has a width even at 0 % and 100 %. For scores
+    between 0 and 1 it is too wide, if anything: they vary less than decisions of the same mean.
     """
-    outcomes = [bool(flag) for flag in flags]
-    assert outcomes, "the accuracy of nothing is undefined; leave the metric out instead"
-    correct, total = sum(outcomes), len(outcomes)
+    each = list(scores)
+    assert each, "the accuracy of nothing is undefined; leave the metric out instead"
+    correct, total = sum(each), len(each)
     share, z2 = correct / total, Z_95**2
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = Z_95 / (1 + z2 / total) * sqrt(share * (1 - share) / total + z2 / (4 * total**2))

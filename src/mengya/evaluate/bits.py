@@ -5,25 +5,17 @@ document is read as `<|endoftext|>` + tokens; the first token is predicted from 
 `<|endoftext|>` that closes the document is *not* scored, because it stands for no byte of the text.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import log
-from typing import Protocol
 
 from mengya.errors import UserError
 from mengya.evaluate.scoring import MAX_LOGITS, Row, log_probs
 from mengya.model.native.transformer import CausalLM
+from mengya.text.tokenizer import Tokenizer
 
 DOCUMENTS_AT_ONCE = 64  # tokenized and scored together, so that rows of like length share a batch
-
-
-class TextEncoder(Protocol):
-    """The part of `mengya.text.tokenizer.Tokenizer` that is needed here."""
-
-    @property
-    def eos_id(self) -> int: ...
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True)
@@ -38,26 +30,6 @@ class BitsPerByte:
     @property
     def value(self) -> float:
         return self.bits / self.bytes
-
-    @property
-    def bytes_per_token(self) -> float:
-        return self.bytes / self.tokens
-
-
-def take_bytes(documents: Iterable[str], max_bytes: int) -> Iterator[str]:
-    """The first `max_bytes` UTF-8 bytes: whole non-empty documents, the last one cut between two characters.
-
-    Give the result to the model and to the baselines, so that they are judged on the same bytes.
-    """
-    left = max_bytes
-    for text in documents:
-        raw = text.encode()
-        kept = raw[:left].decode(errors="ignore")  # ignore drops the torn character at the cut
-        if kept:
-            yield kept
-        left -= len(raw)
-        if left <= 0:
-            return
 
 
 def windows(length: int, context: int, stride: int) -> list[tuple[int, int, int]]:
@@ -78,14 +50,13 @@ def windows(length: int, context: int, stride: int) -> list[tuple[int, int, int]
 
 def bits_per_byte(
     model: CausalLM,
-    tokenizer: TextEncoder,
+    tokenizer: Tokenizer,
     documents: Iterable[str],
     *,
-    max_bytes: int,
     stride: int | None = None,
     max_logits: int = MAX_LOGITS,
 ) -> BitsPerByte:
-    """Sum of -log2 p over the tokens of the first `max_bytes` bytes of `documents`, streaming, divided by those bytes.
+    """Sum of -log2 p over the tokens of `documents`, streaming, divided by their bytes. Empty documents do not count.
 
     Documents longer than `model.config.max_position_embeddings` are cut by `windows`; `stride` defaults to three
     quarters of it. Runs under the caller's autocast. Raises UserError when there is no text.
@@ -93,7 +64,7 @@ def bits_per_byte(
     context = model.config.max_position_embeddings
     step = stride or context - context // 4
     nats, n_bytes, n_tokens, n_documents = 0.0, 0, 0, 0
-    stream = take_bytes(documents, max_bytes)
+    stream = filter(None, documents)
     while texts := list(islice(stream, DOCUMENTS_AT_ONCE)):
         encoded = tokenizer.encode_batch(texts)
         rows = [row for ids in encoded for row in _rows([tokenizer.eos_id, *ids], context, step)]
@@ -102,9 +73,7 @@ def bits_per_byte(
         n_tokens += sum(map(len, encoded))
         n_documents += len(texts)
     if n_bytes == 0:
-        raise UserError(
-            f"no held-out text to measure bits per byte on (max_bytes={max_bytes}); hold out some documents"
-        )
+        raise UserError("no held-out text to measure bits per byte on; hold out some documents")
     return BitsPerByte(nats / log(2), n_bytes, n_tokens, n_documents)
 
 

@@ -116,7 +116,7 @@ def bits_chart(baselines: Mapping[str, float], stages: Mapping[str, float]) -> s
 
 def accuracy_chart(stages: Mapping[str, Mapping[str, Accuracy]], names: Mapping[str, str]) -> str:
     """Grouped bars with 95 % intervals: one group a metric (`names`: key -> label), one bar a stage."""
-    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    figure = Figure(figsize=(max(5.6, 0.95 * len(names)), 3.6), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(stages)
     for i, (stage, results) in enumerate(stages.items()):
@@ -133,7 +133,7 @@ def accuracy_chart(stages: Mapping[str, Mapping[str, Accuracy]], names: Mapping[
             error_kw={"ecolor": INK, "elinewidth": 1.1, "capsize": 3},
             label=label(stage),
         )
-    axes.set_xticks(range(len(names)), [label(name) for name in names.values()])
+    axes.set_xticks(range(len(names)), [label(name).replace(" ", "\n") for name in names.values()])
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     figure.legend(loc="outside upper center", ncols=min(4, len(stages)), frameon=False, labelcolor=INK, fontsize=11)

@@ -1,25 +1,21 @@
 """Preference accuracy: does the model rate the chosen completion above the rejected one?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from mengya.data.preferences import Preference
 from mengya.errors import UserError
-from mengya.evaluate.accuracy import Accuracy, accuracy
+from mengya.evaluate.accuracy import Accuracy, Result, accuracy
 from mengya.evaluate.scoring import MAX_LOGITS, Row, log_probs
 from mengya.model.native.transformer import CausalLM
+from mengya.tasks.task import Words
 from mengya.text.tokenizer import Tokenizer
 
-
-class Pair(Protocol):
-    """A preference: `prompt` messages that end with the user's turn, and two completions."""
-
-    @property
-    def prompt(self) -> Sequence[Mapping[str, str]]: ...
-    @property
-    def chosen(self) -> str: ...
-    @property
-    def rejected(self) -> str: ...
+HEADING = Words("Preference", "偏好判断")
+NOTE = Words(
+    "the share of held-out pairs whose chosen answer has the higher log-probability per token.",
+    "在未见过的偏好对中，被选回答的每词元对数概率更高的比例。",
+)
 
 
 @dataclass(frozen=True)
@@ -29,9 +25,13 @@ class PreferenceAccuracy:
     accuracy: Accuracy
     margin: float
 
+    @property
+    def result(self) -> Result:
+        return Result("preference_accuracy", HEADING, NOTE, self.accuracy)
+
 
 def preference_accuracy(
-    model: CausalLM, tokenizer: Tokenizer, pairs: Sequence[Pair], *, max_logits: int = MAX_LOGITS
+    model: CausalLM, tokenizer: Tokenizer, pairs: Sequence[Preference], *, max_logits: int = MAX_LOGITS
 ) -> PreferenceAccuracy:
     """Compare the completions by log-probability *per token*, so that a longer one has no handicap.
 
@@ -51,7 +51,7 @@ def preference_accuracy(
     return PreferenceAccuracy(accuracy(margin > 0 for margin in margins), sum(margins) / len(margins))
 
 
-def _rows(tokenizer: Tokenizer, pair: Pair, context: int) -> tuple[Row, Row]:
+def _rows(tokenizer: Tokenizer, pair: Preference, context: int) -> tuple[Row, Row]:
     """The scored spans of the chosen and of the rejected completion, at most `context` + 1 ids each."""
     prompt = [dict(message) for message in pair.prompt]
     length = len(tokenizer.encode_chat(prompt, add_generation_prompt=True)[0])

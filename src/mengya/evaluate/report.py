@@ -15,17 +15,9 @@ import jinja2
 from markupsafe import Markup
 
 from mengya.evaluate import charts
-from mengya.evaluate.accuracy import Accuracy
+from mengya.evaluate.accuracy import Accuracy, Result
+from mengya.metrics import format_duration, format_size
 
-ACCURACIES = {
-    "facts_accuracy": ("Facts", "知识问答"),
-    "addition_accuracy": ("Addition", "两位数加法"),
-    "unknown_accuracy": ("Honesty", "诚实"),
-    "preference_accuracy": ("Preference", "偏好判断"),
-}
-"""Report key -> heading in English and Chinese, in the order in which they are shown; other keys follow."""
-
-HEADLINE = ("bits_per_byte", "facts_accuracy", "addition_accuracy")
 BITS = "bits_per_byte"
 HELDOUT_BITS = "heldout_bits_per_byte"
 CURVES = ("bits-", "loss-")  # how the file names of training curves start
@@ -33,21 +25,25 @@ CURVES = ("bits-", "loss-")  # how the file names of training curves start
 
 @dataclass(frozen=True)
 class StageResult:
-    """What one model reached. `name` e.g. "sft"; `metrics` e.g. {"bits_per_byte": 1.9}; `accuracies` by report key."""
+    """What one model reached. `name` e.g. "sft"; `metrics` e.g. {"bits_per_byte": 1.9}."""
 
     name: str
     metrics: Mapping[str, float]
-    accuracies: Mapping[str, Accuracy]
+    results: Sequence[Result]
+
+    @property
+    def accuracies(self) -> dict[str, Accuracy]:
+        return {result.key: result.accuracy for result in self.results}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt, the answer of each stage (stage name -> text) and, if graded, the right answer and verdicts."""
+    """One prompt, the answer of each stage (stage name -> text) and, if graded, the right answer and the scores."""
 
     prompt: str
     answers: Mapping[str, str]
     expected: str | None = None
-    correct: Mapping[str, bool] = field(default_factory=dict)
+    correct: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ def draw(report: Report) -> dict[str, str]:
     pictures["bits_per_byte.svg"] = charts.bits_chart(baselines, bits)
     measured = {stage.name: stage.accuracies for stage in report.stages if stage.accuracies}
     if measured:
-        names = {key: heading(key)[0] for key in accuracy_keys(report)}
+        names = {key: result.heading.english for key, result in measures(report).items()}
         pictures["accuracy.svg"] = charts.accuracy_chart(measured, names)
     for name, rows in report.curves.items():
         file_name = re.sub(r"[^A-Za-z0-9_-]", "_", name)
@@ -115,27 +111,27 @@ def draw(report: Report) -> dict[str, str]:
     return pictures
 
 
-def accuracy_keys(report: Report) -> list[str]:
-    """Keys that some stage has, the known ones first."""
-    present = dict.fromkeys(key for stage in report.stages for key in stage.accuracies)
-    return [key for key in ACCURACIES if key in present] + [key for key in present if key not in ACCURACIES]
-
-
-def heading(key: str) -> tuple[str, str]:
-    return ACCURACIES.get(key, (key, key))
+def measures(report: Report) -> dict[str, Result]:
+    """The accuracies that some stage has, by key, in the order in which they first occur: for heading and note."""
+    found: dict[str, Result] = {}
+    for stage in report.stages:
+        for result in stage.results:
+            found.setdefault(result.key, result)
+    return found
 
 
 def to_json(report: Report) -> dict[str, Any]:
     """report.json. Accuracies are plain shares; their counts and intervals stand under `intervals`.
 
-    The headline keys at the top are those of the last stage that measured them, null if none did.
+    At the top stand bits per byte (null if no stage measured them) and every accuracy, of the last stage that has it.
     """
     stages: dict[str, dict[str, Any]] = {}
     for stage in report.stages:
         shares = {key: result.value for key, result in stage.accuracies.items()}
         intervals = {key: dataclasses.asdict(result) for key, result in stage.accuracies.items()}
         stages[stage.name] = {**stage.metrics, **shares, "intervals": intervals}
-    headline = {key: next((s[key] for s in reversed(stages.values()) if key in s), None) for key in HEADLINE}
+    keys = (BITS, *measures(report))
+    headline = {key: next((s[key] for s in reversed(stages.values()) if key in s), None) for key in keys}
     return {
         "title": report.title,
         **headline,
@@ -187,19 +183,11 @@ def figure(key: str, value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
-def size(n_bytes: float) -> str:
-    for unit in ("B", "KB", "MB", "GB"):
-        if n_bytes < 1000 or unit == "GB":
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    raise AssertionError("unreachable")
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds) // 60
-    return f"{minutes} min {round(seconds) % 60} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+def verdict(score: float) -> str:
+    """A score as a reader of samples sees it."""
+    if score in (0, 1):
+        return "✓" if score else "✗"
+    return percent(score)
 
 
 def metric_keys(report: Report) -> list[str]:
@@ -245,16 +233,16 @@ def to_markdown(report: Report, pictures: Mapping[str, str]) -> str:
         if sample.expected is not None:
             parts += ["Expected · 标准答案", _fenced(sample.expected)]
         for name, answer in sample.answers.items():
-            verdict = {True: " ✓", False: " ✗", None: ""}[sample.correct.get(name)]
-            parts += [f"**{_line(name)}**{verdict}", _fenced(answer)]
+            mark = f" {verdict(sample.correct[name])}" if name in sample.correct else ""
+            parts += [f"**{_line(name)}**{mark}", _fenced(answer)]
     if report.artifacts:
         parts += ["## From raw file to model · 从原文到模型", _markdown_chain(report.artifacts)]
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown_table(report: Report) -> str:
-    metrics, shares = metric_keys(report), accuracy_keys(report)
-    heads = ["stage · 阶段", *metrics, *(f"{heading(key)[0]} · {heading(key)[1]}" for key in shares)]
+    metrics, shares = metric_keys(report), measures(report)
+    heads = ["stage · 阶段", *metrics, *(_line(" · ".join(result.heading)) for result in shares.values())]
     rows = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
     for stage in report.stages:
         cells = [stage.name, *(figure(key, stage.metrics[key]) if key in stage.metrics else "–" for key in metrics)]
@@ -276,14 +264,15 @@ def _markdown_training(report: Report) -> str:
 
 def _interval(result: Accuracy) -> str:
     low, high = 100 * result.low, 100 * result.high
-    return f"{percent(result.value)} [{low:.1f}, {high:.1f}] ({result.correct}/{result.total})"
+    return f"{percent(result.value)} [{low:.1f}, {high:.1f}] ({round(result.correct, 2)}/{result.total})"
 
 
 def _markdown_chain(artifacts: Sequence[Artifact]) -> str:
     rows = ["| artifact | fingerprint | inputs | time | files |", "| --- | --- | --- | ---: | --- |"]
     for artifact in artifacts:
-        files = ", ".join(f"{name} ({size(n)})" for name, n in artifact.files.items())
-        cells = [artifact.name, artifact.fingerprint, ", ".join(artifact.inputs), duration(artifact.seconds), files]
+        files = ", ".join(f"{name} ({format_size(n)})" for name, n in artifact.files.items())
+        sources, time = ", ".join(artifact.inputs), format_duration(artifact.seconds)
+        cells = [artifact.name, artifact.fingerprint, sources, time, files]
         rows.append("| " + " | ".join(_line(cell) for cell in cells) + " |")
     return "\n".join(rows)
 
@@ -308,7 +297,7 @@ def to_html(report: Report, pictures: Mapping[str, str]) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters.update(percent=percent, size=size, duration=duration)
+    environment.filters.update(percent=percent, size=format_size, duration=format_duration, verdict=verdict)
     template = resources.files("mengya.evaluate").joinpath("report.html.jinja").read_text(encoding="utf-8")
     drawn = {name: Markup(charts.themed(svg)) for name, svg in pictures.items()}
     return environment.from_string(template).render(
@@ -318,22 +307,21 @@ def to_html(report: Report, pictures: Mapping[str, str]) -> str:
         overview=[drawn[name] for name in drawn if not name.startswith(CURVES)],
         curves=[drawn[name] for name in drawn if name.startswith(CURVES)],
         colours={name: colour for colour, name in charts.CSS_NAMES.items()},
-        headings={key: heading(key) for key in accuracy_keys(report)},
+        measures=measures(report),
         metrics=metric_keys(report),
-        headline=to_json(report),
+        bits_per_byte=to_json(report)[BITS],
         cards=_cards(report),
         total_seconds=sum(artifact.seconds for artifact in report.artifacts),
     )
 
 
 def _cards(report: Report) -> list[dict[str, Any]]:
-    """The accuracies of the last stage that has any, and how far each stands above the stage before."""
+    """Each accuracy of the last stage that has it, and how far it stands above that of the stage before."""
     cards = []
-    for key in accuracy_keys(report):
+    for key, measure in measures(report).items():
         measured = [stage for stage in report.stages if key in stage.accuracies]
         result, before = measured[-1].accuracies[key], measured[-2] if len(measured) > 1 else None
         gain = result.value - before.accuracies[key].value if before else None
-        english, chinese = heading(key)
-        card = {"english": english, "chinese": chinese, "result": result, "gain": gain}
+        card = {"heading": measure.heading, "result": result, "correct": round(result.correct, 2), "gain": gain}
         cards.append({**card, "before": before.name if before else None})
     return cards

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Literal, TextIO
@@ -12,6 +12,7 @@ import torch
 from mengya.errors import UserError
 from mengya.infer.request import Sampling
 from mengya.infer.session import Session
+from mengya.metrics import format_parameters
 from mengya.model.load import load_model
 from mengya.model.native.transformer import CausalLM
 from mengya.runtime import pick_device
@@ -74,18 +75,29 @@ def chat(
     model_dir: Path | str,
     sampling: Sampling,
     system: str | None = None,
+    questions: Sequence[str] = (),
     input: TextIO | None = None,
     output: TextIO | None = None,
 ) -> None:
     """Talk until the user leaves; `system` is the system prompt. UserError if `model_dir` holds no usable model.
 
-    Where `input` or `output` is no terminal, each line of `input` is a question or a command, up to its end."""
+    `questions` are answered first, each in a conversation of its own. Where `input` or `output` is not a terminal, they
+    are all that is answered; without them, each line of `input` is a question or a command, up to its end."""
     source, sink = input or sys.stdin, output or sys.stdout
     model, tokenizer = load_chat_model(model_dir)
     session = Session(model, tokenizer, sampling, system)
     screen = Screen(sink)
     interactive = source.isatty() and sink.isatty()
     screen.write(_banner(model_dir, model) + "\n")
+    for question in questions:
+        screen.write(f"{YOU}{question}\n")
+        if interactive:
+            _answer_or_explain(session, question, screen, interactive)
+        else:
+            _answer(session, question, screen)
+        session.clear()
+    if questions and not interactive:
+        return
     if interactive:
         screen.note("/help 帮助 · /clear 清空 · /exit 离开 · Ctrl-C 停止回答 stop")
     for text in _typed(source, sink) if interactive else _lines(source, screen):
@@ -99,37 +111,20 @@ def chat(
             screen.write(HELP + "\n")
         elif re.fullmatch(r"/[a-zA-Z]+", text):
             screen.write(f"没有命令 {text} · no such command; /help\n")
-        elif interactive:
-            try:
-                _answer_or_explain(session, text, screen)
-            except KeyboardInterrupt:
-                screen.note(" … 已停止 stopped")
         else:
-            _answer_or_explain(session, text, screen)
+            _answer_or_explain(session, text, screen, interactive)
 
 
-def answer_questions(
-    model_dir: Path | str,
-    questions: Iterable[str],
-    output: TextIO | None = None,
-    sampling: Sampling = Sampling(temperature=0.0),  # noqa: B008  frozen
-) -> None:
-    """Print each question and, as it comes, its answer; every question starts a new conversation."""
-    screen = Screen(output or sys.stdout)
-    model, tokenizer = load_chat_model(model_dir)
-    screen.write(_banner(model_dir, model) + "\n")
-    session = Session(model, tokenizer, sampling)
-    for question in questions:
-        session.clear()
-        screen.write(f"{YOU}{question}\n")
-        _answer(session, question, screen)
-
-
-def _answer_or_explain(session: Session, text: str, screen: Screen) -> None:
+def _answer_or_explain(session: Session, text: str, screen: Screen, interactive: bool) -> None:
+    """Neither a question without an answer nor, at a terminal, Ctrl-C ends the conversation."""
     try:
         _answer(session, text, screen)
-    except UserError as error:  # such as a question that is too long: the conversation goes on
+    except UserError as error:  # such as a question that is too long
         screen.write(f"(无法回答 no answer: {error})\n")
+    except KeyboardInterrupt:
+        if not interactive:
+            raise
+        screen.note(" … 已停止 stopped")
 
 
 def _answer(session: Session, text: str, screen: Screen) -> None:
@@ -143,8 +138,7 @@ def _answer(session: Session, text: str, screen: Screen) -> None:
 
 
 def _banner(model_dir: Path | str, model: CausalLM) -> str:
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    size = f"{millions:.1f}M" if millions < 1000 else f"{millions / 1000:.2f}B"
+    size = format_parameters(sum(p.numel() for p in model.parameters()))
     context = model.config.max_position_embeddings
     return f"萌芽 Mengya · {model_dir} · {size} 参数 parameters · 上下文 context {context}"
 

@@ -1,25 +1,25 @@
 """Models and held-out data -> report.html, report.md and report.json."""
 
-import itertools
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from mengya import manifest, runtime
 from mengya.data.preferences import Preference, read_preferences
 from mengya.data.quarantine import Quarantine
 from mengya.data.tokenization import first_texts, read_texts, sample_texts
 from mengya.errors import UserError
-from mengya.evaluate.accuracy import Accuracy
 from mengya.evaluate.baselines import ByteBaselines
 from mengya.evaluate.bits import bits_per_byte
 from mengya.evaluate.preference import preference_accuracy
-from mengya.evaluate.questions import Question, accuracies, ask, grade, read_questions
+from mengya.evaluate.questions import ask, results
 from mengya.evaluate.report import Artifact, Report, Sample, StageResult, write_report
 from mengya.metrics import read_jsonl, say
 from mengya.model.load import load_model
 from mengya.schema import Count, Input, Natural, config
 from mengya.stage import Estimate, Inputs, Sources, Stage
 from mengya.stages.estimates import BYTES_PER_TOKEN, rows_of_files
+from mengya.tasks.questions import read_questions
+from mengya.tasks.task import Question, Task
 from mengya.text.tokenizer import Tokenizer
 
 
@@ -31,7 +31,7 @@ class Config:
     """In the order of training, e.g. ["@pretrain", "@sft", "@dpo"]."""
     corpus: Annotated[str, Input("corpus")] = "@corpus"
     questions: Annotated[str, Input("file")] | None = None
-    """Held-out questions with answers, one JSON object a line."""
+    """Held-out questions with answers, one JSON object a line; its "kind" is the task that grades it."""
     preferences: Annotated[str, Input("file")] | None = None
     """Held-out preference pairs."""
     heldout_bytes: Count = 1_000_000
@@ -41,94 +41,24 @@ class Config:
     title: str = "Mengya 萌芽"
 
 
-def _measure(
-    path: Path, texts: list[str], questions: list[Question], pairs: list[Preference]
-) -> tuple[StageResult, list[str]]:
-    device = runtime.pick_device()
-    model = load_model(path, runtime.pick_dtype("auto", device), device)
-    tokenizer = Tokenizer.load(path)
-    metrics = {"bits_per_byte": bits_per_byte(model, tokenizer, texts, max_bytes=10**18).value}
-    found: dict[str, Accuracy] = {}
-    responses = ask(model, tokenizer, questions) if questions else []
-    found |= accuracies(questions, responses)
-    if pairs:
-        preference = preference_accuracy(model, tokenizer, pairs)
-        found["preference_accuracy"] = preference.accuracy
-        metrics["preference_margin"] = preference.margin
-    figures = [f"{key} {value:.4g}" for key, value in metrics.items()]
-    figures += [f"{key} {value.value:.1%}" for key, value in found.items()]
-    say(f"  {path.name}: {', '.join(figures)}")
-    return StageResult(path.name, metrics, found), responses
-
-
-def _samples(questions: list[Question], answers: dict[str, list[str]], per_kind: int) -> list[Sample]:
-    picked: list[int] = []
-    for kind in dict.fromkeys(question.kind for question in questions):
-        of_kind = [i for i, question in enumerate(questions) if question.kind == kind]
-        picked += of_kind[:: max(1, len(of_kind) // max(per_kind, 1))][:per_kind]
-    return [
-        Sample(
-            questions[i].prompt,
-            {name: responses[i] for name, responses in answers.items()},
-            questions[i].answer,
-            {name: grade(questions[i], responses[i]) for name, responses in answers.items()},
-        )
-        for i in picked
-    ]
-
-
-def _artifacts(inputs: Inputs) -> list[Artifact]:
-    """The manifest chain from the raw files to the models."""
-    links = []
-    for link in manifest.chain([path for paths in inputs.values() for path in paths]):
-        sources = [
-            f"{Path(entry['path']).name if entry['artifact'] else entry['path']} ({entry['fingerprint'][:8]})"
-            for entry in link["inputs"]
-        ]
-        links.append(Artifact(link["stage"], link["fingerprint"], sources, link["seconds"], link["files"]))
-    return links
-
-
 def run(config: Config, inputs: Inputs, out: Path) -> None:
-    """Write the report; every model is measured on the same bytes, questions and pairs."""
-    (corpus,) = inputs["corpus"]
-    names = [path.name for path in inputs["models"]]
-    if len(set(names)) < len(names):
-        raise UserError(f"evaluate.models has two directories of one name ({', '.join(names)}); rename one")
-    for path in [*inputs["models"], corpus]:
-        if not path.is_dir():
-            raise UserError(f"{path} is no directory; evaluate needs model directories and a corpus")
-    if not all((corpus / f"{split}.jsonl").is_file() for split in ("train", "heldout")):
-        raise UserError(f"{corpus} is no corpus (it has no heldout.jsonl); use the output of the corpus stage")
-    texts = list(sample_texts(corpus / "heldout.jsonl", config.heldout_bytes)) or first_texts(
-        corpus / "heldout.jsonl", 1
-    )
+    """Write the report; every model is measured on the same text, questions and pairs."""
+    models, (corpus,) = inputs["models"], inputs["corpus"]
+    _check_directories(models, corpus)
+    questions = [question for path in inputs.get("questions", []) for question in read_questions(path)]
+    pairs = _read_pairs(inputs.get("preferences", []), out)
+    heldout = corpus / "heldout.jsonl"
+    texts = list(sample_texts(heldout, config.heldout_bytes)) or first_texts(heldout, 1)
     baselines = ByteBaselines.fit(read_texts(corpus / "train.jsonl"))
-    questions = list(itertools.chain.from_iterable(read_questions(p) for p in inputs.get("questions", [])))
-    pairs: list[Preference] = []
-    if "preferences" in inputs:
-        with Quarantine(out / "quarantine.jsonl") as quarantine:
-            pairs = list(read_preferences([str(path) for path in inputs["preferences"]], quarantine))
-        say(f"  {quarantine.summary()}")
-        if not pairs:
-            raise UserError("evaluate.preferences holds no usable pair; correct the path or unset it")
-    results, answers = [], {}
-    for path in inputs["models"]:
-        result, answers[path.name] = _measure(path, texts, questions, pairs)
-        results.append(result)
-    curves = {
-        path.name: list(read_jsonl(path / "metrics.jsonl"))
-        for path in inputs["models"]
-        if (path / "metrics.jsonl").is_file()
-    }
+    measured = [_measure(path, texts, questions, pairs) for path in models]
     report = Report(
         title=config.title,
-        stages=results,
+        stages=[model.reached for model in measured],
         unigram_bits_per_byte=baselines.unigram_bits_per_byte(texts),
         bigram_bits_per_byte=baselines.bigram_bits_per_byte(texts),
-        samples=_samples(questions, answers, config.samples_per_kind),
-        curves=curves,
-        artifacts=_artifacts(inputs),
+        samples=_samples(questions, measured, config.samples_per_kind),
+        curves={path.name: list(read_jsonl(log)) for path in models if (log := path / "metrics.jsonl").is_file()},
+        artifacts=_artifacts([path for paths in inputs.values() for path in paths]),
         machine=runtime.describe_machine(),
     )
     write_report(out, report)
@@ -136,6 +66,83 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
         f"  bits per byte of the baselines: unigram {report.unigram_bits_per_byte:.3f}, "
         f"bigram {report.bigram_bits_per_byte:.3f}"
     )
+
+
+def _check_directories(models: list[Path], corpus: Path) -> None:
+    names = [path.name for path in models]
+    if len(set(names)) < len(names):
+        raise UserError(f"evaluate.models has two directories of one name ({', '.join(names)}); rename one")
+    for path in [*models, corpus]:
+        if not path.is_dir():
+            raise UserError(f"{path} is not a directory; evaluate needs model directories and a corpus")
+    if not all((corpus / f"{split}.jsonl").is_file() for split in ("train", "heldout")):
+        raise UserError(f"{corpus} is not a corpus (it has no heldout.jsonl); use the output of the corpus stage")
+
+
+def _read_pairs(paths: list[Path], out: Path) -> list[Preference]:
+    if not paths:
+        return []
+    with Quarantine(out / "quarantine.jsonl") as quarantine:
+        pairs = list(read_preferences([str(path) for path in paths], quarantine))
+    say(f"  {quarantine.summary()}")
+    if not pairs:
+        raise UserError("evaluate.preferences holds no usable pair; correct the path or unset it")
+    return pairs
+
+
+class _Measured(NamedTuple):
+    """What one model reached; `responses` and `scores` stand in the order of the questions."""
+
+    reached: StageResult
+    responses: list[str]
+    scores: list[float]
+
+
+def _measure(path: Path, texts: list[str], questions: list[Question], pairs: list[Preference]) -> _Measured:
+    device = runtime.pick_device()
+    model = load_model(path, runtime.pick_dtype("auto", device), device)
+    tokenizer = Tokenizer.load(path)
+    metrics = {"bits_per_byte": bits_per_byte(model, tokenizer, texts).value}
+    responses = ask(model, tokenizer, questions) if questions else []
+    scores = [question.score(response) for question, response in zip(questions, responses, strict=True)]
+    found = results(questions, scores)
+    if pairs:
+        preference = preference_accuracy(model, tokenizer, pairs)
+        found.append(preference.result)
+        metrics["preference_margin"] = preference.margin
+    figures = [f"{key} {value:.4g}" for key, value in metrics.items()]
+    figures += [f"{result.key} {result.accuracy.value:.1%}" for result in found]
+    say(f"  {path.name}: {', '.join(figures)}")
+    return _Measured(StageResult(path.name, metrics, found), responses, scores)
+
+
+def _samples(questions: list[Question], measured: list[_Measured], per_kind: int) -> list[Sample]:
+    """Up to `per_kind` questions of each task, spread over the file, with the response of every model."""
+    of_task: dict[Task, list[int]] = {}
+    for i, question in enumerate(questions):
+        of_task.setdefault(question.task, []).append(i)
+    picked = [i for found in of_task.values() for i in found[:: max(1, len(found) // max(per_kind, 1))][:per_kind]]
+    return [
+        Sample(
+            questions[i].messages()[-1]["content"],
+            {model.reached.name: model.responses[i] for model in measured},
+            questions[i].answer,
+            {model.reached.name: model.scores[i] for model in measured},
+        )
+        for i in picked
+    ]
+
+
+def _artifacts(paths: list[Path]) -> list[Artifact]:
+    """The manifest chain from the raw files to the models."""
+    links = []
+    for link in manifest.chain(paths):
+        sources = [
+            f"{Path(entry['path']).name if entry['artifact'] else entry['path']} ({entry['fingerprint'][:8]})"
+            for entry in link["inputs"]
+        ]
+        links.append(Artifact(link["stage"], link["fingerprint"], sources, link["seconds"], link["files"]))
+    return links
 
 
 _TOKENS_PER_QUESTION = 25
@@ -155,4 +162,10 @@ def estimate(config: Config, sources: Sources) -> Estimate:
 _TOKENS_PER_SECOND = 5_000.0
 """Of a model whose training is not part of the recipe."""
 
-STAGE = Stage(config=Config, run=run, makes=("report",), estimate=estimate)
+
+def check(config: Config, inputs: Inputs) -> None:
+    for path in inputs.get("questions", []):
+        read_questions(path)
+
+
+STAGE = Stage(config=Config, run=run, makes=("report",), estimate=estimate, check=check)

@@ -11,9 +11,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from mengya.errors import UserError
+from mengya.text.chat import Chat
 from mengya.text.extension import _learn, _Words, extend_tokenizer, first_difference, pieces_of_new, vocabulary
-from mengya.text.template import CONTROL_TOKENS
-from mengya.text.tokenizer import read_backend, train_tokenizer
+from mengya.text.tokenizer import CONTROL_TOKENS, read_backend, train_tokenizer
 
 OLD = ["The quick brown fox jumps over the lazy dog; it's 12:30 on 2024-05-06.", "def f(x):\n    return x ** 2\n"] * 40
 NEW = ["春眠不覺曉，處處聞啼鳥。夜來風雨聲，花落知多少。", "萌芽是一个小小的语言模型，它从原文长成。"] * 40
@@ -41,7 +41,7 @@ def old(tmp_path_factory):
 @pytest.fixture(scope="module")
 def directory(old, tmp_path_factory):
     path = tmp_path_factory.mktemp("new")
-    extend_tokenizer(old, NEW, 340, 12).save(path)
+    Chat(extend_tokenizer(old, NEW, 340, 12), "chatml").tokenizer.save(path)
     return path
 
 

@@ -13,7 +13,7 @@ from mengya.evaluate.accuracy import Accuracy, accuracy
 from mengya.infer.sampling import Sampling
 from mengya.infer.session import generate
 from mengya.model.native.transformer import CausalLM
-from mengya.text.tokenizer import Tokenizer
+from mengya.text.chat import Chat
 
 METRICS = {"fact": "facts_accuracy", "addition": "addition_accuracy", "unknown": "unknown_accuracy"}
 """Question kind -> key in the report. `unknown` asks what nobody taught; the right answer is to say so."""
@@ -77,13 +77,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def ask(model: CausalLM, tokenizer: Tokenizer, questions: Sequence[Question], *, max_new_tokens: int = 64) -> list[str]:
+def ask(model: CausalLM, chat: Chat, questions: Sequence[Question], *, max_new_tokens: int = 64) -> list[str]:
     """Greedy responses in the order of `questions`; each is asked alone, in a fresh conversation.
 
     Raises UserError for a question that leaves no room in the context for a response.
     """
     prompts = [
-        tokenizer.encode_chat([{"role": "user", "content": question.prompt}], add_generation_prompt=True)[0]
+        chat.encode([{"role": "user", "content": question.prompt}], add_generation_prompt=True)[0]
         for question in questions
     ]
     context = model.config.max_position_embeddings
@@ -94,8 +94,8 @@ def ask(model: CausalLM, tokenizer: Tokenizer, questions: Sequence[Question], *,
                 "shorten it, or train a model with a longer context"
             )
     sampling = Sampling(temperature=0, max_new_tokens=max_new_tokens)
-    outputs = generate(model, prompts, sampling, {tokenizer.im_end_id, tokenizer.eos_id})
-    return [tokenizer.decode(output).strip() for output in outputs]
+    outputs = generate(model, prompts, sampling, chat.stop_ids)
+    return [chat.tokenizer.decode(output).strip() for output in outputs]
 
 
 def normalise(text: str) -> str:

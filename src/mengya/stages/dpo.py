@@ -11,7 +11,7 @@ from mengya.data.tokenization import write_preference_shards
 from mengya.metrics import say
 from mengya.model.load import load_model, save_model
 from mengya.schema import InputPath, InputPaths, Positive, Share, config
-from mengya.text.tokenizer import Tokenizer
+from mengya.text.chat import Chat, check_template
 from mengya.train.balance import after_step
 from mengya.train.objectives import dpo
 from mengya.train.training import SCRATCH, Trainer, TrainingConfig, prepare_model
@@ -27,18 +27,24 @@ class Config(TrainingConfig):
     model: InputPath = "@sft"
     path: InputPaths
     """Preference pairs: prompt/chosen/rejected as strings or messages, ranked answers."""
+    template: str | None = None
+    """A chat template of ours, by name (chatml); unset: the model's own."""
     heldout: Share = 0.05
     """Share of the pairs to measure held-out loss on; chosen by content."""
     beta: Positive = 0.1
     """How strongly the policy is held to the reference."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_template(self.template)
 
-def _write_shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Tokenizer, out: Path) -> list[Path]:
+
+def _write_shards(config: Config, inputs: dict[str, list[Path]], chat: Chat, out: Path) -> list[Path]:
     train, heldout = out / "shards" / "train", out / "shards" / "heldout"
     if not all((split / "shards.json").exists() for split in (train, heldout)):
         with Quarantine(out / "quarantine.jsonl") as quarantine:
             pairs = read_preferences([str(path) for path in inputs["path"]], quarantine)
-            used, kept, long = write_preference_shards(pairs, tokenizer, train, heldout, config.heldout, config.seq_len)
+            used, kept, long = write_preference_shards(pairs, chat, train, heldout, config.heldout, config.seq_len)
         say(f"  {used['documents'] // 2:,} pairs to train on, {kept['documents'] // 2:,} held out, {long:,} too long")
         say(f"  {quarantine.summary()}")
     return [train, heldout]
@@ -47,14 +53,14 @@ def _write_shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Toke
 def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     """Write a model directory and metrics.jsonl."""
     (base,) = inputs["model"]
-    tokenizer = Tokenizer.load(base)
-    splits = [Shards(path) for path in ranks.on_main(lambda: _write_shards(config, inputs, tokenizer, out))]
+    chat = Chat.load(base, config.template)
+    splits = [Shards(path) for path in ranks.on_main(lambda: _write_shards(config, inputs, chat, out))]
     model, _ = prepare_model(load_model(base), config)
     reference, _ = prepare_model(load_model(base).requires_grad_(False), config)
     reference.to(runtime.pick_device())  # whole on every rank
-    train, heldout = (PackedGroups(shards, config.seq_len, tokenizer.eos_id, config.seed, 2) for shards in splits)
+    train, heldout = (PackedGroups(shards, config.seq_len, chat.tokenizer.eos_id, config.seed, 2) for shards in splits)
     objective, update = dpo(config.beta, reference, config.balance), after_step(model, config.balance)
     best = Trainer(model, objective, config, train, out, update).run(heldout, "dpo")
     if best is not None:
-        save_model(best, out, None, sorted(tokenizer.stop_ids), tokenizer.eos_id)
-        tokenizer.save(out)
+        save_model(best, out, None, sorted(chat.stop_ids), chat.tokenizer.eos_id)
+        chat.tokenizer.save(out)

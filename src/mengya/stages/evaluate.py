@@ -17,6 +17,7 @@ from mengya.evaluate.report import Artifact, Report, Sample, StageResult, write_
 from mengya.metrics import read_jsonl, say
 from mengya.model.load import load_model
 from mengya.schema import Count, InputPath, InputPaths, Natural, config
+from mengya.text.chat import Chat
 from mengya.text.tokenizer import Tokenizer
 
 
@@ -46,10 +47,10 @@ def _measure(
     tokenizer = Tokenizer.load(path)
     metrics = {"bits_per_byte": bits_per_byte(model, tokenizer, texts, max_bytes=10**18).value}
     found: dict[str, Accuracy] = {}
-    responses = ask(model, tokenizer, questions) if questions else []
+    responses = ask(model, Chat(tokenizer), questions) if questions else []
     found |= accuracies(questions, responses)
     if pairs:
-        preference = preference_accuracy(model, tokenizer, pairs)
+        preference = preference_accuracy(model, Chat(tokenizer), pairs)
         found["preference_accuracy"] = preference.accuracy
         metrics["preference_margin"] = preference.margin
     figures = [f"{key} {value:.4g}" for key, value in metrics.items()]

@@ -11,7 +11,7 @@ from mengya.data.tokenization import write_conversation_shards
 from mengya.metrics import say
 from mengya.model.load import load_model, save_model
 from mengya.schema import InputPath, InputPaths, Share, config
-from mengya.text.tokenizer import Tokenizer
+from mengya.text.chat import Chat, check_template
 from mengya.train.balance import after_step
 from mengya.train.objectives import language_modeling
 from mengya.train.training import SCRATCH, Trainer, TrainingConfig, prepare_model
@@ -27,18 +27,24 @@ class Config(TrainingConfig):
     model: InputPath = "@pretrain"
     path: InputPaths
     """Conversations: messages, ShareGPT, alpaca, prompt/response, lists; mixed files are fine."""
+    template: str | None = None
+    """A chat template of ours, by name (chatml); unset: the model's own."""
     heldout: Share = 0.02
     """Share of the conversations to measure held-out loss on; chosen by content."""
     freeze_embeddings: bool = False
     """Keep the embedding (and a tied output projection) as it is."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_template(self.template)
 
-def _write_shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Tokenizer, out: Path) -> list[Path]:
+
+def _write_shards(config: Config, inputs: dict[str, list[Path]], chat: Chat, out: Path) -> list[Path]:
     train, heldout = out / "shards" / "train", out / "shards" / "heldout"
     if not all((split / "shards.json").exists() for split in (train, heldout)):
         with Quarantine(out / "quarantine.jsonl") as quarantine:
             conversations = read_conversations([str(path) for path in inputs["path"]], quarantine)
-            used, kept = write_conversation_shards(conversations, tokenizer, train, heldout, config.heldout)
+            used, kept = write_conversation_shards(conversations, chat, train, heldout, config.heldout)
         say(f"  {used['documents']:,} conversations to train on, {kept['documents']:,} held out")
         say(f"  {quarantine.summary()}")
     return [train, heldout]
@@ -47,13 +53,13 @@ def _write_shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Toke
 def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     """Write a model directory and metrics.jsonl."""
     (base,) = inputs["model"]
-    tokenizer = Tokenizer.load(base)
-    splits = [Shards(path) for path in ranks.on_main(lambda: _write_shards(config, inputs, tokenizer, out))]
+    chat = Chat.load(base, config.template)
+    splits = [Shards(path) for path in ranks.on_main(lambda: _write_shards(config, inputs, chat, out))]
     model, compiled = prepare_model(load_model(base), config)
     model.model.embed_tokens.weight.requires_grad_(not config.freeze_embeddings)
-    train, heldout = (PackedGroups(shards, config.seq_len, tokenizer.eos_id, config.seed) for shards in splits)
+    train, heldout = (PackedGroups(shards, config.seq_len, chat.tokenizer.eos_id, config.seed) for shards in splits)
     objective, update = language_modeling(compiled, config.balance), after_step(model, config.balance)
     best = Trainer(model, objective, config, train, out, update).run(heldout, "sft")
     if best is not None:
-        save_model(best, out, None, sorted(tokenizer.stop_ids), tokenizer.eos_id)
-        tokenizer.save(out)
+        save_model(best, out, None, sorted(chat.stop_ids), chat.tokenizer.eos_id)
+        chat.tokenizer.save(out)

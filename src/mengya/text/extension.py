@@ -14,8 +14,7 @@ from itertools import pairwise
 import tokenizers
 
 from mengya.errors import UserError
-from mengya.text.template import CONTROL_TOKENS
-from mengya.text.tokenizer import Tokenizer
+from mengya.text.tokenizer import CONTROL_TOKENS, Tokenizer, trained_here
 
 Pair = tuple[int, int]
 
@@ -186,4 +185,4 @@ def _assemble(content: dict, tokens: list[str], control: Sequence[str], merges: 
     model["merges"] += [list(pair) for pair in new if pair not in known]
     switches = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     content["added_tokens"] += [{"id": tokens.index(token), "content": token, **switches} for token in control]
-    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)))
+    return trained_here(tokenizers.Tokenizer.from_str(json.dumps(content)))

@@ -53,10 +53,8 @@ class ByteChat:
         ids: list[int] = []
         mask: list[int] = []
         for message in messages:
-            header, body = (
-                [IM_START, *self.tokenizer.encode(message["role"][:1])],
-                [*self.tokenizer.encode(message["content"]), IM_END],
-            )
+            header = [IM_START, *self.tokenizer.encode(message["role"][:1])]
+            body = [*self.tokenizer.encode(message["content"]), IM_END]
             ids += header + body + self.tokenizer.encode("\n")
             mask += [0, 0] + [int(message["role"] == "assistant")] * len(body) + [0]
         if add_generation_prompt:

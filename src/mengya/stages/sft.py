@@ -11,7 +11,7 @@ from mengya.data.tokenization import write_conversation_shards
 from mengya.metrics import say
 from mengya.model.load import load_model, save_model
 from mengya.schema import InputPath, InputPaths, Share, config
-from mengya.text.chat import Chat, check_template
+from mengya.text.chat import Chat, TemplateName
 from mengya.train.balance import after_step
 from mengya.train.objectives import language_modeling
 from mengya.train.training import SCRATCH, Trainer, TrainingConfig, prepare_model
@@ -27,16 +27,12 @@ class Config(TrainingConfig):
     model: InputPath = "@pretrain"
     path: InputPaths
     """Conversations: messages, ShareGPT, alpaca, prompt/response, lists; mixed files are fine."""
-    template: str | None = None
+    template: TemplateName | None = None
     """A chat template of ours, by name (chatml); unset: the model's own."""
     heldout: Share = 0.02
     """Share of the conversations to measure held-out loss on; chosen by content."""
     freeze_embeddings: bool = False
     """Keep the embedding (and a tied output projection) as it is."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_template(self.template)
 
 
 def _write_shards(config: Config, inputs: dict[str, list[Path]], chat: Chat, out: Path) -> list[Path]:

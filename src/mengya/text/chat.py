@@ -2,26 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tokenizers
+from pydantic import AfterValidator
 
 from mengya.errors import UserError
 from mengya.text.template import ROLES, TEMPLATES, Message, Span, Template, time_limit
-from mengya.text.tokenizer import END_OF_TEXT, Tokenizer, as_json, json_object, read_files
+from mengya.text.tokenizer import CONFIG, END_OF_TEXT, Tokenizer, as_json, json_object, read_files
 
-__all__ = ["ROLES", "TEMPLATES", "Chat", "Message", "check_chat", "check_template", "with_template_of"]
+__all__ = ["Chat", "Message", "TemplateName", "check_chat", "own_template", "with_template_of"]
 
-_CONFIG = "tokenizer_config.json"
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/")
 _REMEDY = 'name one of ours in the recipe, e.g. sft.template = "chatml"'
 _TRIAL_SECONDS = 5.0
 
 
-def check_template(name: str | None) -> None:
-    """ValueError if a recipe names a template that we do not have."""
-    if name is not None and name not in TEMPLATES:
+def _known(name: str) -> str:
+    if name not in TEMPLATES:
         raise ValueError(f"template={name!r} is not one of ours; use one of {', '.join(TEMPLATES)}, or leave it out")
+    return name
+
+
+TemplateName = Annotated[str, AfterValidator(_known)]
+"""A template of ours, in a config."""
 
 
 def check_chat(directory: Path, template: str | None = None) -> None:
@@ -132,9 +136,8 @@ class Chat:
             raise UserError(f"the chat template of {self.tokenizer.origin} leaves out what the messages say; {_REMEDY}")
         ids, mask = self.encode(messages)
         last = [number for number, supervised in zip(ids, mask, strict=True) if supervised][-1:]
-        control = self.tokenizer.control_ids
-        named = (control.get(token) for token in (END_OF_TEXT, self.tokenizer.special_tokens.get("eos_token", "")))
-        return {number for number in (*last, *named) if number in control.values()}
+        ends = (END_OF_TEXT, self.tokenizer.special_tokens.get("eos_token"))
+        return {number for token, number in self.tokenizer.control_ids.items() if token in ends or number in last}
 
 
 def _mask(encoding: tokenizers.Encoding, spans: Sequence[Span], size: int) -> list[int]:
@@ -161,7 +164,7 @@ def _token_from(encoding: tokenizers.Encoding, begin: int, size: int) -> int:
 def own_template(files: Mapping[str, bytes]) -> Template | None:
     """The template in the files of a tokenizer, where transformers looks for it; None if there is none."""
     stored = json_object(files, "chat_template.json").get("chat_template")
-    stored = json_object(files, _CONFIG).get("chat_template") or stored
+    stored = json_object(files, CONFIG).get("chat_template") or stored
     named = {"default": stored} if isinstance(stored, str) else {}
     if isinstance(stored, list):
         named = {entry["name"]: entry["template"] for entry in stored}
@@ -176,14 +179,14 @@ def _check_needs(tokenizer: Tokenizer, template: str) -> None:
     missing = [token for token in TEMPLATES[template].needs if token not in tokenizer.control_ids]
     if missing:
         raise UserError(
-            f"{tokenizer.origin} lacks {', '.join(missing)}, which the template {template!r} writes; unset the template "
-            "to use the model's own, or grow the tokenizer (tokenizer.extend), which adds them"
+            f"{tokenizer.origin} lacks {', '.join(missing)}, which the template {template!r} writes; unset template"
+            " to use the model's own, or grow the tokenizer (tokenizer.extend), which adds them"
         )
 
 
 def _with_template(files: Mapping[str, bytes], source: str) -> dict[str, bytes]:
     kept = {name: content for name, content in files.items() if not name.startswith(_TEMPLATE_FILES)}
-    return kept | {_CONFIG: as_json(json_object(files, _CONFIG) | {"chat_template": source})}
+    return kept | {CONFIG: as_json(json_object(files, CONFIG) | {"chat_template": source})}
 
 
 def with_template_of(old: Path, grown: Tokenizer) -> Tokenizer:
@@ -194,7 +197,7 @@ def with_template_of(old: Path, grown: Tokenizer) -> Tokenizer:
     files = read_files(old)
     if own_template(files) is None:
         return Chat(grown, "chatml").tokenizer
-    config = json_object(files, _CONFIG) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config = json_object(files, CONFIG) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     beside = ("special_tokens_map.json", *_TEMPLATE_FILES)
     files = {name: content for name, content in files.items() if name.startswith(beside)}
-    return Tokenizer(grown.files | files | {_CONFIG: as_json(config)})
+    return Tokenizer(grown.files | files | {CONFIG: as_json(config)})

@@ -50,11 +50,9 @@ def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _tojson(
-    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-) -> str:
+def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
     """Without Jinja's HTML escapes."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 @lru_cache
@@ -63,10 +61,8 @@ def _compiled(source: str) -> tuple[jinja2.Template, bool]:
     extensions: list[Any] = [_Generation, "jinja2.ext.loopcontrols"]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = _tojson
-    environment.globals |= {
-        "raise_exception": _raise_exception,
-        "strftime_now": lambda form: datetime.now().strftime(form),
-    }
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment.from_string(source), re.search(r"\{%[-+]?\s*generation\b", source) is not None
 
 
@@ -117,10 +113,7 @@ class Template:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """UserError in what runs in here if it takes longer; a template's loops can be stopped like this, without a thread.
-
-    It makes Python code slower: for a trial only.
-    """
+    """TimeoutError in what runs in here if it takes longer, without a thread; slow, so for a trial only."""
     deadline = time.monotonic() + seconds
 
     def watch(frame: Any, event: str, argument: Any) -> Any:

@@ -25,6 +25,7 @@ PRE_TOKENIZER_REGEX = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+CONFIG = "tokenizer_config.json"
 _FILES = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
     *("chat_template*", "additional_chat_templates/*.jinja"),
@@ -69,25 +70,23 @@ class Tokenizer:
         self.origin = origin
         """Where the files come from, for messages."""
         self._backend = _parse(self.files, origin)
-        # What a file for training has switched on would cut or fill texts here.
-        self._backend.no_truncation()
+        self._backend.no_truncation()  # which a file may have switched on
         self._backend.no_padding()
         self.special_tokens = _names(self.files)
         """Token by the name that templates know it by, such as eos_token."""
         _add_tokens(self._backend, self.files, self.special_tokens)
         self._backend.encode_special_tokens = True  # "<|im_end|>" typed by a user is split like any other text
         self.vocab_size: int = max(self._backend.get_vocab().values(), default=-1) + 1
-        special = {t.content: i for i, t in self._backend.get_added_tokens_decoder().items() if t.special}
-        self.control_ids: dict[str, int] = {token: number for token, number in special.items() if token}
-        unknown = {self.special_tokens.get("unk_token"), getattr(self._backend.model, "unk_token", None)}
-        # Any text may hold what the tokenizer does not know; that controls nothing.
-        self._forbidden = {number for token, number in self.control_ids.items() if token not in unknown}
+        added = self._backend.get_added_tokens_decoder().items()
+        self.control_ids: dict[str, int] = {token.content: number for number, token in added if token.special}
         longest_first = sorted(self.control_ids, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        # A normalizer may make one out of other characters, and some models have them among their pieces.
-        self._hidden = self._backend.normalizer is not None or any(
-            piece.id in self._forbidden for token in self.control_ids for piece in self._backend.model.tokenize(token)
-        )
+        # Any text may hold what the tokenizer does not know; that controls nothing.
+        model = json.loads(self.files["tokenizer.json"])["model"]
+        self._forbidden = set(self.control_ids.values()) - {
+            model.get("unk_id"),
+            self.control_ids.get(model.get("unk_token")),
+        }
 
     @cached_property
     def eos_id(self) -> int:
@@ -124,7 +123,8 @@ class Tokenizer:
     def defuse(self, text: str) -> str:
         """`text` with each control token broken by a space, so that `encode_structure` finds none."""
         text = self._control.sub(lambda match: _broken(match[0]), text)
-        return self._without_control(self._structure, text) if self._hidden else text
+        # A normalizer may make a control token out of other characters, such as full-width ones.
+        return self._without_control(self._structure, text) if self._backend.normalizer else text
 
     def save(self, directory: Path) -> None:
         """Write the files that the tokenizer came from, its chat template among them."""
@@ -166,11 +166,10 @@ def _broken(token: str) -> str:
 
 def _names(files: Mapping[str, bytes]) -> dict[str, str]:
     """{"eos_token": "</s>", ...}: in tokenizer_config.json, or in older directories in special_tokens_map.json."""
-    named = json_object(files, "tokenizer_config.json")
+    named = json_object(files, CONFIG)
     if "added_tokens_decoder" not in named:
         named |= json_object(files, "special_tokens_map.json")
-    found = {name: _content(value) for name, value in named.items() if name.endswith("_token")}
-    return {name: token for name, token in found.items() if token}
+    return {name: text for name, token in named.items() if name.endswith("_token") and (text := _content(token))}
 
 
 def _content(token: Any) -> str | None:
@@ -181,34 +180,31 @@ def _content(token: Any) -> str | None:
 
 def _add_tokens(backend: tokenizers.Tokenizer, files: Mapping[str, bytes], names: Mapping[str, str]) -> None:
     """Those that the files beside tokenizer.json add to it, with the ids that transformers gives them."""
-    config = json_object(files, "tokenizer_config.json")
+    config = json_object(files, CONFIG)
     entries = {int(number): entry for number, entry in (config.get("added_tokens_decoder") or {}).items()}
-    legacy = json_object(files, "added_tokens.json")
-    entries |= {number: {"content": token, "special": token in names.values()} for token, number in legacy.items()}
+    older = json_object(files, "added_tokens.json").items()
+    entries |= {number: {"content": token, "special": token in names.values()} for token, number in older}
     listed = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     extra = listed.values() if isinstance(listed, dict) else listed
     tokens = [AddedToken(**entry) for _, entry in sorted(entries.items())]
     tokens += [AddedToken(t, special=True) for t in (*names.values(), *map(_content, extra)) if t]
     present = {token.content: token.special for token in backend.get_added_tokens_decoder().values()}
     for token in tokens:
-        if token.special and not present.get(token.content):
-            backend.add_special_tokens([token])
-        elif token.content not in present:
-            backend.add_tokens([token])
+        if token.content not in present or (token.special and not present[token.content]):
+            (backend.add_special_tokens if token.special else backend.add_tokens)([token])
 
 
 def _parse(files: Mapping[str, bytes], origin: str) -> tokenizers.Tokenizer:
     """tokenizer.json of any kind. UserError if there is none, or it cannot be read."""
     if "tokenizer.json" not in files:
-        others = [name for name in files if name.endswith((".model", ".txt", ".tiktoken")) or name.startswith("vocab")]
-        remedy = "give a directory that the tokenizer stage wrote, or that of a Hugging Face model"
-        if others:
-            convert = f"t = AutoTokenizer.from_pretrained({origin!r}); t.save_pretrained({origin!r})"
-            remedy = (
-                f"convert its {others[0]} once (with pip install transformers sentencepiece tiktoken): "
-                f'python -c "from transformers import AutoTokenizer; {convert}"'
-            )
-        raise UserError(f"no tokenizer.json in {origin}; {remedy}")
+        others = [name for name in files if name.endswith((".model", ".tiktoken")) or name.startswith("vocab.")]
+        if not others:
+            raise UserError(f"no tokenizer.json in {origin}; give a directory that the tokenizer stage wrote")
+        raise UserError(
+            f"no tokenizer.json in {origin}; make it of {others[0]}, once: pip install transformers sentencepiece "
+            'tiktoken; python -c "from transformers import AutoTokenizer as T; '
+            f'T.from_pretrained({origin!r}).save_pretrained({origin!r})"'
+        )
     try:
         return tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
     except Exception as error:  # the library raises bare Exception
@@ -232,8 +228,7 @@ def trained_here(backend: tokenizers.Tokenizer) -> Tokenizer:
         "unk_token": None,
         "clean_up_tokenization_spaces": False,
     }
-    content = backend.to_str(pretty=True).encode()
-    return Tokenizer({"tokenizer.json": content, "tokenizer_config.json": as_json(config)})
+    return Tokenizer({"tokenizer.json": backend.to_str(pretty=True).encode(), CONFIG: as_json(config)})
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_token_length: int) -> Tokenizer:

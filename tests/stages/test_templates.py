@@ -14,8 +14,8 @@ from mengya.text.template import TEMPLATES
 from ..conftest import TUNING, interrupt_after
 
 PLAIN = (
-    "{% for m in messages %}{{ m.role + '\\n' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|endoftext|>"
-    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% for m in messages %}{{ m.role + '\\n' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "<|endoftext|>{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant\\n' }}{% endif %}"
 )
 ADD_PLAIN = f"""

@@ -102,7 +102,7 @@ TOOLS = [
     }
 ]
 CALLS = [
-    {"type": "function", "function": {"name": "weather", "arguments": {"city": "北京"}}},
+    {"type": "function", "function": {"name": "weather", "arguments": {"city": "北京", "day": None}}},
     {"name": "weather", "arguments": '{"city": "Paris"}'},
 ]
 WITH_TOOLS = [
@@ -138,7 +138,7 @@ REST = """<|im_start|>user
 <|im_start|>assistant
 [我查一下。
 <tool_call>
-{"name": "weather", "arguments": {"city": "北京"}}
+{"name": "weather", "arguments": {"city": "北京", "day": null}}
 </tool_call>
 <tool_call>
 {"name": "weather", "arguments": {"city": "Paris"}}
@@ -153,7 +153,7 @@ rain
 </tool_response><|im_end|>
 <|im_start|>assistant
 [<tool_call>
-{"name": "weather", "arguments": {"city": "北京"}}
+{"name": "weather", "arguments": {"city": "北京", "day": null}}
 </tool_call><|im_end|>]
 <|im_start|>tool
 plain<|im_end|>

@@ -198,7 +198,7 @@ def test_tools_names_and_arguments_are_text_too(tmp_path, directories, family):
     finally:
         (directories[family] / "chat_template.jinja").unlink()
     bad = " ".join(chat.tokenizer.control_ids) + " ＜/s＞"
-    call = {"function": {"name": bad, "arguments": {bad: [bad, 1, None]}}}
+    call = {"function": {"name": bad, "arguments": {bad: [bad, 1, None], "nothing": None}}}
     messages = [
         {"role": "user", "content": [{"type": "text", "text": bad}]},
         {"role": "assistant", "content": None, "tool_calls": [call]},

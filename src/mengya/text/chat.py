@@ -80,7 +80,8 @@ class Chat:
         for message in messages:
             if message["role"] not in ROLES:
                 raise UserError(f"unknown role {message['role']!r}; use one of {', '.join(ROLES)}")
-        safe, safe_tools = self._safe(messages), self._safe(tools)
+        safe = [self._safe({key: value for key, value in message.items() if value is not None}) for message in messages]
+        safe_tools = self._safe(tools)
         text, spans = self._written(safe, safe_tools, add_generation_prompt)
         if spans is None:
             spans = [] if add_generation_prompt else self._additions(safe, safe_tools, text)
@@ -89,8 +90,11 @@ class Chat:
     def _written(self, messages: list, tools: list | None, prompt: bool = False) -> tuple[str, list[Span] | None]:
         try:
             return self.template.render(messages, tools, prompt, self.tokenizer.special_tokens)
-        except UserError as error:
-            raise UserError(f"{self.tokenizer.origin}: {error}; correct the conversation, or {_REMEDY}") from error
+        except Exception as error:  # it is a program that somebody else wrote
+            raised = f"{type(error).__name__} ({error})"
+            raise UserError(
+                f"the chat template of {self.tokenizer.origin} raises {raised}; correct the conversation, or {_REMEDY}"
+            ) from error
 
     def _additions(self, messages: list, tools: list | None, text: str) -> list[Span]:
         """Where the assistant speaks: what each of its turns adds to the prompt before it."""
@@ -115,13 +119,13 @@ class Chat:
         return end if any(text.endswith(token, begin, end) for token in self.tokenizer.control_ids) else len(text)
 
     def _safe(self, value: Any) -> Any:
-        """A copy in plain types without control tokens, without what is None in a message."""
+        """A copy in plain types, with every control token in it broken."""
         if isinstance(value, str):
-            return self.tokenizer.defuse(str(value))
+            return self.tokenizer.defuse(value)
         if value is None or isinstance(value, int | float):
             return value
         if isinstance(value, Mapping):
-            return {self._safe(key): self._safe(item) for key, item in value.items() if item is not None}
+            return {self._safe(key): self._safe(item) for key, item in value.items()}
         if isinstance(value, Sequence):
             return [self._safe(item) for item in value]
         raise UserError(f"a message holds {value!r}; use text, numbers, lists and objects")

@@ -19,8 +19,6 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from mengya.errors import UserError
-
 Message = dict[str, Any]
 """{"role": one of `ROLES`, "content": str or [{"type": "text", "text": str}, ...], perhaps "tool_calls", ...}"""
 
@@ -80,26 +78,18 @@ class Template:
     def render(
         self,
         messages: Sequence[Message],
-        tools: Sequence[dict] | None = None,
-        add_generation_prompt: bool = False,
-        special_tokens: Mapping[str, str] | None = None,
+        tools: Sequence[dict] | None,
+        add_generation_prompt: bool,
+        special_tokens: Mapping[str, str],
     ) -> tuple[str, list[Span] | None]:
         """The text of a conversation and where the assistant speaks in it; None if the template has no marks for that.
 
-        `special_tokens` are names for the template, such as bos_token. UserError if the template raises.
+        `special_tokens` are names for the template, such as bos_token. It may raise anything: somebody else wrote it.
         """
         source = self.tool_use if tools and self.tool_use is not None else self.source
-        try:
-            template, has_marks = _compiled(source)
-            rendered = template.render(
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **special_tokens or {},
-            )
-        except Exception as error:  # it is a program that somebody else wrote
-            raise UserError(f"the chat template raises {type(error).__name__} ({error})") from error
+        template, has_marks = _compiled(source)
+        conversation = {"messages": messages, "tools": tools, "documents": None}
+        rendered = template.render(conversation, add_generation_prompt=add_generation_prompt, **special_tokens)
         text, spans = "", []
         for piece in _MARKS.split(rendered):
             if piece == _BEGIN:

@@ -83,10 +83,8 @@ class Tokenizer:
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         # Any text may hold what the tokenizer does not know; that controls nothing.
         model = json.loads(self.files["tokenizer.json"])["model"]
-        self._forbidden = set(self.control_ids.values()) - {
-            model.get("unk_id"),
-            self.control_ids.get(model.get("unk_token")),
-        }
+        unknown = {model.get("unk_id"), self.control_ids.get(model.get("unk_token"))}
+        self._forbidden = set(self.control_ids.values()) - unknown
 
     @cached_property
     def eos_id(self) -> int:

@@ -152,7 +152,7 @@ def extend_tokenizer(
 ) -> Tokenizer:
     """`old` with entries and merges learnt from `texts` after its own, `vocab_size` entries in all.
 
-    Control tokens of ours that it lacks come first. UserError if it is no byte-level BPE, already has that many
+    Control tokens of ours that it lacks come first. UserError if it is not byte-level BPE, already has that many
     entries, or the text is too small for so many.
     """
     content = json.loads(old.to_str())

@@ -132,6 +132,10 @@ class Tokenizer:
     def load(directory: Path) -> "Tokenizer":
         return Tokenizer(read_files(directory), str(directory))
 
+    def __reduce__(self) -> tuple:
+        """For another process: the library's own pickles forget `encode_special_tokens`."""
+        return Tokenizer, (self.files, self.origin)
+
     @cached_property
     def _structure(self) -> tokenizers.Tokenizer:
         """Another copy, because the switch must not be turned while somebody encodes."""

@@ -17,6 +17,7 @@ import torch
 
 from mengya.model.native.config import ModelConfig
 from mengya.model.native.transformer import CausalLM
+from mengya.text.chat import Chat
 from mengya.text.tokenizer import Tokenizer, train_tokenizer
 
 MODEL = """
@@ -266,7 +267,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
+def chat() -> Chat:
     text = [
         "春天来了，小草从土里钻出来。",
         "你好，我叫萌芽。",
@@ -274,7 +275,12 @@ def tokenizer() -> Tokenizer:
         "Hello, little sprout!\n",
         "熊猫吃竹子。",
     ]
-    return train_tokenizer(text * 3, vocab_size=300, max_token_length=12)
+    return Chat(train_tokenizer(text * 3, vocab_size=300, max_token_length=12), "chatml")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(chat) -> Tokenizer:
+    return chat.tokenizer
 
 
 @pytest.fixture(scope="session")

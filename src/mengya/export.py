@@ -13,11 +13,9 @@ from mengya.model.load import assemble, load_model, read_config, save_model
 from mengya.model.native.config import ModelConfig
 from mengya.model.native.transformer import count_parameters
 from mengya.runner import UNFINISHED
-from mengya.text.tokenizer import Tokenizer
+from mengya.text.chat import Chat, own_template
+from mengya.text.tokenizer import Tokenizer, read_files, write_files
 from mengya.train.checkpoint import read_weights, steps_in
-
-_BESIDE = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*")
-"""What a model directory has besides config and weights; its generation_config.json goes along, too."""
 
 
 def export(source: Path, out: Path, dtype: torch.dtype | None) -> None:
@@ -75,7 +73,12 @@ def _from_checkpoint(source: Path, out: Path, dtype: torch.dtype | None) -> tupl
         say(f"{source.parent.parent} does not say which tokenizer it uses: exporting without")
         save_model(model, out, dtype)
     else:
-        save_model(model, out, dtype, sorted(tokenizer.stop_ids), tokenizer.eos_id)
+        stops = [tokenizer.eos_id]
+        template = _note(source.parent.parent).get("config", {}).get("template")
+        if template or own_template(tokenizer.files):
+            chat = Chat(tokenizer, template)
+            tokenizer, stops = chat.tokenizer, sorted(chat.stop_ids)
+        save_model(model, out, dtype, stops, tokenizer.eos_id)
         tokenizer.save(out)
     return source.name, shape
 
@@ -88,11 +91,16 @@ def _tokenizer_of_run(run: Path, shape: ModelConfig) -> Tokenizer | None:
 
 def _inputs(run: Path) -> Iterator[Path]:
     """The directories that a stage which is not finished is made from."""
+    for entry in _note(run).get("inputs", []):
+        yield run / entry["path"] if entry["artifact"] else Path(entry["path"])
+
+
+def _note(run: Path) -> dict:
+    """What a stage that is not finished wrote about itself; {} beside a checkpoint that lies elsewhere now."""
     try:
-        for entry in json.loads((run / UNFINISHED).read_text(encoding="utf-8"))["inputs"]:
-            yield run / entry["path"] if entry["artifact"] else Path(entry["path"])
-    except (OSError, ValueError, KeyError):  # a checkpoint that lies elsewhere now
-        return
+        return json.loads((run / UNFINISHED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _from_model(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, ModelConfig]:
@@ -100,8 +108,7 @@ def _from_model(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str
     stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"), torch.float32)
     model = load_model(source, dtype or stored)
     save_model(model, out, dtype or stored, config.get("eos_token_id"), config.get("pad_token_id"))
-    for pattern in (*_BESIDE, "generation_config.json"):
-        for path in source.glob(pattern):
-            if path.is_file():
-                shutil.copyfile(path, out / path.name)
+    write_files(read_files(source), out)
+    if (source / "generation_config.json").is_file():
+        shutil.copyfile(source / "generation_config.json", out / "generation_config.json")
     return source.name, model.config

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mengya.data.conversations import ROLES, parse_conversation, read_conversations
+from mengya.data.conversations import SPEAKERS, parse_conversation, read_conversations
 from mengya.data.quarantine import Quarantine
 
 REAL = Path(__file__).parents[2] / "../shared/data/sft"
@@ -159,9 +159,9 @@ def test_any_sequence_of_turns_comes_out_in_order() -> None:
     for _ in range(2000):
         turns = []
         for i in range(noise.randrange(1, 9)):
-            name = noise.choice([name for name, role in ROLES.items() if role != "system"])
+            name = noise.choice([name for name, role in SPEAKERS.items() if role != "system"])
             turns.append({"from": name, "value": noise.choice([f"<{i}>", f" <{i}>\x00\n", f"<{i}>", " "])})
-        if not any(ROLES[t["from"]] == "assistant" for t in turns):
+        if not any(SPEAKERS[t["from"]] == "assistant" for t in turns):
             continue
         try:
             messages = parse_conversation({"conversations": turns})
@@ -173,7 +173,7 @@ def test_any_sequence_of_turns_comes_out_in_order() -> None:
         assert all(one != two for one, two in pairwise(roles))
         said = "\n".join(message["content"] for message in messages).split("\n")
         # Nothing is lost or moved between the first question and the last answer.
-        whole = [(ROLES[t["from"]], t["value"].strip("\x00\n ")) for t in turns if t["value"].strip()]
+        whole = [(SPEAKERS[t["from"]], t["value"].strip("\x00\n ")) for t in turns if t["value"].strip()]
         first = [role for role, _ in whole].index("user")
         last = max(i for i, (role, _) in enumerate(whole) if role == "assistant")
         assert said == [content for _, content in whole[first : last + 1]]

@@ -17,12 +17,13 @@ from mengya.data.tokenization import (
     write_text_shards,
 )
 from mengya.errors import UserError
+from mengya.text.chat import Chat
 from mengya.text.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(["从前有一座山，山里有一座庙。", "once upon a time"] * 20, 280, 6)
+def chat():
+    return Chat(train_tokenizer(["从前有一座山，山里有一座庙。", "once upon a time"] * 20, 280, 6), "chatml")
 
 
 def documents(shards):
@@ -37,24 +38,24 @@ def talk(number, answer="山里"):
     return [{"role": "user", "content": f"第{number}座山"}, {"role": "assistant", "content": answer}]
 
 
-def test_text_comes_back_document_by_document(tokenizer, tmp_path, monkeypatch):
+def test_text_comes_back_document_by_document(chat, tmp_path, monkeypatch):
     monkeypatch.setattr("mengya.data.tokenization._AT_ONCE_CHARACTERS", 50)
     texts = [f"第{i}座山\n有庙 <|endoftext|>" * (i % 7 + 1) for i in range(60)]
-    meta = write_text_shards(texts, tokenizer, tmp_path)
+    meta = write_text_shards(texts, chat.tokenizer, tmp_path)
     shards = Shards(tmp_path)
-    assert [tokenizer.decode(ids) for ids in documents(shards)] == texts
+    assert [chat.tokenizer.decode(ids) for ids in documents(shards)] == texts
     assert meta["documents"] == 60 and meta["tokens"] == len(shards.tokens)
     assert meta["bytes"] == sum(len(text.encode()) for text in texts)
 
 
-def test_conversations_are_split_by_content_and_masked(tokenizer, tmp_path):
+def test_conversations_are_split_by_content_and_masked(chat, tmp_path):
     talks = [talk(i) for i in range(200)]
-    used, kept = write_conversation_shards(talks, tokenizer, tmp_path / "train", tmp_path / "heldout", 0.2)
+    used, kept = write_conversation_shards(talks, chat, tmp_path / "train", tmp_path / "heldout", 0.2)
     held = [is_heldout(content_hash(json.dumps(t, ensure_ascii=False)), 0.2) for t in talks]
     assert (used["documents"], kept["documents"]) == (held.count(False), held.count(True)) and any(held)
     for split, wanted in (("train", False), ("heldout", True)):
         shards = Shards(tmp_path / split)
-        expected = [tokenizer.encode_chat(t) for t, h in zip(talks, held, strict=True) if h == wanted]
+        expected = [chat.encode(t) for t, h in zip(talks, held, strict=True) if h == wanted]
         assert documents(shards) == [ids for ids, _ in expected]
         assert masks(shards) == [mask for _, mask in expected]
 
@@ -63,22 +64,22 @@ def test_conversations_are_split_by_content_and_masked(tokenizer, tmp_path):
     ("count", "fraction", "message"),
     [(0, 0.5, "no conversation"), (5, 0.0, "raise heldout"), (5, 1.0, "lower heldout")],
 )
-def test_an_empty_split_is_an_error_and_leaves_nothing_that_looks_whole(tokenizer, tmp_path, count, fraction, message):
+def test_an_empty_split_is_an_error_and_leaves_nothing_that_looks_whole(chat, tmp_path, count, fraction, message):
     with pytest.raises(UserError, match=message):
-        write_conversation_shards(map(talk, range(count)), tokenizer, tmp_path / "t", tmp_path / "h", fraction)
+        write_conversation_shards(map(talk, range(count)), chat, tmp_path / "t", tmp_path / "h", fraction)
     for split in ("t", "h"):
         with pytest.raises(UserError, match="no token shards"):
             Shards(tmp_path / split)
 
 
-def write_pairs(pairs, tokenizer, tmp_path, seq_len, fraction=0.5):
-    return write_preference_shards(pairs, tokenizer, tmp_path / "t", tmp_path / "h", fraction, seq_len)
+def write_pairs(pairs, chat, tmp_path, seq_len, fraction=0.5):
+    return write_preference_shards(pairs, chat, tmp_path / "t", tmp_path / "h", fraction, seq_len)
 
 
-def test_pairs_are_neighbours_with_only_the_completions_supervised(tokenizer, tmp_path):
+def test_pairs_are_neighbours_with_only_the_completions_supervised(chat, tmp_path):
     prompt = [*talk(1, "早先的回答"), {"role": "user", "content": "再说"}]
     pairs = [Preference([*prompt[:-1], {"role": "user", "content": f"再说{i}"}], "好山", "坏庙庙") for i in range(40)]
-    used, kept, too_long = write_pairs(pairs, tokenizer, tmp_path, 1000)
+    used, kept, too_long = write_pairs(pairs, chat, tmp_path, 1000)
     assert used["documents"] + kept["documents"] == 80 and used["documents"] and kept["documents"] and not too_long
     for split in ("t", "h"):
         shards = Shards(tmp_path / split)
@@ -86,21 +87,21 @@ def test_pairs_are_neighbours_with_only_the_completions_supervised(tokenizer, tm
         for (chosen, mask), (rejected, other) in zip(found[::2], found[1::2], strict=True):
             for ids, marks, answer in ((chosen, mask, "好山"), (rejected, other, "坏庙庙")):
                 supervised = [i for i, m in zip(ids, marks, strict=True) if m]
-                assert supervised == [*tokenizer.encode(answer), tokenizer.im_end_id]
+                assert supervised == [*chat.tokenizer.encode(answer), chat.tokenizer.control_ids["<|im_end|>"]]
             begin = mask.index(1)
             assert chosen[:begin] == rejected[:begin] and other.index(1) == begin
 
 
 @pytest.mark.parametrize("seq_len", [100, 101])
-def test_long_pairs_lose_the_oldest_of_the_prompt_equally(tokenizer, tmp_path, seq_len):
+def test_long_pairs_lose_the_oldest_of_the_prompt_equally(chat, tmp_path, seq_len):
     pairs = [Preference([{"role": "user", "content": f"{i} " + "山" * 300}], "好" * 9, "坏" * 5) for i in range(20)]
-    _, _, too_long = write_pairs(pairs, tokenizer, tmp_path, seq_len)
+    _, _, too_long = write_pairs(pairs, chat, tmp_path, seq_len)
     assert too_long == 0
     shards = Shards(tmp_path / "t")
     whole = {}
     for pair in pairs:
         for side in (pair.chosen, pair.rejected):
-            ids, _ = tokenizer.encode_chat([*pair.prompt, {"role": "assistant", "content": side}])
+            ids, _ = chat.encode([*pair.prompt, {"role": "assistant", "content": side}])
             whole[side] = ids
     for chosen, rejected in zip(documents(shards)[::2], documents(shards)[1::2], strict=True):
         assert seq_len - 2 < len(chosen) + len(rejected) <= seq_len
@@ -109,12 +110,12 @@ def test_long_pairs_lose_the_oldest_of_the_prompt_equally(tokenizer, tmp_path, s
         assert len(whole[pairs[0].chosen]) - len(chosen) == len(whole[pairs[0].rejected]) - len(rejected)
 
 
-def test_pairs_whose_completions_do_not_fit_are_counted(tokenizer, tmp_path):
+def test_pairs_whose_completions_do_not_fit_are_counted(chat, tmp_path):
     short = [Preference([{"role": "user", "content": f"问{i}"}], "好", "坏") for i in range(20)]
     long = [Preference([{"role": "user", "content": "问"}], "好" * 200, "坏" * 200)] * 3
-    assert write_pairs([*short, *long], tokenizer, tmp_path, 100)[2] == 3
+    assert write_pairs([*short, *long], chat, tmp_path, 100)[2] == 3
     with pytest.raises(UserError, match="seq_len=100"):
-        write_pairs(long, tokenizer, tmp_path, 100)
+        write_pairs(long, chat, tmp_path, 100)
 
 
 def test_reading_and_sampling_a_corpus_file(tmp_path):

@@ -29,9 +29,9 @@ class TinyModel(nn.Module):
 
 
 class ByteTokenizer:
-    """One token a byte; ChatML turns with one-byte role headers."""
+    """One token a byte."""
 
-    vocab_size, eos_id, im_end_id = VOCAB_SIZE, EOS, IM_END
+    vocab_size, eos_id = VOCAB_SIZE, EOS
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -42,15 +42,23 @@ class ByteTokenizer:
     def decode(self, ids: list[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
-    def encode_chat(self, messages: list[dict], add_generation_prompt: bool = False) -> tuple[list[int], list[int]]:
+
+class ByteChat:
+    """ChatML turns with one-byte role headers."""
+
+    tokenizer = ByteTokenizer()
+    stop_ids, end = {EOS, IM_END}, IM_END
+
+    def encode(self, messages: list[dict], add_generation_prompt: bool = False) -> tuple[list[int], list[int]]:
         ids: list[int] = []
         mask: list[int] = []
         for message in messages:
-            header, body = [IM_START, *self.encode(message["role"][:1])], [*self.encode(message["content"]), IM_END]
-            ids += header + body + self.encode("\n")
+            header = [IM_START, *self.tokenizer.encode(message["role"][:1])]
+            body = [*self.tokenizer.encode(message["content"]), IM_END]
+            ids += header + body + self.tokenizer.encode("\n")
             mask += [0, 0] + [int(message["role"] == "assistant")] * len(body) + [0]
         if add_generation_prompt:
-            ids += [IM_START, *self.encode("a")]
+            ids += [IM_START, *self.tokenizer.encode("a")]
             mask += [0, 0]
         return ids, mask
 
@@ -63,3 +71,8 @@ def make_model() -> type[TinyModel]:
 @pytest.fixture
 def tokenizer() -> ByteTokenizer:
     return ByteTokenizer()
+
+
+@pytest.fixture
+def chat() -> ByteChat:
+    return ByteChat()

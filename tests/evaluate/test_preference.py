@@ -13,17 +13,17 @@ def pair(prompt: str, chosen: str, rejected: str, history: tuple[dict, ...] = ()
     return SimpleNamespace(prompt=[*history, {"role": "user", "content": prompt}], chosen=chosen, rejected=rejected)
 
 
-def mean_log_prob(model, tokenizer, prompt: list[dict], completion: str) -> float:
-    ids, _ = tokenizer.encode_chat(prompt, add_generation_prompt=True)
+def mean_log_prob(model, chat, prompt: list[dict], completion: str) -> float:
+    ids, _ = chat.encode(prompt, add_generation_prompt=True)
     scores = []
-    for token in [*tokenizer.encode(completion), tokenizer.im_end_id]:
+    for token in [*chat.tokenizer.encode(completion), chat.end]:
         with torch.no_grad():
             scores.append(torch.log_softmax(model(torch.tensor([ids]))[0, -1].double(), dim=0)[token].item())
         ids = [*ids, token]
     return sum(scores) / len(scores)
 
 
-def test_against_one_token_at_a_time(make_model, tokenizer) -> None:
+def test_against_one_token_at_a_time(make_model, chat) -> None:
     model = make_model(context=64).eval()
     history = ({"role": "user", "content": "1"}, {"role": "assistant", "content": "an earlier answer"})
     pairs = [
@@ -33,36 +33,35 @@ def test_against_one_token_at_a_time(make_model, tokenizer) -> None:
         pair("2", "b", "c", history),
     ]
     margins = [
-        mean_log_prob(model, tokenizer, p.prompt, p.chosen) - mean_log_prob(model, tokenizer, p.prompt, p.rejected)
-        for p in pairs
+        mean_log_prob(model, chat, p.prompt, p.chosen) - mean_log_prob(model, chat, p.prompt, p.rejected) for p in pairs
     ]
-    result = preference_accuracy(model, tokenizer, pairs)
+    result = preference_accuracy(model, chat, pairs)
     assert result.accuracy.correct == sum(margin > 0 for margin in margins)
     assert 0 < result.accuracy.correct < 4, "choose pairs on which the random model disagrees with itself"
     assert result.accuracy.total == 4
     assert result.margin == pytest.approx(sum(margins) / 4, rel=1e-5)
 
 
-def test_swapping_turns_the_result_round(make_model, tokenizer) -> None:
+def test_swapping_turns_the_result_round(make_model, chat) -> None:
     model = make_model(context=64)
-    there = preference_accuracy(model, tokenizer, [pair("q", "abc", "d")])
-    back = preference_accuracy(model, tokenizer, [pair("q", "d", "abc")])
+    there = preference_accuracy(model, chat, [pair("q", "abc", "d")])
+    back = preference_accuracy(model, chat, [pair("q", "d", "abc")])
     assert there.accuracy.correct + back.accuracy.correct == 1
     assert there.margin == pytest.approx(-back.margin)
 
 
-def test_a_tie_is_no_success(make_model, tokenizer) -> None:
-    result = preference_accuracy(make_model(context=64), tokenizer, [pair("q", "same", "same")])
+def test_a_tie_is_no_success(make_model, chat) -> None:
+    result = preference_accuracy(make_model(context=64), chat, [pair("q", "same", "same")])
     assert (result.accuracy.correct, result.margin) == (0, 0.0)
 
 
-def test_a_long_prompt_keeps_the_completion_and_loses_its_beginning(make_model, tokenizer) -> None:
+def test_a_long_prompt_keeps_the_completion_and_loses_its_beginning(make_model, chat) -> None:
     model = make_model(context=16).eval()
-    result = preference_accuracy(model, tokenizer, [pair("p" * 100, "chosen", "no")])
-    prompt, _ = tokenizer.encode_chat([{"role": "user", "content": "p" * 100}], add_generation_prompt=True)
+    result = preference_accuracy(model, chat, [pair("p" * 100, "chosen", "no")])
+    prompt, _ = chat.encode([{"role": "user", "content": "p" * 100}], add_generation_prompt=True)
 
     def tail(completion: str) -> float:
-        body = [*tokenizer.encode(completion), tokenizer.im_end_id]
+        body = [*chat.tokenizer.encode(completion), chat.end]
         kept = prompt[-(17 - 7) :]  # "chosen" + <|im_end|> leave room for ten ids, which both completions get
         with torch.no_grad():
             logs = torch.log_softmax(model(torch.tensor([(kept + body)[:-1]]))[0].double(), dim=1)
@@ -71,11 +70,11 @@ def test_a_long_prompt_keeps_the_completion_and_loses_its_beginning(make_model, 
     assert result.margin == pytest.approx(tail("chosen") - tail("no"), rel=1e-5)
 
 
-def test_a_completion_beyond_the_context_is_scored_as_far_as_it_fits(make_model, tokenizer) -> None:
-    result = preference_accuracy(make_model(context=16), tokenizer, [pair("q", "c" * 50, "r" * 90)])
+def test_a_completion_beyond_the_context_is_scored_as_far_as_it_fits(make_model, chat) -> None:
+    result = preference_accuracy(make_model(context=16), chat, [pair("q", "c" * 50, "r" * 90)])
     assert result.accuracy.total == 1
 
 
-def test_no_pairs_is_the_users_fault(make_model, tokenizer) -> None:
+def test_no_pairs_is_the_users_fault(make_model, chat) -> None:
     with pytest.raises(UserError, match="hold out some"):
-        preference_accuracy(make_model(), tokenizer, [])
+        preference_accuracy(make_model(), chat, [])

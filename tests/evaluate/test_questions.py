@@ -10,7 +10,8 @@ from mengya.model.native.config import ModelConfig
 from mengya.model.native.transformer import CausalLM
 from mengya.tasks import TASKS
 from mengya.tasks.task import Question
-from mengya.text.tokenizer import Tokenizer, train_tokenizer
+from mengya.text.chat import Chat
+from mengya.text.tokenizer import train_tokenizer
 
 
 def fact(prompt: str, id: str = "1") -> Question:
@@ -37,42 +38,42 @@ def test_results_by_task_in_the_order_in_which_they_occur() -> None:
     assert results([], []) == []
 
 
-def test_ask_goes_through_the_template_and_keeps_the_order(make_model, tokenizer, monkeypatch) -> None:
+def test_ask_goes_through_the_template_and_keeps_the_order(make_model, chat, monkeypatch) -> None:
     def echo(model, prompts, sampling, stop_ids):
         assert (sampling.temperature, sampling.max_new_tokens, set(stop_ids)) == (0, 10, {256, 258})
-        return [tokenizer.encode(f" {tokenizer.decode(prompt)}! ") for prompt in prompts]
+        return [chat.tokenizer.encode(f" {chat.tokenizer.decode(prompt)}! ") for prompt in prompts]
 
     monkeypatch.setattr(module, "generate", echo)
     asked = [fact("?" * (i % 4) + str(i)) for i in range(7)] + [CHOICE]
-    responses = ask(make_model(context=32), tokenizer, asked, max_new_tokens=10)
+    responses = ask(make_model(context=32), chat, asked, max_new_tokens=10)
     assert responses == [
         f"u{question.messages()[0]['content']}\na!" for question in asked
     ]  # a fresh user turn, then the assistant's header
 
 
-def test_ask_names_the_question_that_is_too_long(make_model, tokenizer) -> None:
+def test_ask_names_the_question_that_is_too_long(make_model, chat) -> None:
     with pytest.raises(UserError, match=r"'long' has 40 tokens.*context of 40"):
-        ask(make_model(context=40), tokenizer, [fact("p" * 34, "long")], max_new_tokens=4)
+        ask(make_model(context=40), chat, [fact("p" * 34, "long")], max_new_tokens=4)
 
 
 @pytest.fixture(scope="module")
-def real_tokenizer() -> Tokenizer:
-    return train_tokenizer(["37+45=82 巴黎 你好"] * 5, vocab_size=259, max_token_length=16)
+def real_chat() -> Chat:
+    return Chat(train_tokenizer(["37+45=82 巴黎 你好"] * 5, vocab_size=259, max_token_length=16), "chatml")
 
 
-def test_ask_a_real_model_greedily(real_tokenizer: Tokenizer) -> None:
+def test_ask_a_real_model_greedily(real_chat: Chat) -> None:
     torch.manual_seed(0)
     shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
     config = ModelConfig(**shape, intermediate_size=64, max_position_embeddings=64, vocab_size=259)
     model = CausalLM(config).eval()
-    responses = ask(model, real_tokenizer, [FACT, SUM], max_new_tokens=6)
+    responses = ask(model, real_chat, [FACT, SUM], max_new_tokens=6)
     for question, response in zip([FACT, SUM], responses, strict=True):
-        ids, _ = real_tokenizer.encode_chat(question.messages(), add_generation_prompt=True)
+        ids, _ = real_chat.encode(question.messages(), add_generation_prompt=True)
         new: list[int] = []
         for _ in range(6):
             with torch.no_grad():
                 token = int(model(torch.tensor([ids + new]))[0, -1].argmax())
-            if token in real_tokenizer.stop_ids:
+            if token in real_chat.stop_ids:
                 break
             new.append(token)
-        assert response == real_tokenizer.decode(new).strip()
+        assert response == real_chat.tokenizer.decode(new).strip()

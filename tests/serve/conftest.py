@@ -9,11 +9,11 @@ from mengya.model.load import save_model
 
 
 @pytest.fixture(scope="session")
-def model_dir(tiny_model, tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_dir(tiny_model, chat, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("sprout")
-    tokenizer.save(directory)
+    chat.tokenizer.save(directory)
     model = tiny_model(max_position_embeddings=8192, tie_word_embeddings=False)
     with torch.no_grad():
-        model.lm_head.weight[sorted(tokenizer.stop_ids)] = 0  # never the likeliest among 300 random logits
+        model.lm_head.weight[sorted(chat.stop_ids)] = 0  # never the likeliest among 300 random logits
     save_model(model, directory)
     return directory

@@ -327,7 +327,7 @@ DAMAGE = {
     "no config": ["is no model directory (it has no config.json)"],
     "config cut": ["config.json is not valid JSON", "copy the model again"],
     "no tokenizer": ["no tokenizer.json in"],
-    "tokenizer cut": ["tokenizer.json is no readable tokenizer", "train or copy it again"],
+    "tokenizer cut": ["tokenizer.json is not a readable tokenizer", "train or copy it again"],
     '{"model_type": "mamba"}': ["model_type 'mamba' is not implemented natively; use one of llama, qwen3"],
     '{"hidden_size": 48}': ["do not fit the model"],
     '{"num_hidden_layers": 2}': ["do not fit the model", "missing"],

@@ -12,7 +12,7 @@ from mengya.cli import main
 from mengya.infer.request import Sampling
 from mengya.infer.session import Session, generate
 from mengya.model.load import load_model
-from mengya.text.tokenizer import Tokenizer
+from mengya.text.chat import Chat
 from mengya.toml_tables import read_tables
 from mengya.train import checkpoint, training
 
@@ -81,15 +81,15 @@ def test_transformers_loads_it_with_the_same_logits(root, stage):
 
 def test_it_answers(root):
     out = root / "out" / "sft"
-    model, tokenizer = load_model(out), Tokenizer.load(out)
+    model, chat = load_model(out), Chat.load(out)
     question = {"role": "user", "content": "7：熊猫吃什么？"}
-    prompt, _ = tokenizer.encode_chat([question], add_generation_prompt=True)
+    prompt, _ = chat.encode([question], add_generation_prompt=True)
     greedy = Sampling(temperature=0.0, max_new_tokens=12)
-    alone, *_ = generate(model, [prompt], greedy, tokenizer.stop_ids)
-    batched = generate(model, [prompt, prompt[:-1], prompt], greedy, tokenizer.stop_ids)
+    alone, *_ = generate(model, [prompt], greedy, chat.stop_ids)
+    batched = generate(model, [prompt, prompt[:-1], prompt], greedy, chat.stop_ids)
     assert batched[0] == batched[2] == alone
-    said = "".join(Session(model, tokenizer, greedy).stream(question["content"]))
-    assert said == tokenizer.decode(alone) and said
+    said = "".join(Session(model, chat, greedy).stream(question["content"]))
+    assert said == chat.tokenizer.decode(alone) and said
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(root, monkeypatch):

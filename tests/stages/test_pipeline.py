@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mengya.cli import main
 from mengya.manifest import chain
 from mengya.model.load import load_model
-from mengya.text.tokenizer import Tokenizer
+from mengya.text.chat import Chat
 
 from ..conftest import write_jsonl
 from .conftest import three_trainings, write_animals
@@ -108,9 +108,9 @@ def test_broken_rows_are_quarantined_with_their_line(out):
 @pytest.mark.parametrize("stage", MODELS)
 def test_models_load_in_transformers_with_equal_logits(out, stage):
     peer = AutoModelForCausalLM.from_pretrained(out / stage, dtype=torch.float32)
-    ours, tokenizer = load_model(out / stage), Tokenizer.load(out / stage)
+    ours, chat = load_model(out / stage), Chat.load(out / stage)
     messages = [{"role": "user", "content": "猫吃什么？"}, {"role": "assistant", "content": "鱼。"}]
-    ids, _ = tokenizer.encode_chat(messages, add_generation_prompt=True)
+    ids, _ = chat.encode(messages, add_generation_prompt=True)
     assert (
         AutoTokenizer.from_pretrained(out / stage).apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=False
@@ -122,7 +122,7 @@ def test_models_load_in_transformers_with_equal_logits(out, stage):
     assert difference < 1e-4
     stops = peer.generation_config.eos_token_id
     assert set(stops if isinstance(stops, list) else [stops]) == (
-        {tokenizer.eos_id} if stage == "pretrain" else tokenizer.stop_ids
+        {chat.tokenizer.eos_id} if stage == "pretrain" else chat.stop_ids
     )
 
 

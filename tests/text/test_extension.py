@@ -11,9 +11,12 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from mengya.errors import UserError
+from mengya.text.chat import Chat, with_template_of
 from mengya.text.extension import _learn, _Words, extend_tokenizer, first_difference, pieces_of_new, vocabulary
-from mengya.text.template import CONTROL_TOKENS
-from mengya.text.tokenizer import read_backend, train_tokenizer
+from mengya.text.template import TEMPLATES
+from mengya.text.tokenizer import CONTROL_TOKENS, read_backend, train_tokenizer
+
+from .foreign import FAMILIES, byte_level, write
 
 OLD = ["The quick brown fox jumps over the lazy dog; it's 12:30 on 2024-05-06.", "def f(x):\n    return x ** 2\n"] * 40
 NEW = ["春眠不覺曉，處處聞啼鳥。夜來風雨聲，花落知多少。", "萌芽是一个小小的语言模型，它从原文长成。"] * 40
@@ -41,7 +44,7 @@ def old(tmp_path_factory):
 @pytest.fixture(scope="module")
 def directory(old, tmp_path_factory):
     path = tmp_path_factory.mktemp("new")
-    extend_tokenizer(old, NEW, 340, 12).save(path)
+    Chat(extend_tokenizer(old, NEW, 340, 12), "chatml").tokenizer.save(path)
     return path
 
 
@@ -214,3 +217,21 @@ def test_what_cannot_be_extended(old, tmp_path):
     content["model"]["vocab"] = {t: n + (n > 100) for t, n in content["model"]["vocab"].items()}
     with pytest.raises(UserError, match="no token of id 101"):
         vocabulary(tokenizers.Tokenizer.from_str(json.dumps(content)))
+
+
+def test_a_grown_tokenizer_keeps_its_own_chat_template(tmp_path):
+    llama = FAMILIES["llama3"](tmp_path / "llama")
+    grown = extend_tokenizer(read_backend(llama), NEW, 360, 12)
+    chat = Chat(with_template_of(llama, grown))
+    chat.tokenizer.save(tmp_path / "grown")
+    before = Chat.load(llama)
+    assert chat.template == before.template
+    assert chat.stop_ids == before.stop_ids | {chat.tokenizer.eos_id}, "and the new token between documents"
+    messages = [{"role": "user", "content": "春眠不覺曉"}, {"role": "assistant", "content": "處處聞啼鳥"}]
+    peer = AutoTokenizer.from_pretrained(tmp_path / "grown")
+    assert (len(peer), peer.eos_token) == (360, "<|end_of_text|>")
+    assert peer.apply_chat_template(messages, return_dict=False) == chat.encode(messages)[0]
+    assert len(chat.encode(messages)[0]) < len(before.encode(messages)[0])
+    bare = write(tmp_path / "bare", byte_level(["</s>"]), eos_token="</s>")
+    ours = Chat(with_template_of(bare, extend_tokenizer(read_backend(bare), NEW, 360, 12)))
+    assert ours.template.source == TEMPLATES["chatml"].source

@@ -10,12 +10,11 @@ from mengya.data.cleaning import strip_controls
 from mengya.data.json_stream import parse_json
 from mengya.data.quarantine import Quarantine
 from mengya.data.readers import read_all
+from mengya.text.chat import Message
 
 T = TypeVar("T")
-Message = dict[str, str]
-"""{"role": "system" | "user" | "assistant" | "tool", "content": str}"""
 
-ROLES = {
+SPEAKERS = {
     name: role
     for role, names in {
         "system": "system developer 系统",
@@ -169,7 +168,7 @@ def list_messages(items: list[Any]) -> list[Message]:
 
 def _dict_turns(item: dict[str, Any]) -> list[Turn]:
     if not any(name in item for name in CONTENT_FIELDS) and "tool_calls" not in item:
-        pair = [Turn(name, as_text(said)) for name, said in item.items() if name in ROLES]
+        pair = [Turn(name, as_text(said)) for name, said in item.items() if name in SPEAKERS]
         if not pair:
             raise ValueError("a turn without content")
         return pair
@@ -184,12 +183,12 @@ def _dict_turns(item: dict[str, Any]) -> list[Turn]:
 
 
 def _map_roles(turns: list[Turn]) -> list[Message]:
-    """Speakers to roles by `ROLES`. Without names, or with two unknown ones, who speaks first is the user; one unknown
-    name is the partner of the known one; a "system" that answers where nobody else does is the assistant."""
+    """Speakers to roles by `SPEAKERS`. Without names, or with two unknown ones, who speaks first is the user; one
+    unknown name is the partner of the known one; a "system" that answers where nobody else does is the assistant."""
     names = list(dict.fromkeys(turn.speaker for turn in turns))
     if names in ([], [None]):
         return [{"role": ("user", "assistant")[i % 2], "content": turn.content} for i, turn in enumerate(turns)]
-    roles: dict[str | None, str] = {name: ROLES[name] for name in names if name in ROLES}
+    roles: dict[str | None, str] = {name: SPEAKERS[name] for name in names if name in SPEAKERS}
     parties = [name for name in names if roles.get(name) not in ("system", "tool")]
     unknown = [name for name in parties if name not in roles]
     if unknown:
@@ -209,12 +208,12 @@ _PREFIX = re.compile(r"\s*(?:[\[【(（]\s*([^\]】)）\n]{1,12}?)\s*[\]】)）]
 
 
 def _prefixed(items: list[str]) -> list[Turn] | None:
-    """Turns out of "[speaker] words" or "speaker: words"; None unless every string begins with a name from `ROLES`."""
+    """Turns out of "[speaker] words" or "speaker: words"; None unless all strings begin with a name from `SPEAKERS`."""
     turns = []
     for item in items:
         match = _PREFIX.match(item)
         name = (match[1] or match[2]).lower() if match else ""
-        if match is None or name not in ROLES:
+        if match is None or name not in SPEAKERS:
             return None
         turns.append(Turn(name, item[match.end() :]))
     return turns

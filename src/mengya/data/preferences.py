@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from mengya.data.cleaning import strip_controls
 from mengya.data.conversations import (
     ANSWER_FIELDS,
-    Message,
     as_text,
     first_field,
     list_messages,
@@ -18,6 +17,7 @@ from mengya.data.conversations import (
     system_messages,
 )
 from mengya.data.quarantine import Quarantine
+from mengya.text.chat import Message
 
 CHOSEN_FIELDS = ("chosen", "response_chosen", "chosen_response", "answer_chosen", "better", "win")
 REJECTED_FIELDS = ("rejected", "response_rejected", "rejected_response", "answer_rejected", "worse", "lose")

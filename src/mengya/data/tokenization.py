@@ -9,6 +9,7 @@ from mengya.data.cleaning import content_hash, is_heldout
 from mengya.data.preferences import Preference
 from mengya.data.shards import ShardWriter
 from mengya.errors import UserError
+from mengya.text.chat import Chat
 from mengya.text.tokenizer import Tokenizer
 
 _AT_ONCE_CHARACTERS = 2_000_000
@@ -55,24 +56,24 @@ def _check_split(train: ShardWriter, heldout: ShardWriter, fraction: float, noth
 
 
 def write_conversation_shards(
-    conversations: Iterable[list[dict]], tokenizer: Tokenizer, train: Path, heldout: Path, fraction: float
+    conversations: Iterable[list[dict]], chat: Chat, train: Path, heldout: Path, fraction: float
 ) -> tuple[dict, dict]:
     """Split by content, supervise the assistant's turns. Returns the counts of both splits."""
     writers = (
-        ShardWriter(train, tokenizer.vocab_size, masked=True),
-        ShardWriter(heldout, tokenizer.vocab_size, masked=True),
+        ShardWriter(train, chat.tokenizer.vocab_size, masked=True),
+        ShardWriter(heldout, chat.tokenizer.vocab_size, masked=True),
     )
     with writers[0], writers[1]:
         for messages in conversations:
             text = json.dumps(messages, ensure_ascii=False)
-            ids, mask = tokenizer.encode_chat(messages)
+            ids, mask = chat.encode(messages)
             writers[is_heldout(content_hash(text), fraction)].append(ids, mask, len(text.encode()))
         _check_split(*writers, fraction, "no conversation was found; check the input and its quarantine.jsonl")
     return writers[0].meta, writers[1].meta
 
 
 def write_preference_shards(
-    pairs: Iterable[Preference], tokenizer: Tokenizer, train: Path, heldout: Path, fraction: float, seq_len: int
+    pairs: Iterable[Preference], chat: Chat, train: Path, heldout: Path, fraction: float, seq_len: int
 ) -> tuple[dict, dict, int]:
     """Chosen and rejected as neighbouring documents. Returns the counts of both splits and of pairs left out.
 
@@ -80,17 +81,17 @@ def write_preference_shards(
     and it is left out, and counted, only when the completions alone do not fit.
     """
     writers = (
-        ShardWriter(train, tokenizer.vocab_size, masked=True),
-        ShardWriter(heldout, tokenizer.vocab_size, masked=True),
+        ShardWriter(train, chat.tokenizer.vocab_size, masked=True),
+        ShardWriter(heldout, chat.tokenizer.vocab_size, masked=True),
     )
     too_long = 0
     with writers[0], writers[1]:
         for pair in pairs:
             sides = [
-                tokenizer.encode_chat([*pair.prompt, {"role": "assistant", "content": text}])
+                chat.encode([*pair.prompt, {"role": "assistant", "content": text}])
                 for text in (pair.chosen, pair.rejected)
             ]
-            prompt = len(tokenizer.encode_chat(pair.prompt, add_generation_prompt=True)[0])
+            prompt = len(chat.encode(pair.prompt, add_generation_prompt=True)[0])
             surplus = sum(len(ids) for ids, _ in sides) - seq_len
             cut = max(0, -(-surplus // 2))
             if cut >= prompt:

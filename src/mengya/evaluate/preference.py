@@ -9,7 +9,7 @@ from mengya.evaluate.accuracy import Accuracy, Result, accuracy
 from mengya.evaluate.scoring import MAX_LOGITS, Row, log_probs
 from mengya.model.native.transformer import CausalLM
 from mengya.tasks.task import Words
-from mengya.text.tokenizer import Tokenizer
+from mengya.text.chat import Chat
 
 HEADING = Words("Preference", "偏好判断")
 NOTE = Words(
@@ -31,18 +31,18 @@ class PreferenceAccuracy:
 
 
 def preference_accuracy(
-    model: CausalLM, tokenizer: Tokenizer, pairs: Sequence[Preference], *, max_logits: int = MAX_LOGITS
+    model: CausalLM, chat: Chat, pairs: Sequence[Preference], *, max_logits: int = MAX_LOGITS
 ) -> PreferenceAccuracy:
     """Compare the completions by log-probability *per token*, so that a longer one has no handicap.
 
-    The tokens of a completion are those that training supervises: its text and the closing `<|im_end|>`, given the
+    The tokens of a completion are those that training supervises: its text and the end of its turn, given the
     prompt. A tie is no success. Of a pair that does not fit in the context, both prompts lose the same number of tokens
     on the left; of a completion that alone is longer, the part that fits counts. UserError without pairs.
     """
     if not pairs:
         raise UserError("no held-out preference pairs to measure; hold out some, or leave the metric out")
     context = model.config.max_position_embeddings
-    rows = [row for pair in pairs for row in _rows(tokenizer, pair, context)]
+    rows = [row for pair in pairs for row in _rows(chat, pair, context)]
     scores = [
         total / (row.last - row.first)
         for total, row in zip(log_probs(model, rows, max_logits=max_logits), rows, strict=True)
@@ -51,13 +51,13 @@ def preference_accuracy(
     return PreferenceAccuracy(accuracy(margin > 0 for margin in margins), sum(margins) / len(margins))
 
 
-def _rows(tokenizer: Tokenizer, pair: Preference, context: int) -> tuple[Row, Row]:
+def _rows(chat: Chat, pair: Preference, context: int) -> tuple[Row, Row]:
     """The scored spans of the chosen and of the rejected completion, at most `context` + 1 ids each."""
     prompt = [dict(message) for message in pair.prompt]
-    length = len(tokenizer.encode_chat(prompt, add_generation_prompt=True)[0])
+    length = len(chat.encode(prompt, add_generation_prompt=True)[0])
     spans = []
     for completion in (pair.chosen, pair.rejected):
-        ids, mask = tokenizer.encode_chat([*prompt, {"role": "assistant", "content": completion}])
+        ids, mask = chat.encode([*prompt, {"role": "assistant", "content": completion}])
         last = len(mask) - mask[::-1].index(1)  # earlier assistant turns are in the prompt: only the last one counts
         spans.append((ids, last))
     # one id of the prompt must stay: it predicts the first token of the completion

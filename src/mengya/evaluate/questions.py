@@ -8,15 +8,15 @@ from mengya.infer.request import Sampling
 from mengya.infer.session import generate
 from mengya.model.native.transformer import CausalLM
 from mengya.tasks.task import Question, Task
-from mengya.text.tokenizer import Tokenizer
+from mengya.text.chat import Chat
 
 
-def ask(model: CausalLM, tokenizer: Tokenizer, questions: Sequence[Question], *, max_new_tokens: int = 64) -> list[str]:
+def ask(model: CausalLM, chat: Chat, questions: Sequence[Question], *, max_new_tokens: int = 64) -> list[str]:
     """Greedy responses in the order of `questions`; each is asked alone, in a new conversation.
 
     Raises UserError for a question that leaves no room in the context for a response.
     """
-    prompts = [tokenizer.encode_chat(question.messages(), add_generation_prompt=True)[0] for question in questions]
+    prompts = [chat.encode(question.messages(), add_generation_prompt=True)[0] for question in questions]
     context = model.config.max_position_embeddings
     for question, prompt in zip(questions, prompts, strict=True):
         if len(prompt) >= context:
@@ -25,8 +25,8 @@ def ask(model: CausalLM, tokenizer: Tokenizer, questions: Sequence[Question], *,
                 "shorten it, or train a model with a longer context"
             )
     sampling = Sampling(temperature=0, max_new_tokens=max_new_tokens)
-    outputs = generate(model, prompts, sampling, {tokenizer.im_end_id, tokenizer.eos_id})
-    return [tokenizer.decode(output).strip() for output in outputs]
+    outputs = generate(model, prompts, sampling, chat.stop_ids)
+    return [chat.tokenizer.decode(output).strip() for output in outputs]
 
 
 def results(questions: Sequence[Question], scores: Sequence[float]) -> list[Result]:

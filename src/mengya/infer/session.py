@@ -11,9 +11,8 @@ from mengya.infer.request import Sampling
 from mengya.infer.sampling import make_generator, sample
 from mengya.model.native.cache import KVCache
 from mengya.model.native.transformer import CausalLM, project
+from mengya.text.chat import Chat, Message
 from mengya.text.tokenizer import Tokenizer
-
-Message = dict[str, str]
 
 
 def new_cache(model: CausalLM, rows: int, max_len: int) -> KVCache:
@@ -167,12 +166,12 @@ class TextStream:
 class Session:
     """A conversation whose keys and values stay in memory between turns.
 
-    Before each answer the cache holds exactly `encode_chat(messages + question, add_generation_prompt=True)`, of which
+    Before each answer the cache holds exactly `chat.encode(messages + question, add_generation_prompt=True)`, of which
     only the part that the last turn did not leave there is computed. Interrupted turns, answers whose tokens are not
     those of their text, `clear` and dropped turns need no case of their own: the rendering decides."""
 
-    def __init__(self, model: CausalLM, tokenizer: Tokenizer, sampling: Sampling, system: str | None = None):
-        self._model, self._tokenizer, self._sampling = model, tokenizer, sampling
+    def __init__(self, model: CausalLM, chat: Chat, sampling: Sampling, system: str | None = None):
+        self._model, self._chat, self._sampling = model, chat, sampling
         self._device = model.lm_head.weight.device
         self._generator = make_generator(sampling.seed, self._device)
         self.context: int = model.config.max_position_embeddings
@@ -180,7 +179,7 @@ class Session:
         """Tokens of the context that a question may not take, so that there is room for an answer."""
         self._preamble: list[Message] = [{"role": "system", "content": _valid(system)}] if system else []
         self.messages: list[Message] = list(self._preamble)
-        """The conversation so far, as `encode_chat` takes it."""
+        """The conversation so far, as `Chat.encode` takes it."""
         self._cached: list[int] = []  # columns of the cache that are certainly right
         self._cache = new_cache(model, 1, min(self.context, 512))
         self._streaming = False
@@ -218,14 +217,14 @@ class Session:
         """Tokens of the conversation and the question, after dropping as many of the oldest turns as it takes."""
         self._check_fits([*self._preamble, question], "the message")
         while True:
-            ids, _ = self._tokenizer.encode_chat([*self.messages, question], add_generation_prompt=True)
+            ids, _ = self._chat.encode([*self.messages, question], add_generation_prompt=True)
             if len(ids) + self.reserve <= self.context:
                 return ids
             start = len(self._preamble)
             del self.messages[start : start + 2]  # a question and its answer
 
     def _check_fits(self, messages: list[Message], what: str) -> None:
-        used = len(self._tokenizer.encode_chat(messages, add_generation_prompt=True)[0])
+        used = len(self._chat.encode(messages, add_generation_prompt=True)[0])
         room = self.context - self.reserve
         if used > room:
             raise UserError(
@@ -235,7 +234,7 @@ class Session:
 
     def _pieces(self, ids: list[int]) -> Iterator[str]:
         """Text of the answer to `ids`, never empty; keeps the time."""
-        text = TextStream(self._tokenizer)
+        text = TextStream(self._chat.tokenizer)
         tokens = self._decode(ids)
         count, seconds = 0, 0.0
         while True:
@@ -259,7 +258,7 @@ class Session:
         if self._sampling.penalised:
             seen = torch.zeros(1, self._model.config.vocab_size, dtype=torch.bool, device=self._device)
             seen[0, ids] = True
-        stop_ids = self._tokenizer.stop_ids
+        stop_ids = self._chat.stop_ids
         room = min(self._sampling.max_new_tokens, self.context - len(ids))
         for left in range(room - 1, -1, -1):
             token = int(sample(logits, self._sampling, self._generator, seen))

@@ -16,7 +16,7 @@ from mengya.metrics import format_parameters
 from mengya.model.load import load_model
 from mengya.model.native.transformer import CausalLM
 from mengya.runtime import pick_device
-from mengya.text.tokenizer import Tokenizer
+from mengya.text.chat import Chat
 
 YOU, SPROUT = "你> ", "芽> "
 HELP = """\
@@ -53,22 +53,22 @@ class Screen:
         self._stream.flush()
 
 
-def load_chat_model(model_dir: Path | str) -> tuple[CausalLM, Tokenizer]:
-    """The model of a directory, in evaluation mode, and its tokenizer. UserError if it is none, or they do not fit.
+def load_chat_model(model_dir: Path | str) -> tuple[CausalLM, Chat]:
+    """The model of a directory, in evaluation mode, and its chat. UserError if it is not one, or they do not fit.
 
     float32 on a processor, where single rows decode faster than in bfloat16; bfloat16 on a GPU."""
     directory = Path(model_dir)
     if not directory.is_dir():
         raise UserError(f"{directory} is no directory; give a model directory, such as one that the sft stage wrote")
     device = pick_device()
-    tokenizer = Tokenizer.load(directory)
+    chat = Chat.load(directory)
     model = load_model(directory, torch.float32 if device == "cpu" else torch.bfloat16, device)
-    if tokenizer.vocab_size > model.config.vocab_size:
+    if chat.tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} entries but the model only "
+            f"{directory}: the tokenizer has {chat.tokenizer.vocab_size} entries but the model only "
             f"{model.config.vocab_size} embedding rows; copy the tokenizer files that belong to this model"
         )
-    return model, tokenizer
+    return model, chat
 
 
 def chat(
@@ -84,8 +84,8 @@ def chat(
     `questions` are answered first, each in a conversation of its own. Where `input` or `output` is not a terminal, they
     are all that is answered; without them, each line of `input` is a question or a command, up to its end."""
     source, sink = input or sys.stdin, output or sys.stdout
-    model, tokenizer = load_chat_model(model_dir)
-    session = Session(model, tokenizer, sampling, system)
+    model, spoken = load_chat_model(model_dir)
+    session = Session(model, spoken, sampling, system)
     screen = Screen(sink)
     interactive = source.isatty() and sink.isatty()
     screen.write(_banner(model_dir, model) + "\n")

@@ -15,7 +15,7 @@ from mengya.model.load import load_model, save_model
 from mengya.schema import Input, Positive, Share, config
 from mengya.stage import Estimate, Inputs, Sources, Stage
 from mengya.stages.estimates import shape_of, tokens_of_chats
-from mengya.text.tokenizer import Tokenizer
+from mengya.text.chat import Chat, TemplateName, check_chat
 from mengya.train.balance import after_step
 from mengya.train.estimate import blank_model, estimate_training
 from mengya.train.objectives import Objective, dpo
@@ -29,18 +29,20 @@ class Config(TrainingConfig):
     model: Annotated[str, Input("model")] = "@sft"
     path: Annotated[str | list[str], Input("file")]
     """Preference pairs: prompt/chosen/rejected as strings or messages, ranked answers."""
+    template: TemplateName | None = None
+    """A chat template of ours, by name (chatml); unset: the model's own."""
     heldout: Share = 0.05
     """Share of the pairs to measure held-out loss on; chosen by content."""
     beta: Positive = 0.1
     """How strongly the policy is held to the reference."""
 
 
-def _write_shards(config: Config, inputs: Inputs, tokenizer: Tokenizer, out: Path) -> list[Path]:
+def _write_shards(config: Config, inputs: Inputs, chat: Chat, out: Path) -> list[Path]:
     train, heldout = out / "shards" / "train", out / "shards" / "heldout"
     if not all((split / "shards.json").exists() for split in (train, heldout)):
         with Quarantine(out / "quarantine.jsonl") as quarantine:
             pairs = read_preferences([str(path) for path in inputs["path"]], quarantine)
-            used, kept, long = write_preference_shards(pairs, tokenizer, train, heldout, config.heldout, config.seq_len)
+            used, kept, long = write_preference_shards(pairs, chat, train, heldout, config.heldout, config.seq_len)
         say(f"  {used['documents'] // 2:,} pairs to train on, {kept['documents'] // 2:,} held out, {long:,} too long")
         say(f"  {quarantine.summary()}")
     return [train, heldout]
@@ -49,21 +51,27 @@ def _write_shards(config: Config, inputs: Inputs, tokenizer: Tokenizer, out: Pat
 def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write a model directory and metrics.jsonl."""
     (base,) = inputs["model"]
-    tokenizer = Tokenizer.load(base)
-    splits = [Shards(path) for path in ranks.on_main(lambda: _write_shards(config, inputs, tokenizer, out))]
+    chat = Chat.load(base, config.template)
+    splits = [Shards(path) for path in ranks.on_main(lambda: _write_shards(config, inputs, chat, out))]
     model, _ = prepare_model(load_model(base), config)
     reference, _ = prepare_model(load_model(base).requires_grad_(False), config)
     reference.to(runtime.pick_device())  # whole on every rank
-    train, heldout = (PackedGroups(shards, config.seq_len, tokenizer.eos_id, config.seed, 2) for shards in splits)
+    train, heldout = (PackedGroups(shards, config.seq_len, chat.tokenizer.eos_id, config.seed, 2) for shards in splits)
     objective, update = dpo(config.beta, reference, config.balance), after_step(model, config.balance)
     best = Trainer(model, objective, config, train, out, update).run(heldout, "dpo")
     if best is not None:
-        save_model(best, out, None, sorted(tokenizer.stop_ids), tokenizer.eos_id)
-        tokenizer.save(out)
+        save_model(best, out, None, sorted(chat.stop_ids), chat.tokenizer.eos_id)
+        chat.tokenizer.save(out)
 
 
 _PROMPT_TWICE = 1.4
 """The prompt of a pair stands before both of its answers."""
+
+
+def check(config: Config, inputs: Inputs) -> None:
+    config.check()
+    for base in inputs["model"]:
+        check_chat(base, config.template)
 
 
 def estimate(config: Config, sources: Sources) -> Estimate:
@@ -84,7 +92,7 @@ STAGE = Stage(
     run=run,
     makes=("model", "tokenizer"),
     estimate=estimate,
-    check=lambda config, inputs: config.check(),
+    check=check,
     resumable=True,
     distributed=True,
     scratch=SCRATCH,

@@ -20,6 +20,7 @@ from mengya.stage import Estimate, Inputs, Sources, Stage
 from mengya.stages.estimates import BYTES_PER_TOKEN, rows_of_files
 from mengya.tasks.questions import read_questions
 from mengya.tasks.task import Question, Task
+from mengya.text.chat import Chat
 from mengya.text.tokenizer import Tokenizer
 
 
@@ -103,11 +104,11 @@ def _measure(path: Path, texts: list[str], questions: list[Question], pairs: lis
     model = load_model(path, runtime.pick_dtype("auto", device), device)
     tokenizer = Tokenizer.load(path)
     metrics = {"bits_per_byte": bits_per_byte(model, tokenizer, texts).value}
-    responses = ask(model, tokenizer, questions) if questions else []
+    responses = ask(model, Chat(tokenizer), questions) if questions else []
     scores = [question.score(response) for question, response in zip(questions, responses, strict=True)]
     found = results(questions, scores)
     if pairs:
-        preference = preference_accuracy(model, tokenizer, pairs)
+        preference = preference_accuracy(model, Chat(tokenizer), pairs)
         found.append(preference.result)
         metrics["preference_margin"] = preference.margin
     figures = [f"{key} {value:.4g}" for key, value in metrics.items()]

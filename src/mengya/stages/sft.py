@@ -14,7 +14,7 @@ from mengya.model.load import load_model, save_model
 from mengya.schema import Input, Share, config
 from mengya.stage import Estimate, Inputs, Sources, Stage
 from mengya.stages.estimates import shape_of, tokens_of_chats
-from mengya.text.tokenizer import Tokenizer
+from mengya.text.chat import Chat, TemplateName, check_chat
 from mengya.train.balance import after_step
 from mengya.train.estimate import estimate_training
 from mengya.train.objectives import language_modeling
@@ -28,18 +28,20 @@ class Config(TrainingConfig):
     model: Annotated[str, Input("model")] = "@pretrain"
     path: Annotated[str | list[str], Input("file")]
     """Conversations: messages, ShareGPT, alpaca, prompt/response, lists; mixed files are fine."""
+    template: TemplateName | None = None
+    """A chat template of ours, by name (chatml); unset: the model's own."""
     heldout: Share = 0.02
     """Share of the conversations to measure held-out loss on; chosen by content."""
     freeze_embeddings: bool = False
     """Keep the embedding (and a tied output projection) as it is."""
 
 
-def _write_shards(config: Config, inputs: Inputs, tokenizer: Tokenizer, out: Path) -> list[Path]:
+def _write_shards(config: Config, inputs: Inputs, chat: Chat, out: Path) -> list[Path]:
     train, heldout = out / "shards" / "train", out / "shards" / "heldout"
     if not all((split / "shards.json").exists() for split in (train, heldout)):
         with Quarantine(out / "quarantine.jsonl") as quarantine:
             conversations = read_conversations([str(path) for path in inputs["path"]], quarantine)
-            used, kept = write_conversation_shards(conversations, tokenizer, train, heldout, config.heldout)
+            used, kept = write_conversation_shards(conversations, chat, train, heldout, config.heldout)
         say(f"  {used['documents']:,} conversations to train on, {kept['documents']:,} held out")
         say(f"  {quarantine.summary()}")
     return [train, heldout]
@@ -48,16 +50,22 @@ def _write_shards(config: Config, inputs: Inputs, tokenizer: Tokenizer, out: Pat
 def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write a model directory and metrics.jsonl."""
     (base,) = inputs["model"]
-    tokenizer = Tokenizer.load(base)
-    splits = [Shards(path) for path in ranks.on_main(lambda: _write_shards(config, inputs, tokenizer, out))]
+    chat = Chat.load(base, config.template)
+    splits = [Shards(path) for path in ranks.on_main(lambda: _write_shards(config, inputs, chat, out))]
     model, compiled = prepare_model(load_model(base), config)
     model.model.embed_tokens.weight.requires_grad_(not config.freeze_embeddings)
-    train, heldout = (PackedGroups(shards, config.seq_len, tokenizer.eos_id, config.seed) for shards in splits)
+    train, heldout = (PackedGroups(shards, config.seq_len, chat.tokenizer.eos_id, config.seed) for shards in splits)
     objective, update = language_modeling(compiled, config.balance), after_step(model, config.balance)
     best = Trainer(model, objective, config, train, out, update).run(heldout, "sft")
     if best is not None:
-        save_model(best, out, None, sorted(tokenizer.stop_ids), tokenizer.eos_id)
-        tokenizer.save(out)
+        save_model(best, out, None, sorted(chat.stop_ids), chat.tokenizer.eos_id)
+        chat.tokenizer.save(out)
+
+
+def check(config: Config, inputs: Inputs) -> None:
+    config.check()
+    for base in inputs["model"]:
+        check_chat(base, config.template)
 
 
 def estimate(config: Config, sources: Sources) -> Estimate:
@@ -71,7 +79,7 @@ STAGE = Stage(
     run=run,
     makes=("model", "tokenizer"),
     estimate=estimate,
-    check=lambda config, inputs: config.check(),
+    check=check,
     resumable=True,
     distributed=True,
     scratch=SCRATCH,

@@ -11,6 +11,7 @@ from mengya.metrics import say
 from mengya.schema import Count, Input, config
 from mengya.stage import Estimate, Inputs, Sources, Stage
 from mengya.stages.estimates import bytes_of_corpora
+from mengya.text.chat import Chat, with_template_of
 from mengya.text.extension import extend_tokenizer, vocabulary
 from mengya.text.tokenizer import read_backend, train_tokenizer
 
@@ -48,12 +49,14 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     if "extend" in inputs:
         (old,) = inputs["extend"]
         backend = read_backend(old)
-        tokenizer = extend_tokenizer(backend, sample, config.vocab_size, config.max_token_length)
+        grown = extend_tokenizer(backend, sample, config.vocab_size, config.max_token_length)
+        tokenizer = with_template_of(old, grown)
         added = tokenizer.vocab_size - len(vocabulary(backend))
         before = _density(lambda text: len(backend.encode(text, add_special_tokens=False)), corpora)
         say(f"  {added:,} entries added to those of {old.name}, which had {before}")
     else:
-        tokenizer = train_tokenizer(sample, config.vocab_size, config.max_token_length)
+        trained = train_tokenizer(sample, config.vocab_size, config.max_token_length)
+        tokenizer = Chat(trained, "chatml").tokenizer
     tokenizer.save(out)
     say(f"  {tokenizer.vocab_size:,} entries, {_density(lambda text: len(tokenizer.encode(text)), corpora)}")
 

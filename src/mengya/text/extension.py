@@ -14,8 +14,7 @@ from itertools import pairwise
 import tokenizers
 
 from mengya.errors import UserError
-from mengya.text.template import CONTROL_TOKENS
-from mengya.text.tokenizer import Tokenizer
+from mengya.text.tokenizer import CONTROL_TOKENS, Tokenizer, trained_here
 
 Pair = tuple[int, int]
 
@@ -153,7 +152,7 @@ def extend_tokenizer(
 ) -> Tokenizer:
     """`old` with entries and merges learnt from `texts` after its own, `vocab_size` entries in all.
 
-    Control tokens of ours that it lacks come first. UserError if it is no byte-level BPE, already has that many
+    Control tokens of ours that it lacks come first. UserError if it is not byte-level BPE, already has that many
     entries, or the text is too small for so many.
     """
     content = json.loads(old.to_str())
@@ -186,4 +185,4 @@ def _assemble(content: dict, tokens: list[str], control: Sequence[str], merges: 
     model["merges"] += [list(pair) for pair in new if pair not in known]
     switches = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     content["added_tokens"] += [{"id": tokens.index(token), "content": token, **switches} for token in control]
-    return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)))
+    return trained_here(tokenizers.Tokenizer.from_str(json.dumps(content)))

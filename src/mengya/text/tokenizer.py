@@ -1,14 +1,22 @@
-"""Byte-level BPE: training, encoding of text and of conversations, and the Hugging Face files."""
+"""Tokenizers: whatever a Hugging Face directory describes, and byte-level BPE of our own training."""
 
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from mengya.errors import UserError
-from mengya.text.template import CHAT_TEMPLATE, CONTROL_TOKENS, END_OF_TEXT, IM_END, IM_START, ROLES, defuse
+
+END_OF_TEXT = "<|endoftext|>"
+IM_START = "<|im_start|>"
+IM_END = "<|im_end|>"
+CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END)
+"""Of the tokenizers that we train or grow."""
 
 # Qwen2's pre-tokenizer (one digit a token, words with their leading space), because transformers, vLLM and llama.cpp
 # (`tokenizer.ggml.pre = qwen2`) all know it.
@@ -17,90 +25,212 @@ PRE_TOKENIZER_REGEX = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+CONFIG = "tokenizer_config.json"
+_FILES = (
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken"),
+    *("chat_template*", "additional_chat_templates/*.jinja"),
+)
+
+
+def read_files(directory: Path) -> dict[str, bytes]:
+    """The files in a model directory that belong to its tokenizer and chat template, by their path in it."""
+    paths = sorted(path for pattern in _FILES for path in Path(directory).glob(pattern) if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
+
+
+def write_files(files: Mapping[str, bytes], directory: Path) -> None:
+    for name, content in files.items():
+        path = Path(directory) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def json_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+    """What a JSON file holds; {} if it is not there. UserError if it does not hold an object."""
+    try:
+        content = json.loads(files.get(name, b"{}"))
+    except ValueError as error:
+        raise UserError(f"{name} is not valid JSON ({error}); copy the tokenizer again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{name} does not hold an object; copy the tokenizer again")
+    return content
+
+
+def as_json(content: dict[str, Any]) -> bytes:
+    return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
+
 
 class Tokenizer:
-    """A trained tokenizer with its chat template. Control tokens come only from structure, never from text."""
+    """What the files of a directory describe. Plain text never becomes a control token, that is, an added token which
+    is marked as special."""
 
-    def __init__(self, backend: tokenizers.Tokenizer):
-        missing = [token for token in CONTROL_TOKENS if backend.token_to_id(token) is None]
-        if missing:
-            raise UserError(f"the tokenizer lacks {', '.join(missing)}; use one trained by the tokenizer stage")
-        backend.encode_special_tokens = True  # "<|im_end|>" typed by a user is split like any other text
-        self._backend = backend
-        self.vocab_size: int = backend.get_vocab_size()
-        ids = {token: number for token in CONTROL_TOKENS if (number := backend.token_to_id(token)) is not None}
-        self.eos_id, self.im_start_id, self.im_end_id = ids[END_OF_TEXT], ids[IM_START], ids[IM_END]
+    def __init__(self, files: Mapping[str, bytes], origin: str = "the tokenizer"):
+        self.files = dict(files)
+        """What `save` writes, byte for byte."""
+        self.origin = origin
+        """Where the files come from, for messages."""
+        self._backend = _parse(self.files, origin)
+        self._backend.no_truncation()  # which a file may have switched on
+        self._backend.no_padding()
+        self.special_tokens = _names(self.files)
+        """Token by the name that templates know it by, such as eos_token."""
+        _add_tokens(self._backend, self.files, self.special_tokens)
+        self._backend.encode_special_tokens = True  # "<|im_end|>" typed by a user is split like any other text
+        self.vocab_size: int = max(self._backend.get_vocab().values(), default=-1) + 1
+        added = self._backend.get_added_tokens_decoder().items()
+        self.control_ids: dict[str, int] = {token.content: number for number, token in added if token.special}
+        longest_first = sorted(self.control_ids, key=len, reverse=True)
+        self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        # Any text may hold what the tokenizer does not know; that controls nothing.
+        model = json.loads(self.files["tokenizer.json"])["model"]
+        unknown = {model.get("unk_id"), self.control_ids.get(model.get("unk_token"))}
+        self._forbidden = set(self.control_ids.values()) - unknown
 
-    @property
-    def stop_ids(self) -> set[int]:
-        """Tokens that end an assistant's turn."""
-        return {self.im_end_id, self.eos_id}
+    @cached_property
+    def eos_id(self) -> int:
+        """What stands between documents, and fills rows; UserError if the tokenizer has nothing for it.
+
+        GPT-2, Qwen and we have `<|endoftext|>` for that, whatever ends a turn; others name one token for everything.
+        """
+        names = (self.special_tokens.get(f"{name}_token") for name in ("eos", "pad", "bos"))
+        token = next((token for token in (END_OF_TEXT, *names) if token in self.control_ids), None)
+        if token is None:
+            raise UserError(
+                f"{self.origin} has no token that could stand between documents; "
+                "name an eos_token (or pad_token, bos_token) of its vocabulary in tokenizer_config.json"
+            )
+        return self.control_ids[token]
 
     def encode(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return self._checked(text, self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [self._checked(text, encoding.ids) for text, encoding in zip(texts, encodings, strict=True)]
+
+    def encode_structure(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+        """Encodings in which a control token that stands in a text is one. What users wrote must be `defuse`d."""
+        if len(texts) == 1:  # without the threads of a batch
+            return [self._structure.encode(texts[0], add_special_tokens=False)]
+        return self._structure.encode_batch(list(texts), add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text without control tokens; bytes that are no UTF-8 become U+FFFD."""
+        """Text without control tokens; bytes that are not UTF-8 become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
-    def encode_chat(self, messages: Sequence[dict], add_generation_prompt: bool = False) -> tuple[list[int], list[int]]:
-        """Token ids of a conversation and, for each, 1 if it is supervised (assistant content and its end of turn).
-
-        Equal to `apply_chat_template` of the saved tokenizer on the same messages.
-        """
-        ids: list[int] = []
-        mask: list[int] = []
-        newline = self.encode("\n")
-        for message in messages:
-            role = message["role"]
-            if role not in ROLES:
-                raise UserError(f"unknown role {role!r}; use one of {', '.join(ROLES)}")
-            header = [self.im_start_id, *self.encode(role), *newline]
-            body = [*self.encode(defuse(message["content"])), self.im_end_id]
-            ids += header + body + newline
-            mask += [0] * len(header) + [int(role == "assistant")] * len(body) + [0] * len(newline)
-        if add_generation_prompt:
-            header = [self.im_start_id, *self.encode("assistant"), *newline]
-            ids += header
-            mask += [0] * len(header)
-        return ids, mask
+    def defuse(self, text: str) -> str:
+        """`text` with each control token broken by a space, so that `encode_structure` finds none."""
+        text = self._control.sub(lambda match: _broken(match[0]), text)
+        # A normalizer may make a control token out of other characters, such as full-width ones.
+        return self._without_control(self._structure, text) if self._backend.normalizer else text
 
     def save(self, directory: Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json (chat template inside)."""
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        # encode_special_tokens is a switch of this process; the file stays what every engine expects.
-        self._backend.save(str(directory / "tokenizer.json"))
-        config = {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": 1_000_000_000,
-            "eos_token": IM_END,
-            "pad_token": END_OF_TEXT,
-            "bos_token": None,
-            "unk_token": None,
-            "clean_up_tokenization_spaces": False,
-            "chat_template": CHAT_TEMPLATE,
-        }
-        text = json.dumps(config, ensure_ascii=False, indent=2)
-        (directory / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+        """Write the files that the tokenizer came from, its chat template among them."""
+        write_files(self.files, directory)
 
     @staticmethod
     def load(directory: Path) -> "Tokenizer":
-        return Tokenizer(read_backend(directory))
+        return Tokenizer(read_files(directory), str(directory))
+
+    def __reduce__(self) -> tuple:
+        """For another process: the library's own pickles forget `encode_special_tokens`."""
+        return Tokenizer, (self.files, self.origin)
+
+    @cached_property
+    def _structure(self) -> tokenizers.Tokenizer:
+        """Another copy, because the switch must not be turned while somebody encodes."""
+        return tokenizers.Tokenizer.from_str(self._backend.to_str())
+
+    def _checked(self, text: str, ids: list[int]) -> list[int]:
+        if self._forbidden.isdisjoint(ids):
+            return ids
+        text = self._without_control(self._backend, text)
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def _without_control(self, backend: tokenizers.Tokenizer, text: str) -> str:
+        """`text` with spaces where `backend` found control tokens."""
+        for _ in range(8):  # breaking one may let another appear
+            encoding = backend.encode(text, add_special_tokens=False)
+            places = [o[0] for i, o in zip(encoding.ids, encoding.offsets, strict=True) if i in self._forbidden]
+            if not places:
+                return text
+            for place in reversed(places):
+                text = f"{text[: place + 1]} {text[place + 1 :]}"
+        raise UserError(f"{self.origin} makes a control token of plain text ({text[:40]!r}); use another tokenizer")
+
+
+def _broken(token: str) -> str:
+    """`<| x |>` of `<|x|>`, `< /s>` of `</s>`."""
+    if token.startswith("<|"):
+        return token.replace("<|", "<| ").replace("|>", " |>")
+    return f"{token[0]} {token[1:]}" if token[1:] else " "
+
+
+def _names(files: Mapping[str, bytes]) -> dict[str, str]:
+    """{"eos_token": "</s>", ...}: in tokenizer_config.json, or in older directories in special_tokens_map.json."""
+    named = json_object(files, CONFIG)
+    if "added_tokens_decoder" not in named:
+        named |= json_object(files, "special_tokens_map.json")
+    return {name: text for name, token in named.items() if name.endswith("_token") and (text := _content(token))}
+
+
+def _content(token: Any) -> str | None:
+    """The text of a token that is written as a string or as {"content": ...}; None of anything else."""
+    content = token.get("content") if isinstance(token, dict) else token
+    return content if isinstance(content, str) else None
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, files: Mapping[str, bytes], names: Mapping[str, str]) -> None:
+    """Those that the files beside tokenizer.json add to it, with the ids that transformers gives them."""
+    config = json_object(files, CONFIG)
+    entries = {int(number): entry for number, entry in (config.get("added_tokens_decoder") or {}).items()}
+    older = json_object(files, "added_tokens.json").items()
+    entries |= {number: {"content": token, "special": token in names.values()} for token, number in older}
+    listed = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    extra = listed.values() if isinstance(listed, dict) else listed
+    tokens = [AddedToken(**entry) for _, entry in sorted(entries.items())]
+    tokens += [AddedToken(t, special=True) for t in (*names.values(), *map(_content, extra)) if t]
+    present = {token.content: token.special for token in backend.get_added_tokens_decoder().values()}
+    for token in tokens:
+        if token.content not in present or (token.special and not present[token.content]):
+            (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+
+
+def _parse(files: Mapping[str, bytes], origin: str) -> tokenizers.Tokenizer:
+    """tokenizer.json of any kind. UserError if there is none, or it cannot be read."""
+    if "tokenizer.json" not in files:
+        others = [name for name in files if name.endswith((".model", ".tiktoken")) or name.startswith("vocab.")]
+        if not others:
+            raise UserError(f"no tokenizer.json in {origin}; give a directory that the tokenizer stage wrote")
+        raise UserError(
+            f"no tokenizer.json in {origin}; make it of {others[0]}, once: pip install transformers sentencepiece "
+            'tiktoken; python -c "from transformers import AutoTokenizer as T; '
+            f'T.from_pretrained({origin!r}).save_pretrained({origin!r})"'
+        )
+    try:
+        return tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
+    except Exception as error:  # the library raises bare Exception
+        path = Path(origin) / "tokenizer.json"
+        raise UserError(f"{path} is not a readable tokenizer ({error}); train or copy it again") from error
 
 
 def read_backend(directory: Path) -> tokenizers.Tokenizer:
-    """Any tokenizer.json, with or without our control tokens. UserError if there is none, or it cannot be read."""
-    path = Path(directory) / "tokenizer.json"
-    if not path.is_file():
-        raise UserError(f"no tokenizer.json in {directory}; give a directory that the tokenizer stage wrote")
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{path} is no readable tokenizer ({error}); train or copy it again") from error
+    """What tokenizer.json alone describes. UserError if there is none, or it cannot be read."""
+    return _parse(read_files(directory), str(directory))
+
+
+def trained_here(backend: tokenizers.Tokenizer) -> Tokenizer:
+    """A tokenizer with our control tokens, and no chat template yet."""
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": 1_000_000_000,
+        "eos_token": IM_END,
+        "pad_token": END_OF_TEXT,
+        "bos_token": None,
+        "unk_token": None,
+        "clean_up_tokenization_spaces": False,
+    }
+    return Tokenizer({"tokenizer.json": backend.to_str(pretty=True).encode(), CONFIG: as_json(config)})
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_token_length: int) -> Tokenizer:
@@ -133,4 +263,4 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_token_length: int
             f"vocab_size={vocab_size} is more than this text allows: it gives {reached} entries; "
             f"set tokenizer.vocab_size={reached} or add text"
         )
-    return Tokenizer(backend)
+    return trained_here(backend)

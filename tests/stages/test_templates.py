@@ -1,0 +1,99 @@
+"""Chat templates in recipes: one of ours by name, else the model's own."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from mengya.data.shards import Shards
+from mengya.text.chat import Chat
+from mengya.text.template import TEMPLATES
+
+from ..conftest import TUNING, interrupt_after
+
+PLAIN = (
+    "{% for m in messages %}{{ m.role + '\\n' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "<|endoftext|>{% endgeneration %}{% else %}{{ m.content }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant\\n' }}{% endif %}"
+)
+ADD_PLAIN = f"""
+import mengya.text.template as module
+module.TEMPLATES["plain"] = module.Template({PLAIN!r}, needs=("<|endoftext|>",))
+"""
+"""As an entry of the list does it; Python that a command runs first."""
+
+
+def stored(directory: Path) -> str | None:
+    return json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
+
+
+@pytest.fixture
+def base(grown) -> Path:
+    """A base model as it comes from elsewhere, without a chat template; and a recipe that tunes it."""
+    shutil.copytree(grown / "run" / "pretrain", grown / "base")
+    (grown / "base" / "stage.json").unlink()
+    path = grown / "base" / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["chat_template"]
+    path.write_text(json.dumps(config, indent=7), encoding="utf-8")
+    tuning = TUNING.replace("[sft]", '[sft]\nmodel = "base"').split("[evaluate]")[0]
+    (grown / "tune.toml").write_text(tuning, encoding="utf-8")
+    return grown
+
+
+def test_a_template_of_ours_is_one_entry_of_a_list(base, mengya):
+    argv = ["run", "tune.toml", "sft.template=plain", "--out", "tuned"]
+    result = mengya(*argv, setup=ADD_PLAIN)
+    assert result.code == 0, result.err
+    for stage in ("sft", "dpo"):  # what dpo does not name, it takes from its model
+        assert stored(base / "tuned" / stage) == PLAIN
+        chat = Chat.load(base / "tuned" / stage)
+        assert chat.stop_ids == {chat.tokenizer.eos_id} | {chat.tokenizer.control_ids["<|im_end|>"]}
+        stops = json.loads((base / "tuned" / stage / "generation_config.json").read_text())["eos_token_id"]
+        assert stops == sorted(chat.stop_ids)
+    messages = [{"role": "user", "content": "cat?"}, {"role": "assistant", "content": "mat"}]
+    ids, mask = chat.encode(messages)
+    assert chat.tokenizer._structure.decode(ids, skip_special_tokens=False) == (
+        "user\ncat?\nassistant\nmat<|endoftext|>\n"
+    )
+    assert [i for i, m in zip(ids, mask, strict=True) if m] == [*chat.tokenizer.encode("mat"), chat.tokenizer.eos_id]
+    peer = AutoTokenizer.from_pretrained(base / "tuned" / "dpo")
+    assert peer.apply_chat_template(messages, return_dict=False) == ids
+    assert mengya("chat", "tuned/dpo", "--demo").code == 0  # without the list: the directory says it all
+
+
+def test_what_is_trained_on_is_the_rendering_of_the_template(base, mengya):
+    partial = base / "tuned" / "sft.partial"
+    stop = "import mengya.stages.sft as s\ndef stop(*_, **__): raise KeyboardInterrupt\ns.prepare_model = stop\n"
+    assert mengya("run", "tune.toml", "sft.template=plain", "--out", "tuned", setup=ADD_PLAIN + stop).code == 130
+    shards = Shards(partial / "shards" / "train")
+    chat = Chat.load(base / "base", "chatml")
+    text = chat.tokenizer._structure.decode(shards.tokens[: shards.offsets[1]].tolist(), skip_special_tokens=False)
+    assert text.startswith("user\n") and "?\nassistant\n" in text and text.endswith("<|endoftext|>\n")
+
+
+def test_a_model_without_a_template_needs_one_of_ours(base, mengya):
+    result = mengya("run", "tune.toml", "--out", "tuned")
+    assert result.code == 2 and "base has no chat template" in result.err, result.err
+    assert 'sft.template = "chatml"' in result.err and result.err.count("\n") == 1
+    result = mengya("run", "tune.toml", "sft.template=chatml", "--until", "sft", "--out", "again")
+    assert result.code == 0, result.err
+    assert stored(base / "again" / "sft") == TEMPLATES["chatml"].source
+    tokenizer = (base / "base" / "tokenizer.json").read_bytes()
+    assert (base / "again" / "sft" / "tokenizer.json").read_bytes() == tokenizer
+
+
+def test_an_unknown_template_is_refused_before_anything_runs(project, mengya):
+    result = mengya("run", "whole.toml", "sft.template=alpaca", "--out", "run")
+    assert result.code == 2 and "template='alpaca' is not one of ours; use one of chatml" in result.err, result.err
+    assert not (project / "run").exists()
+
+
+def test_an_unfinished_tuning_is_exported_with_its_template(base, mengya):
+    argv = ["run", "tune.toml", "sft.template=plain", "sft.steps=6", "sft.checkpoint_every=1", "--out", "tuned"]
+    assert mengya(*argv, setup=ADD_PLAIN + interrupt_after(3)).code == 130
+    result = mengya("export", "tuned/sft.partial", "newest", setup=ADD_PLAIN)
+    assert result.code == 0, result.err
+    assert stored(base / "newest") == PLAIN

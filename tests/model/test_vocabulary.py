@@ -125,5 +125,5 @@ def test_what_does_not_extend_the_models_tokenizer_is_refused(old, new, tmp_path
     with pytest.raises(UserError, match=rf"has {GROWN} tokens but {SIZE} embedding rows"):
         adopt_tokenizer(make_model(), new, read_backend(new))
     (tmp_path / "tokenizer.json").write_text(json.dumps([]), encoding="utf-8")
-    with pytest.raises(UserError, match="no readable tokenizer"):
+    with pytest.raises(UserError, match="is not a readable tokenizer"):
         adopt_tokenizer(make_model(), tmp_path, read_backend(new))

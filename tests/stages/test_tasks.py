@@ -16,7 +16,7 @@ from mengya.infer.session import generate
 from mengya.model.load import load_model, save_model
 from mengya.tasks import TASKS
 from mengya.tasks.questions import read_questions
-from mengya.text.tokenizer import Tokenizer
+from mengya.text.chat import Chat
 
 from ..conftest import write_jsonl
 
@@ -44,15 +44,15 @@ ROWS = [{"kind": "riddle", "prompt": f"what? {i}", "wish": wish} for i, wish in 
 
 
 @pytest.fixture
-def talkative(grown, tiny_model, tokenizer) -> Path:
+def talkative(grown, tiny_model, chat) -> Path:
     """`grown`, and below models/ two random models that say something before they stop."""
     for seed, name in enumerate(("one", "two")):
         model = tiny_model(tie_word_embeddings=False)
         model.initialize(torch.Generator().manual_seed(seed))
         with torch.no_grad():
-            model.lm_head.weight[sorted(tokenizer.stop_ids)] = 0  # never the likeliest among 300 random logits
+            model.lm_head.weight[sorted(chat.stop_ids)] = 0  # never the likeliest among 300 random logits
         save_model(model, grown / "models" / name)
-        tokenizer.save(grown / "models" / name)
+        chat.tokenizer.save(grown / "models" / name)
     return grown
 
 
@@ -72,10 +72,10 @@ def rewards(model_dir: Path, questions: list) -> list[float]:
     """As reinforcement learning asks and rewards: prompts as ids, completions, scores."""
     device = runtime.pick_device()
     model = load_model(model_dir, runtime.pick_dtype("auto", device), device)
-    tokenizer = Tokenizer.load(model_dir)
-    prompts = [tokenizer.encode_chat(question.messages(), add_generation_prompt=True)[0] for question in questions]
-    completions = generate(model, prompts, Sampling(temperature=0, max_new_tokens=64), tokenizer.stop_ids)
-    return [question.score(tokenizer.decode(ids)) for question, ids in zip(questions, completions, strict=True)]
+    chat = Chat.load(model_dir)
+    prompts = [chat.encode(question.messages(), add_generation_prompt=True)[0] for question in questions]
+    completions = generate(model, prompts, Sampling(temperature=0, max_new_tokens=64), chat.stop_ids)
+    return [question.score(chat.tokenizer.decode(ids)) for question, ids in zip(questions, completions, strict=True)]
 
 
 def test_a_new_task_is_graded_reported_and_a_reward(talkative, mengya, monkeypatch):

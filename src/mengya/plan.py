@@ -15,6 +15,7 @@ from rich.table import Table
 from mengya import runtime
 from mengya.batch import Batch
 from mengya.data import schoolbook
+from mengya.data.corpus import Corpus
 from mengya.data.files import raw_bytes
 from mengya.data.shards import Shards
 from mengya.errors import UserError
@@ -124,7 +125,7 @@ class _Sizes:
         """Of a corpus that is a stage of the recipe, or a directory."""
         spec = self._specs.get(value[1:].partition("/")[0]) if value.startswith("@") else None
         if spec is None:
-            return raw_bytes(str(Path(value).expanduser() / "train.jsonl"))
+            return Corpus(Path(value).expanduser()).size("train")
         return self.text(spec)
 
     def rows(self, name: str) -> int:

@@ -111,8 +111,8 @@ def test_settings_that_leave_nothing(refused, override, words):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("tokenizer.corpus=text.jsonl", ["text.jsonl is no corpus (it has no train.jsonl)"]),
-        ("tokenize.corpus=@tokenizer", ["is no corpus (it has no train.jsonl); use the output of the corpus stage"]),
+        ("tokenizer.corpus=text.jsonl", ["text.jsonl is not a corpus (it has no train.jsonl)"]),
+        ("tokenize.corpus=@tokenizer", ["is not a corpus (it has no train.jsonl); use the output of the corpus stage"]),
         ("tokenize.tokenizer=@corpus", ["no tokenizer.json in"]),
         ("pretrain.shards=@corpus", ["no tokenizer.json in"]),
         ("pretrain.shards=@tokenizer", ["holds no token shards; give the output of the tokenize stage"]),

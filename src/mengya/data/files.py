@@ -12,7 +12,7 @@ from typing import NamedTuple
 import zstandard
 
 from mengya.errors import UserError
-from mengya.manifest import visible_files
+from mengya.folders import visible_files
 
 FORMATS = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")

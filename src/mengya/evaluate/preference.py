@@ -1,25 +1,15 @@
 """Preference accuracy: does the model rate the chosen completion above the rejected one?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
+from mengya.data.preferences import Preference
+from mengya.data.rendering import Rendered, render_pair
 from mengya.errors import UserError
 from mengya.evaluate.accuracy import Accuracy, accuracy
 from mengya.evaluate.scoring import MAX_LOGITS, Row, log_probs
 from mengya.model.native.transformer import CausalLM
 from mengya.text.tokenizer import Tokenizer
-
-
-class Pair(Protocol):
-    """A preference: `prompt` messages that end with the user's turn, and two completions."""
-
-    @property
-    def prompt(self) -> Sequence[Mapping[str, str]]: ...
-    @property
-    def chosen(self) -> str: ...
-    @property
-    def rejected(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -31,7 +21,7 @@ class PreferenceAccuracy:
 
 
 def preference_accuracy(
-    model: CausalLM, tokenizer: Tokenizer, pairs: Sequence[Pair], *, max_logits: int = MAX_LOGITS
+    model: CausalLM, tokenizer: Tokenizer, pairs: Sequence[Preference], *, max_logits: int = MAX_LOGITS
 ) -> PreferenceAccuracy:
     """Compare the completions by log-probability *per token*, so that a longer one has no handicap.
 
@@ -51,18 +41,17 @@ def preference_accuracy(
     return PreferenceAccuracy(accuracy(margin > 0 for margin in margins), sum(margins) / len(margins))
 
 
-def _rows(tokenizer: Tokenizer, pair: Pair, context: int) -> tuple[Row, Row]:
+def _rows(tokenizer: Tokenizer, pair: Preference, context: int) -> tuple[Row, Row]:
     """The scored spans of the chosen and of the rejected completion, at most `context` + 1 ids each."""
-    prompt = [dict(message) for message in pair.prompt]
-    length = len(tokenizer.encode_chat(prompt, add_generation_prompt=True)[0])
-    spans = []
-    for completion in (pair.chosen, pair.rejected):
-        ids, mask = tokenizer.encode_chat([*prompt, {"role": "assistant", "content": completion}])
-        last = len(mask) - mask[::-1].index(1)  # earlier assistant turns are in the prompt: only the last one counts
-        spans.append((ids, last))
-    # one id of the prompt must stay: it predicts the first token of the completion
-    drop = min(length - 1, max(0, max(last for _, last in spans) - context - 1))
+    rendered = render_pair(tokenizer, pair)
+    longest = max(_end(rendered.chosen), _end(rendered.rejected))
+    rendered = rendered.without_oldest(min(rendered.prompt - 1, max(0, longest - context - 1)))
     chosen, rejected = (
-        Row(ids[drop : drop + context + 1], length - drop, min(last - drop, context + 1)) for ids, last in spans
+        Row(side.ids[: context + 1], rendered.prompt, min(_end(side), context + 1)) for side in rendered[1:]
     )
     return chosen, rejected
+
+
+def _end(side: Rendered) -> int:
+    """Where the completion ends."""
+    return len(side.mask) - side.mask[::-1].index(1)

@@ -1,13 +1,15 @@
 """A chat model and preference pairs -> a model that prefers the chosen answers."""
 
+from functools import partial
 from pathlib import Path
 
 from mengya import ranks, runtime
 from mengya.data.packing import PackedGroups
 from mengya.data.preferences import read_preferences
 from mengya.data.quarantine import Quarantine
+from mengya.data.rendering import preference_example, write_examples
 from mengya.data.shards import Shards
-from mengya.data.tokenization import write_preference_shards
+from mengya.data.workers import ordered_map
 from mengya.metrics import say
 from mengya.model.load import load_model, save_model
 from mengya.schema import InputPath, InputPaths, Positive, Share, config
@@ -38,8 +40,10 @@ def _write_shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Toke
     if not all((split / "shards.json").exists() for split in (train, heldout)):
         with Quarantine(out / "quarantine.jsonl") as quarantine:
             pairs = read_preferences([str(path) for path in inputs["path"]], quarantine)
-            used, kept, long = write_preference_shards(pairs, tokenizer, train, heldout, config.heldout, config.seq_len)
-        say(f"  {used['documents'] // 2:,} pairs to train on, {kept['documents'] // 2:,} held out, {long:,} too long")
+            examples = ordered_map(partial(preference_example, tokenizer, config.seq_len), pairs, workers=1)
+            nothing = f"no preference pair fits into seq_len={config.seq_len}; raise it or check quarantine.jsonl"
+            written = write_examples(examples, tokenizer.vocab_size, train, heldout, config.heldout, nothing)
+        say(f"  {written.train:,} pairs to train on, {written.heldout:,} held out, {written.too_long:,} too long")
         say(f"  {quarantine.summary()}")
     return [train, heldout]
 

@@ -4,9 +4,9 @@ import itertools
 from pathlib import Path
 
 from mengya import manifest, runtime
+from mengya.data.corpus import Corpus
 from mengya.data.preferences import Preference, read_preferences
 from mengya.data.quarantine import Quarantine
-from mengya.data.tokenization import first_texts, read_texts, sample_texts
 from mengya.errors import UserError
 from mengya.evaluate.accuracy import Accuracy
 from mengya.evaluate.baselines import ByteBaselines
@@ -88,24 +88,20 @@ def _artifacts(inputs: dict[str, list[Path]]) -> list[Artifact]:
 
 def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     """Write the report; every model is measured on the same bytes, questions and pairs."""
-    (corpus,) = inputs["corpus"]
+    corpus = Corpus(*inputs["corpus"])
     names = [path.name for path in inputs["models"]]
     if len(set(names)) < len(names):
         raise UserError(f"evaluate.models has two directories of one name ({', '.join(names)}); rename one")
-    for path in [*inputs["models"], corpus]:
+    for path in inputs["models"]:
         if not path.is_dir():
-            raise UserError(f"{path} is no directory; evaluate needs model directories and a corpus")
-    if not all((corpus / f"{split}.jsonl").is_file() for split in ("train", "heldout")):
-        raise UserError(f"{corpus} is no corpus (it has no heldout.jsonl); use the output of the corpus stage")
-    texts = list(sample_texts(corpus / "heldout.jsonl", config.heldout_bytes)) or first_texts(
-        corpus / "heldout.jsonl", 1
-    )
-    baselines = ByteBaselines.fit(read_texts(corpus / "train.jsonl"))
+            raise UserError(f"{path} is not a directory; evaluate needs model directories")
+    texts = list(corpus.sample("heldout", config.heldout_bytes)) or corpus.first("heldout", 1)
+    baselines = ByteBaselines.fit(corpus.byte_pairs())
     questions = list(itertools.chain.from_iterable(read_questions(p) for p in inputs.get("questions", [])))
     pairs: list[Preference] = []
     if "preferences" in inputs:
         with Quarantine(out / "quarantine.jsonl") as quarantine:
-            pairs = list(read_preferences([str(path) for path in inputs["preferences"]], quarantine))
+            pairs = [row.value for row in read_preferences([str(path) for path in inputs["preferences"]], quarantine)]
         say(f"  {quarantine.summary()}")
         if not pairs:
             raise UserError("evaluate.preferences holds no usable pair; correct the path or unset it")

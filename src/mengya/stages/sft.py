@@ -1,13 +1,15 @@
 """A model and conversations -> a chat model."""
 
+from functools import partial
 from pathlib import Path
 
 from mengya import ranks
 from mengya.data.conversations import read_conversations
 from mengya.data.packing import PackedGroups
 from mengya.data.quarantine import Quarantine
+from mengya.data.rendering import conversation_example, write_examples
 from mengya.data.shards import Shards
-from mengya.data.tokenization import write_conversation_shards
+from mengya.data.workers import ordered_map
 from mengya.metrics import say
 from mengya.model.load import load_model, save_model
 from mengya.schema import InputPath, InputPaths, Share, config
@@ -38,8 +40,10 @@ def _write_shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Toke
     if not all((split / "shards.json").exists() for split in (train, heldout)):
         with Quarantine(out / "quarantine.jsonl") as quarantine:
             conversations = read_conversations([str(path) for path in inputs["path"]], quarantine)
-            used, kept = write_conversation_shards(conversations, tokenizer, train, heldout, config.heldout)
-        say(f"  {used['documents']:,} conversations to train on, {kept['documents']:,} held out")
+            examples = ordered_map(partial(conversation_example, tokenizer), conversations, workers=1)
+            nothing = "no conversation was found; check the input and its quarantine.jsonl"
+            written = write_examples(examples, tokenizer.vocab_size, train, heldout, config.heldout, nothing)
+        say(f"  {written.train:,} conversations to train on, {written.heldout:,} held out")
         say(f"  {quarantine.summary()}")
     return [train, heldout]
 

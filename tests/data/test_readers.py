@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import zstandard
 
+from mengya.data.documents import read_documents
 from mengya.data.files import NotText, detect_encoding, find_files, raw_bytes, scan_files
 from mengya.data.json_stream import iter_json
 from mengya.data.quarantine import Quarantine
-from mengya.data.documents import read_documents
 from mengya.data.readers import Rejected, Row, read_rows
 from mengya.data.readers import rows as reader_rows
 from mengya.data.readers.plain import DOCUMENT_CHARS

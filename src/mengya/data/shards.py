@@ -12,6 +12,7 @@ Directories of version 0.1.0 have one part in files without a number (tokens.bin
 
 import io
 import json
+import shutil
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -44,8 +45,10 @@ class ShardWriter:
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / _META).unlink(missing_ok=True)
-        for stale in self.directory.glob("*-?????.bin"):
-            stale.unlink()
+        for part in self.directory.glob("*-?????.bin"):
+            part.unlink()
+        for plan in self.directory.glob("rows-*"):  # of other documents; see best_fit.py
+            shutil.rmtree(plan)
         token_type = "uint16" if vocab_size <= 1 << 16 else "uint32"
         self._types = {name: np.dtype(kind) for name, kind in {"tokens": token_type, **columns}.items()}
         self._part_tokens, self._open = part_tokens, dict[str, IO[bytes]]()

@@ -44,6 +44,8 @@ def _write_shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Toke
             nothing = "no conversation was found; check the input and its quarantine.jsonl"
             written = write_examples(examples, tokenizer.vocab_size, train, heldout, config.heldout, nothing)
         say(f"  {written.train:,} conversations to train on, {written.heldout:,} held out")
+        if divided := sum(int((Shards(split).lengths > config.seq_len + 1).sum()) for split in (train, heldout)):
+            say(f"  {divided:,} are longer than seq_len and divided: the later parts do not see the question")
         say(f"  {quarantine.summary()}")
     return [train, heldout]
 

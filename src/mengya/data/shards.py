@@ -137,7 +137,8 @@ class Shards:
         """A column's array of each part."""
         numbers = range(len(self.meta["parts"])) if "parts" in self.meta else [None]
         paths = [self.directory / _file(name, number) for number in numbers]
-        return [np.memmap(p, dtype=dtype, mode="r") if p.stat().st_size else np.empty(0, dtype) for p in paths]
+        # As plain arrays: slices of a memmap are slower by a microsecond each.
+        return [np.asarray(np.memmap(p, dtype, "r")) if p.stat().st_size else np.empty(0, dtype) for p in paths]
 
     @staticmethod
     def _joined(parts: list[np.ndarray]) -> np.ndarray:

@@ -1,14 +1,22 @@
 """Text, conversations and pairs -> shards."""
 
 import json
+from functools import partial
 
 import pytest
 
 from mengya.data import documents as documents_module
+from mengya.data import rendering
 from mengya.data.documents import Document
 from mengya.data.preferences import Preference
 from mengya.data.readers import Row
-from mengya.data.rendering import conversation_example, preference_example, write_documents, write_examples
+from mengya.data.rendering import (
+    conversation_example,
+    examples_of,
+    preference_example,
+    write_documents,
+    write_examples,
+)
 from mengya.data.shards import Shards
 from mengya.data.splits import content_hash, is_heldout
 from mengya.errors import UserError
@@ -66,6 +74,16 @@ def test_conversations_are_split_by_content_and_masked(tokenizer, tmp_path):
         assert list(shards.origins()) == places
 
 
+def test_any_number_of_processes_renders_alike(tokenizer, monkeypatch):
+    monkeypatch.setattr(rendering, "_ROWS_AT_ONCE", 7)
+    talks = [Row("a", n, talk(n, "<|im_end|> 是什么？<|im_start|>" * (n % 3))) for n in range(100)]
+    pairs = [Row("b", n, Preference(talk(n)[:1], "好山" * n, "坏<|endoftext|>庙")) for n in range(100)]
+    for function, rows in ((conversation_example, talks), (partial(preference_example, seq_len=90), pairs)):
+        wanted = list(examples_of(partial(function, tokenizer), iter(rows), workers=1))
+        assert len(wanted) == 100 and any(wanted)
+        assert list(examples_of(partial(function, tokenizer), iter(rows), workers=2)) == wanted
+
+
 @pytest.mark.parametrize(
     ("count", "fraction", "message"),
     [(0, 0.5, "no conversation"), (5, 0.0, "raise heldout"), (5, 1.0, "lower heldout")],
@@ -80,7 +98,7 @@ def test_an_empty_split_is_an_error_and_leaves_nothing_that_looks_whole(tokenize
 
 def write_pairs(pairs, tokenizer, tmp_path, seq_len, fraction=0.5):
     rows = (Row("pairs.jsonl", number, pair) for number, pair in enumerate(pairs, 1))
-    examples = (preference_example(tokenizer, seq_len, row) for row in rows)
+    examples = (preference_example(tokenizer, row, seq_len=seq_len) for row in rows)
     nothing = f"no preference pair fits into seq_len={seq_len}"
     return write_examples(examples, tokenizer.vocab_size, tmp_path / "t", tmp_path / "h", fraction, nothing)
 

@@ -95,7 +95,7 @@ class HeldoutPart(NamedTuple):
     share: float = 1.0
     """Of the predicted tokens; the shares of all parts add up to 1."""
     bytes_per_token: float = 0.0
-    """UTF-8 bytes of its text that a predicted token stands for; 0: it is no plain text."""
+    """UTF-8 bytes of its text that a predicted token stands for; 0: it is not plain text."""
 
 
 def heldout_metrics(parts: Sequence[HeldoutPart], losses: Sequence[float]) -> dict[str, float]:

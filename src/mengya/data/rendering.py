@@ -1,9 +1,12 @@
 """Documents, conversations and preference pairs -> token ids, and into shards."""
 
 import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mengya.data.conversations import Message
 from mengya.data.documents import Document, in_batches
@@ -14,6 +17,9 @@ from mengya.data.splits import content_hash, is_heldout
 from mengya.data.workers import ordered_map
 from mengya.errors import UserError
 from mengya.text.tokenizer import Tokenizer
+
+T = TypeVar("T")
+_ROWS_AT_ONCE = 256
 
 
 class Rendered(NamedTuple):
@@ -63,7 +69,7 @@ def conversation_example(tokenizer: Tokenizer, row: Row[list[Message]]) -> Examp
     return Example(json.dumps(row.value, ensure_ascii=False), [render(tokenizer, row.value)], row.origin)
 
 
-def preference_example(tokenizer: Tokenizer, seq_len: int, row: Row[Preference]) -> Example | None:
+def preference_example(tokenizer: Tokenizer, row: Row[Preference], *, seq_len: int) -> Example | None:
     """Chosen and rejected, which must fit into one row together: of a longer pair the prompt loses its oldest tokens,
     equally on both sides. None if the completions alone do not fit."""
     pair = render_pair(tokenizer, row.value)
@@ -72,6 +78,20 @@ def preference_example(tokenizer: Tokenizer, seq_len: int, row: Row[Preference])
     if cut >= pair.prompt:
         return None
     return Example(json.dumps(row.value, ensure_ascii=False), pair.without_oldest(cut)[1:], row.origin)
+
+
+def examples_of(
+    function: Callable[[Row[T]], Example | None], rows: Iterator[Row[T]], workers: int = min(8, os.cpu_count() or 1)
+) -> Iterator[Example | None]:
+    """`function` of each row, in order. Unlike cleaning and plain text this is slow enough for several processes; more
+    than 8 would wait for this one, which writes."""
+    batches = iter(lambda: list(islice(rows, _ROWS_AT_ONCE)), [])
+    for batch in ordered_map(partial(_each, function), batches, workers):
+        yield from batch
+
+
+def _each(function: Callable[[Row[T]], Example | None], rows: list[Row[T]]) -> list[Example | None]:
+    return [function(row) for row in rows]
 
 
 class Written(NamedTuple):

@@ -26,8 +26,8 @@ def preference_accuracy(
     """Compare the completions by log-probability *per token*, so that a longer one has no handicap.
 
     The tokens of a completion are those that training supervises: its text and the closing `<|im_end|>`, given the
-    prompt. A tie is no success. Of a pair that does not fit in the context, both prompts lose the same number of tokens
-    on the left; of a completion that alone is longer, the part that fits counts. UserError without pairs.
+    prompt. A tie is not a success. Of a pair that does not fit in the context, both prompts lose the same number of
+    tokens on the left; of a completion that alone is longer, the part that fits counts. UserError without pairs.
     """
     if not pairs:
         raise UserError("no held-out preference pairs to measure; hold out some, or leave the metric out")

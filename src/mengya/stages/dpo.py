@@ -7,9 +7,8 @@ from mengya import ranks, runtime
 from mengya.data.packing import PackedGroups
 from mengya.data.preferences import read_preferences
 from mengya.data.quarantine import Quarantine
-from mengya.data.rendering import preference_example, write_examples
+from mengya.data.rendering import examples_of, preference_example, write_examples
 from mengya.data.shards import Shards
-from mengya.data.workers import ordered_map
 from mengya.metrics import say
 from mengya.model.load import load_model, save_model
 from mengya.schema import InputPath, InputPaths, Positive, Share, config
@@ -40,7 +39,7 @@ def _write_shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Toke
     if not all((split / "shards.json").exists() for split in (train, heldout)):
         with Quarantine(out / "quarantine.jsonl") as quarantine:
             pairs = read_preferences([str(path) for path in inputs["path"]], quarantine)
-            examples = ordered_map(partial(preference_example, tokenizer, config.seq_len), pairs, workers=1)
+            examples = examples_of(partial(preference_example, tokenizer, seq_len=config.seq_len), pairs)
             nothing = f"no preference pair fits into seq_len={config.seq_len}; raise it or check quarantine.jsonl"
             written = write_examples(examples, tokenizer.vocab_size, train, heldout, config.heldout, nothing)
         say(f"  {written.train:,} pairs to train on, {written.heldout:,} held out, {written.too_long:,} too long")

@@ -7,9 +7,8 @@ from mengya import ranks
 from mengya.data.conversations import read_conversations
 from mengya.data.packing import PackedGroups
 from mengya.data.quarantine import Quarantine
-from mengya.data.rendering import conversation_example, write_examples
+from mengya.data.rendering import conversation_example, examples_of, write_examples
 from mengya.data.shards import Shards
-from mengya.data.workers import ordered_map
 from mengya.metrics import say
 from mengya.model.load import load_model, save_model
 from mengya.schema import InputPath, InputPaths, Share, config
@@ -40,7 +39,7 @@ def _write_shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Toke
     if not all((split / "shards.json").exists() for split in (train, heldout)):
         with Quarantine(out / "quarantine.jsonl") as quarantine:
             conversations = read_conversations([str(path) for path in inputs["path"]], quarantine)
-            examples = ordered_map(partial(conversation_example, tokenizer), conversations, workers=1)
+            examples = examples_of(partial(conversation_example, tokenizer), conversations)
             nothing = "no conversation was found; check the input and its quarantine.jsonl"
             written = write_examples(examples, tokenizer.vocab_size, train, heldout, config.heldout, nothing)
         say(f"  {written.train:,} conversations to train on, {written.heldout:,} held out")

@@ -31,6 +31,9 @@ class Tokenizer:
         ids = {token: number for token in CONTROL_TOKENS if (number := backend.token_to_id(token)) is not None}
         self.eos_id, self.im_start_id, self.im_end_id = ids[END_OF_TEXT], ids[IM_START], ids[IM_END]
 
+    def __reduce__(self):
+        return _unpickled, (self._backend.to_str(),)
+
     @property
     def stop_ids(self) -> set[int]:
         """Tokens that end an assistant's turn."""
@@ -90,6 +93,11 @@ class Tokenizer:
     @staticmethod
     def load(directory: Path) -> "Tokenizer":
         return Tokenizer(read_backend(directory))
+
+
+def _unpickled(content: str) -> Tokenizer:
+    """The library's own pickles forget `encode_special_tokens`."""
+    return Tokenizer(tokenizers.Tokenizer.from_str(content))
 
 
 def read_backend(directory: Path) -> tokenizers.Tokenizer:

@@ -32,12 +32,14 @@ class BytePairs:
     def _count(self) -> None:
         if not self._documents:
             return
-        following = np.frombuffer(b"".join(self._documents), dtype=np.uint8).astype(np.int64)
-        previous = np.empty_like(following)
-        previous[1:] = following[:-1]
-        ends = np.cumsum([len(document) for document in self._documents])
-        previous[0], previous[ends[:-1]] = START, START
-        self._counts += np.bincount(previous * 256 + following, minlength=len(self._counts))
+        data = np.frombuffer(b"".join(self._documents), dtype=np.uint8)
+        for begin in range(0, len(data) - 1, CHUNK_BYTES):  # a document may be long
+            window = data[begin : begin + CHUNK_BYTES + 1].astype(np.int64)
+            self._counts += np.bincount(window[:-1] * 256 + window[1:], minlength=len(self._counts))
+        starts = np.cumsum([0, *map(len, self._documents[:-1])])
+        first = data[starts].astype(np.int64)
+        np.subtract.at(self._counts, data[starts[1:] - 1].astype(np.int64) * 256 + first[1:], 1)  # two documents' bytes
+        np.add.at(self._counts, START * 256 + first, 1)
         self._documents, self._size = [], 0
 
 

@@ -40,7 +40,7 @@ def _write_shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Toke
         with Quarantine(out / "quarantine.jsonl") as quarantine:
             pairs = read_preferences([str(path) for path in inputs["path"]], quarantine)
             examples = examples_of(partial(preference_example, tokenizer, seq_len=config.seq_len), pairs)
-            nothing = f"no preference pair fits into seq_len={config.seq_len}; raise it or check quarantine.jsonl"
+            nothing = f"no preference pair fits into seq_len={config.seq_len}; raise dpo.seq_len or check quarantine.jsonl"
             written = write_examples(examples, tokenizer.vocab_size, train, heldout, config.heldout, nothing)
         say(f"  {written.train:,} pairs to train on, {written.heldout:,} held out, {written.too_long:,} too long")
         say(f"  {quarantine.summary()}")

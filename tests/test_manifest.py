@@ -1,12 +1,17 @@
 """Manifests: fingerprints of inputs, and the chain from a model back to the raw files."""
 
 import json
+import os
 import shutil
+import time
+from pathlib import Path
 
 import pytest
 
 from mengya import manifest
 from mengya.errors import UserError
+
+NOW = time.time_ns
 
 
 def write(directory, **values):
@@ -83,6 +88,100 @@ def test_the_fingerprint_of_a_folder_sees_what_the_readers_see(tmp_path):
     assert len(set(prints)) == 4
     shutil.move(folder, tmp_path / "moved")
     assert manifest.fingerprint_of(tmp_path / "moved") == prints[-1]
+
+
+@pytest.fixture
+def raw(tmp_path, monkeypatch):
+    """A folder of two files that were written long ago, and a list of the files that are read for their digests."""
+    folder, read = tmp_path / "raw", []
+    folder.mkdir()
+    for name in ("a.txt", "b.txt"):
+        (folder / name).write_text(name)
+    later(monkeypatch, 10)
+    sha256 = manifest._sha256
+    monkeypatch.setattr(manifest, "_sha256", lambda path: read.append(path.name) or sha256(path))
+    return folder, read
+
+
+def later(monkeypatch, seconds):
+    monkeypatch.setattr(manifest.time, "time_ns", lambda: NOW() + seconds * 10**9)
+
+
+def fingerprint(folder):
+    (found,) = manifest.fingerprints_of([folder], folder.parent)
+    return found
+
+
+def test_digests_are_kept_until_a_file_is_edited(raw, monkeypatch):
+    folder, read = raw
+    prints = [fingerprint(folder), fingerprint(folder)]
+    assert prints[0] == prints[1] == manifest.fingerprint_of(folder, sha256=manifest._sha256)
+    assert read == ["a.txt", "b.txt"] * 2  # the second time by `fingerprint_of`
+    (folder / "a.txt").write_text("other")
+    later(monkeypatch, 20)
+    read.clear()
+    assert fingerprint(folder) != prints[0] and fingerprint(folder) != prints[0]
+    assert read == ["a.txt"]
+
+
+def test_an_edit_with_the_same_size_and_time_is_noticed(raw):
+    folder, _ = raw
+    before, times = fingerprint(folder), (folder / "a.txt").stat()
+    (folder / "a.txt").write_text("A.TXT")
+    os.utime(folder / "a.txt", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert fingerprint(folder) != before
+    (folder / "new").write_text("a.txt")
+    os.utime(folder / "new", ns=(times.st_atime_ns, times.st_mtime_ns))
+    (folder / "new").replace(folder / "a.txt")
+    assert fingerprint(folder) == before
+
+
+def test_a_file_that_was_just_written_is_not_trusted(raw, monkeypatch):
+    """Its times may be so coarse that another edit does not change them."""
+    folder, read = raw
+    later(monkeypatch, 1)
+    fingerprint(folder), fingerprint(folder)
+    assert read == ["a.txt", "b.txt"] * 2 and not (folder.parent / manifest.DIGESTS).exists()
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_trusted(raw, monkeypatch):
+    folder, _ = raw
+    sha256 = manifest._sha256
+    monkeypatch.setattr(manifest, "_sha256", lambda path: (sha256(path), path.write_text("longer now"))[0])
+    first = fingerprint(folder)
+    monkeypatch.setattr(manifest, "_sha256", sha256)
+    assert fingerprint(folder) != first
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "3", '{"PATH": 3}', '{"PATH": [[1], 2]}', '{"PATH": [[1, 2]]}', b"\xff"]
+)
+def test_a_damaged_cache_counts_as_none(raw, content):
+    folder, _ = raw
+    cache = folder.parent / manifest.DIGESTS
+    before = fingerprint(folder)
+    if isinstance(content, bytes):
+        cache.write_bytes(content)
+    else:
+        cache.write_text(content.replace("PATH", str(folder / "a.txt")))
+    assert fingerprint(folder) == before
+    assert json.loads(cache.read_text()).keys() == {str(folder / "a.txt"), str(folder / "b.txt")}
+
+
+def test_digests_are_kept_beside_the_artifacts_and_need_no_room(grown, mengya, monkeypatch):
+    time.sleep(max(0.0, 2.1 - (time.time() - (grown / "text.jsonl").stat().st_ctime)))
+    assert mengya("run", "whole.toml", "--out", "run").code == 0
+    kept = json.loads((grown / "run" / manifest.DIGESTS).read_text())
+    assert {Path(path).name for path in kept} == {
+        f"{n}.jsonl" for n in ("text", "conversations", "preferences", "questions")
+    }
+
+    def full(path, value):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(manifest, "write_json", full)
+    later(monkeypatch, 10)
+    assert manifest.fingerprints_of([grown / "text.jsonl"], grown / "elsewhere")
 
 
 def test_an_artifact_has_its_own_fingerprint_and_so_has_what_lies_in_it(tmp_path, monkeypatch):

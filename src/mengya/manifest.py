@@ -1,14 +1,20 @@
 """`stage.json`: what an artifact was made from. The chain of manifests leads from a model back to the raw files."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mengya.errors import UserError
+from mengya.folders import visible_files
 
 FILE = "stage.json"
+DIGESTS = ".digests.json"
+_SETTLED_NS = 2 * 10**9
+"""The coarsest times that a file system keeps (FAT) are 2 s apart."""
 
 
 def digest(value: object) -> str:
@@ -50,35 +56,70 @@ def find(path: Path) -> tuple[Path, dict] | None:
     return None
 
 
-def visible_files(folder: Path) -> Iterator[Path]:
-    """What the readers find in a folder, sorted by name: through links, without hidden entries."""
-    seen: set[str] = set()
-    for root, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        # A link may lead back to a folder above: each real folder is read once.
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real not in seen:
-            yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
-        seen.add(real)
+class _Digests:
+    """SHA-256 of files, remembered in a file by path, size, times and inode, so that unchanged files are read once.
+
+    It is only a cache: damaged or foreign content counts as none, and it may be deleted at any time.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self._changed = path, False
+        self._known: dict = {}
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            self._known = content if isinstance(content, dict) else {}
+
+    def of(self, file: Path) -> str:
+        key, found = os.path.abspath(file), _identity(file)
+        entry = self._known.get(key)
+        if isinstance(entry, list) and len(entry) == 2 and entry[0] == found and isinstance(entry[1], str):
+            return entry[1]
+        begun = time.time_ns()
+        value = _sha256(file)
+        # A file that was changed a moment ago may change again within the same tick of its times: not remembered yet.
+        if begun - max(found[1:3]) > _SETTLED_NS and _identity(file) == found:
+            self._known[key] = [found, value]
+            self._changed = True
+        return value
+
+    def save(self) -> None:
+        if self._changed:
+            with contextlib.suppress(OSError):  # without it the next start only takes longer
+                write_json(self.path, self._known)
 
 
-def _digest_files(path: Path) -> str:
+def _identity(file: Path) -> list[int]:
+    """What changes when a file is edited. The time of the last change of status cannot be set back."""
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _digest_files(path: Path, sha256: Callable[[Path], str]) -> str:
     """Of the contents of a file or of all files below a folder, by relative name; no dangling link, no pipe."""
     files = {path.name: path}
     if path.is_dir():
         files = {p.relative_to(path).as_posix(): p for p in visible_files(path) if p.is_file()}
-    found = []
-    for name in sorted(files):
-        with open(files[name], "rb") as handle:
-            found.append([name, hashlib.file_digest(handle, "sha256").hexdigest()])
-    return digest(found)
+    return digest([[name, sha256(files[name])] for name in sorted(files)])
 
 
-def fingerprint_of(path: Path) -> str:
+def fingerprints_of(paths: list[Path], root: Path) -> list[str]:
+    """Of several inputs. `root` keeps the digests of files, so that the next call reads only what has changed."""
+    digests = _Digests(root / DIGESTS)
+    found = [fingerprint_of(path, digests.of) for path in paths]
+    digests.save()
+    return found
+
+
+def fingerprint_of(path: Path, sha256: Callable[[Path], str] = _sha256) -> str:
     """Of an input: an artifact's own (with the path inside it), otherwise the digest of the contents."""
     artifact = find(path)
     if artifact is None:
-        return _digest_files(path)
+        return _digest_files(path, sha256)
     directory, manifest = artifact
     inside = Path(os.path.abspath(path)).relative_to(directory).as_posix()
     return manifest["fingerprint"] if inside == "." else f"{manifest['fingerprint']}/{inside}"

@@ -71,7 +71,7 @@ def _identity(spec: StageSpec, inputs: Inputs, out: Path) -> dict:
 
 def _entry(field: str, path: Path, out: Path) -> dict:
     """An input as the manifest names it; the paths of artifacts are relative, so that an output directory may move."""
-    prints = [manifest.fingerprint_of(p) for p in matches(str(path))]
+    prints = manifest.fingerprints_of(matches(str(path)), out.parent)
     artifact = manifest.find(path) is not None
     return {
         "field": field,

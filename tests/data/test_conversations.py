@@ -186,7 +186,7 @@ def test_broken_rows_are_put_aside(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join([*map(json.dumps, rows), "{"]).encode()))
     with Quarantine(tmp_path / "q.jsonl") as quarantine:
-        assert list(read_conversations(str(path), quarantine)) == [ONE, ONE]
+        assert [(row.id, row.value) for row in read_conversations(str(path), quarantine)] == [("1", ONE), ("3", ONE)]
     aside = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text("utf-8").splitlines()]
     assert [(row["file"], row["line"]) for row in aside] == [(str(path), 2), (str(path), 4)]
     assert aside[0]["reason"] == "no answer after a question"
@@ -196,7 +196,7 @@ def test_broken_rows_are_put_aside(tmp_path: Path) -> None:
 def test_real_files_lose_next_to_nothing(tmp_path: Path) -> None:
     for path in sorted(REAL.iterdir()):
         with Quarantine(tmp_path / "q.jsonl") as quarantine:
-            conversations = list(read_conversations(path, quarantine))
+            conversations = [row.value for row in read_conversations(path, quarantine)]
         assert quarantine.count <= 1 and len(conversations) > 50, (path.name, quarantine.summary())
         turns = sum(map(len, conversations)) / len(conversations)
         assert (turns > 8) == any(name in path.name for name in ("crosswoz", "kdconv", "sharegpt", "smile"))

@@ -113,7 +113,7 @@ def test_broken_rows_are_put_aside(tmp_path: Path) -> None:
     rows = [{"prompt": "问", **PAIR}, {"prompt": "问", "completion": "好", "label": True}, {"prompt": "问", **PAIR}]
     (tmp_path / "a.json").write_text(json.dumps(rows, indent=1), "utf-8")
     with Quarantine(tmp_path / "q.jsonl") as quarantine:
-        assert list(read_preferences(tmp_path / "a.json", quarantine)) == [ONE, ONE]
+        assert [row.value for row in read_preferences(tmp_path / "a.json", quarantine)] == [ONE, ONE]
     assert json.loads((tmp_path / "q.jsonl").read_text("utf-8"))["line"] == 7
     assert "1 one answer with a label" in quarantine.summary()
 
@@ -123,7 +123,7 @@ def test_real_files(tmp_path: Path) -> None:
     counts = {}
     for path in sorted(REAL.iterdir()):
         with Quarantine(tmp_path / "q.jsonl") as quarantine:
-            pairs = list(read_preferences(path, quarantine))
+            pairs = [row.value for row in read_preferences(path, quarantine)]
         assert all(pair.prompt[-1]["role"] in ("user", "tool") and pair.chosen != pair.rejected for pair in pairs)
         counts[path.name.split(".")[0].split("__")[0]] = (len(pairs), quarantine.count)
     assert counts == {

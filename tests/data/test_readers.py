@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 import random
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -11,11 +12,14 @@ from typing import Any
 import pytest
 import zstandard
 
-from mengya.data import readers
+from mengya.data.documents import read_documents
 from mengya.data.files import NotText, detect_encoding, find_files, raw_bytes, scan_files
 from mengya.data.json_stream import iter_json
 from mengya.data.quarantine import Quarantine
-from mengya.data.readers import DOCUMENT_CHARS, Row, read_documents, read_rows
+from mengya.data.readers import Rejected, Row, read_rows
+from mengya.data.readers import rows as reader_rows
+from mengya.data.readers.plain import DOCUMENT_CHARS
+from mengya.data.readers.rows import BAD_BYTES
 from mengya.errors import UserError
 
 REAL = Path(__file__).parents[2] / "../shared/data"
@@ -35,6 +39,14 @@ def entries(quarantine: Quarantine) -> list[tuple[int, str]]:
         return []
     rows = [json.loads(line) for line in quarantine.path.read_text("utf-8").split("\n")[:-1]]
     return [(row["line"], row["reason"]) for row in rows]
+
+
+def texts_of(paths: Any, text_field: str | None, quarantine: Quarantine) -> Iterator[str]:
+    return (document.text for document in read_documents(paths, text_field, quarantine))
+
+
+def rows_of(path: Path, quarantine: Quarantine) -> Iterator[Row]:
+    return quarantine.without(read_rows(path))
 
 
 def pack(data: bytes, compression: str) -> bytes:
@@ -68,7 +80,7 @@ def test_every_format_compression_and_encoding(
 ) -> None:
     path = tmp_path / f"a{suffix}{compression}"
     path.write_bytes(pack(WRITERS[suffix](TEXTS).encode(encoding), compression))
-    assert list(read_documents(str(path), None, quarantine)) == TEXTS
+    assert list(texts_of(str(path), None, quarantine)) == TEXTS
     assert entries(quarantine) == []
 
 
@@ -78,7 +90,7 @@ def test_plain_text(tmp_path: Path, quarantine: Quarantine, name: str, encoding:
     text = "第一段。\r\n\r\n第二段\u2028同一行。\n"
     path = tmp_path / name
     path.write_bytes(pack(text.encode(encoding), path.suffix.lower() if path.suffix.lower() in (".gz", ".zst") else ""))
-    assert list(read_rows(path, quarantine)) == [Row(str(path), 1, text)]
+    assert list(rows_of(path, quarantine)) == [Row(str(path), 1, text)]
 
 
 @pytest.mark.parametrize("compression", ["", ".gz"])
@@ -90,11 +102,11 @@ def test_parquet(tmp_path: Path, quarantine: Quarantine, compression: str) -> No
     parquet.write_table(arrow.table({"text": TEXTS, "messages": messages}), plain)
     path = tmp_path / f"a.parquet{compression}"
     path.write_bytes(pack(plain.read_bytes(), compression))
-    assert list(read_documents(path, None, quarantine)) == TEXTS
-    rows = list(read_rows(path, quarantine))
+    assert list(texts_of(path, None, quarantine)) == TEXTS
+    rows = list(rows_of(path, quarantine))
     assert [row.line for row in rows] == [1, 2, 3, 4] and rows[1].value == {"text": TEXTS[1], "messages": messages[1]}
     path.write_bytes(pack(plain.read_bytes()[:-9], compression))
-    assert list(read_rows(path, quarantine)) == []
+    assert list(rows_of(path, quarantine)) == []
     assert entries(quarantine) == [(0, "damaged Parquet file")]
 
 
@@ -104,7 +116,7 @@ def test_parquet_without_pyarrow_names_the_extra(
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"pip install 'mengya\[parquet\]'"):
-        list(read_rows(tmp_path / "a.parquet", quarantine))
+        list(rows_of(tmp_path / "a.parquet", quarantine))
 
 
 # --- broken rows ------------------------------------------------------------------------------------------------------
@@ -121,12 +133,12 @@ def test_broken_lines_are_named_and_the_others_kept(tmp_path: Path, quarantine: 
     ]
     lines += [b'{"other": "x"}', b"[" * 100_000, b'{"text": "lone \\ud800 half"}', b'{"text": "last"}']
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
-    texts = list(read_documents(tmp_path / "a.jsonl", None, quarantine))
+    texts = list(texts_of(tmp_path / "a.jsonl", None, quarantine))
     assert texts == ["你好", "lone \ufffd half", "last"]
     assert sorted(entries(quarantine)) == [  # the first rows are read before their text field is known
         (2, "invalid JSON: Unterminated string starting at"),
-        (4, readers.BAD_BYTES),
-        (5, "a lone number, true, false or null is no row"),
+        (4, BAD_BYTES),
+        (5, "a lone number, true, false or null is not a row"),
         (6, "empty"),
         (7, "no string in the text field 'text'; set text_field"),
         (8, "invalid JSON: nested too deeply"),
@@ -136,16 +148,16 @@ def test_broken_lines_are_named_and_the_others_kept(tmp_path: Path, quarantine: 
 
 def test_a_half_character_costs_one_line_of_text(tmp_path: Path, quarantine: Quarantine) -> None:
     (tmp_path / "a.txt").write_bytes("第一行\n".encode() + b"\xe4\xbd half\n" + "第三行\n".encode())
-    assert [row.value for row in read_rows(tmp_path / "a.txt", quarantine)] == ["第一行\n第三行\n"]
-    assert entries(quarantine) == [(2, readers.BAD_BYTES)]
+    assert [row.value for row in rows_of(tmp_path / "a.txt", quarantine)] == ["第一行\n第三行\n"]
+    assert entries(quarantine) == [(2, BAD_BYTES)]
 
 
 def test_a_bad_byte_in_an_endless_line_costs_little(tmp_path: Path, quarantine: Quarantine) -> None:
     data = ("春眠不觉晓，处处闻啼鸟。" * 60_000).encode()
     (tmp_path / "a.txt").write_bytes(data[:1_500_000] + data[1_500_001:] + b"\nend")
-    text = "".join(str(row.value) for row in read_rows(tmp_path / "a.txt", quarantine))
+    text = "".join(str(row.value) for row in rows_of(tmp_path / "a.txt", quarantine))
     assert 720_000 - 2000 <= len(text) < 720_000 and text.endswith("\nend")
-    assert entries(quarantine) == [(1, readers.BAD_BYTES)]
+    assert entries(quarantine) == [(1, BAD_BYTES)]
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".csv", ".parquet"])
@@ -158,7 +170,7 @@ def test_garbage_is_one_entry(tmp_path: Path, quarantine: Quarantine, suffix: st
         "wide": "中文".encode("utf-16"),
     }.items():
         (tmp_path / (name + suffix)).write_bytes(data)
-        assert list(read_rows(tmp_path / (name + suffix), quarantine)) == []
+        assert list(rows_of(tmp_path / (name + suffix), quarantine)) == []
     assert [line for line, _ in entries(quarantine)] == [0, 0, 0, 0]
 
 
@@ -166,7 +178,7 @@ def test_garbage_is_one_entry(tmp_path: Path, quarantine: Quarantine, suffix: st
 def test_an_empty_file_is_said_so(tmp_path: Path, quarantine: Quarantine, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(b"")
-    assert list(read_rows(path, quarantine)) == []
+    assert list(rows_of(path, quarantine)) == []
     assert entries(quarantine) == [(0, "empty file")]
 
 
@@ -178,7 +190,7 @@ def test_a_truncated_file_keeps_the_rows_before(tmp_path: Path, quarantine: Quar
     data = pack(as_jsonl(texts).encode(), compression)
     path = tmp_path / f"a.jsonl{compression}"
     path.write_bytes(data[: len(data) // 2])
-    read = list(read_documents(path, None, quarantine))
+    read = list(texts_of(path, None, quarantine))
     assert 1000 < len(read) < 2000 and read == texts[: len(read)]
     found = entries(quarantine)
     assert found[0] == (len(read) + 1, "row cut off by damaged data") or len(found) == 1
@@ -189,7 +201,7 @@ def test_a_truncated_file_keeps_the_rows_before(tmp_path: Path, quarantine: Quar
 def test_compressed_parts_may_follow_each_other(tmp_path: Path, quarantine: Quarantine, compression: str) -> None:
     path = tmp_path / f"a.jsonl{compression}"
     path.write_bytes(b"".join(pack(as_jsonl([text]).encode(), compression) for text in TEXTS))
-    assert list(read_documents(path, None, quarantine)) == TEXTS
+    assert list(texts_of(path, None, quarantine)) == TEXTS
     assert raw_bytes(path) == len(as_jsonl(TEXTS).encode())
     assert entries(quarantine) == []
 
@@ -198,7 +210,7 @@ def test_compressed_parts_may_follow_each_other(tmp_path: Path, quarantine: Quar
 def test_a_wrong_suffix_is_damage(tmp_path: Path, quarantine: Quarantine, compression: str) -> None:
     path = tmp_path / f"a.jsonl{compression}"
     path.write_bytes(as_jsonl(TEXTS).encode())
-    assert list(read_rows(path, quarantine)) == []
+    assert list(rows_of(path, quarantine)) == []
     assert entries(quarantine)[0][1].startswith(f"damaged {compression} data")
 
 
@@ -208,7 +220,7 @@ def test_a_wrong_suffix_is_damage(tmp_path: Path, quarantine: Quarantine, compre
 def test_an_open_quote_costs_one_row(tmp_path: Path, quarantine: Quarantine) -> None:
     text = 'id,text\n1,好\n2,"never closed\n3,"two\nlines"\n4\n\n5,"sloppy" end\n6,"open\n7,last'
     (tmp_path / "a.csv").write_text(text, "utf-8")
-    rows = list(read_rows(tmp_path / "a.csv", quarantine))
+    rows = list(rows_of(tmp_path / "a.csv", quarantine))
     assert [(row.line, row.value) for row in rows] == [
         (2, {"id": "1", "text": "好"}),
         (4, {"id": "3", "text": "two\nlines"}),
@@ -221,13 +233,13 @@ def test_an_open_quote_costs_one_row(tmp_path: Path, quarantine: Quarantine) -> 
 def test_a_cell_may_be_long_and_a_bad_byte_costs_one_row(tmp_path: Path, quarantine: Quarantine) -> None:
     data = b'text,n\n"' + b"x" * 300_000 + b'\n",1\n\xe4\xbd,2\n' + "好的，好的".encode() + b",3\n"
     (tmp_path / "a.csv").write_bytes(data)
-    assert [len(text) for text in read_documents(tmp_path / "a.csv", "text", quarantine)] == [300_001, 5]
-    assert entries(quarantine) == [(4, readers.BAD_BYTES)]
+    assert [len(text) for text in texts_of(tmp_path / "a.csv", "text", quarantine)] == [300_001, 5]
+    assert entries(quarantine) == [(4, BAD_BYTES)]
 
 
 def test_quotes_in_a_tsv_may_be_plain_text(tmp_path: Path, quarantine: Quarantine) -> None:
     (tmp_path / "a.tsv").write_text('text\tn\n"quoted word\t1\nnext\t2\n', "utf-8")
-    assert list(read_documents(tmp_path / "a.tsv", None, quarantine)) == ['"quoted word', "next"]
+    assert list(texts_of(tmp_path / "a.tsv", None, quarantine)) == ['"quoted word', "next"]
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
@@ -252,7 +264,7 @@ def test_a_broken_element_costs_itself(tmp_path: Path, quarantine: Quarantine, i
     rows[1] = rows[1].replace('"row 1"', '"row 1')
     rows[3] = rows[3].replace(":", "", 1)
     (tmp_path / "a.json").write_text("[\n" + ",\n".join(rows) + "\n]\n", "utf-8")
-    assert list(read_documents(tmp_path / "a.json", None, quarantine)) == ["row 0", "row 2", "row 4", "row 5"]
+    assert list(texts_of(tmp_path / "a.json", None, quarantine)) == ["row 0", "row 2", "row 4", "row 5"]
     height = rows[0].count("\n") + 1
     assert [line for line, _ in entries(quarantine)] == [2 + height, 2 + 3 * height]
 
@@ -262,7 +274,7 @@ def test_an_array_that_cannot_go_on_says_so(tmp_path: Path, quarantine: Quaranti
     cases |= {"behind": '[{"text": "a"}] x', "half": '[{"text": "a"}, {"te'}
     for name, text in cases.items():
         (tmp_path / f"{name}.json").write_text(text, "utf-8")
-        assert "a" in list(read_documents(tmp_path / f"{name}.json", None, quarantine))
+        assert "a" in list(texts_of(tmp_path / f"{name}.json", None, quarantine))
     reasons = [reason for _, reason in entries(quarantine)]
     assert len(reasons) == 4 and "not closed" in reasons[0] and "after the end" in reasons[2]
     assert reasons[1].endswith(tail := "; the rest of the file is unusable") and reasons[3].endswith(tail)
@@ -278,9 +290,9 @@ def test_json_files_that_hold_lines_or_one_value(tmp_path: Path, quarantine: Qua
     }
     for text, expected in cases.items():
         (tmp_path / "a.json").write_text(text, "utf-8")
-        assert list(read_documents(tmp_path / "a.json", None, quarantine)) == expected
+        assert list(texts_of(tmp_path / "a.json", None, quarantine)) == expected
     (tmp_path / "a.json").write_text('["问", "答"]\n["q", "a"]\n', "utf-8")
-    assert [row.value for row in read_rows(tmp_path / "a.json", quarantine)] == [["问", "答"], ["q", "a"]]
+    assert [row.value for row in rows_of(tmp_path / "a.json", quarantine)] == [["问", "答"], ["q", "a"]]
     assert [line for line, _ in entries(quarantine)] == [2]
 
 
@@ -304,7 +316,7 @@ def test_one_endless_line_streams_and_loses_nothing(tmp_path: Path, quarantine: 
     count = [0, 0]
 
     def run() -> None:
-        for text in read_documents(path, None, quarantine):
+        for text in texts_of(path, None, quarantine):
             assert len(text) <= DOCUMENT_CHARS and text.endswith("。") and text.startswith("春")
             count[0] += len(text)
             count[1] += text.count(unit)
@@ -319,7 +331,7 @@ def test_a_huge_array_streams(tmp_path: Path, quarantine: Quarantine) -> None:
     count = [0]
 
     def run() -> None:
-        count[0] = sum(1 for _ in read_rows(tmp_path / "a.json", quarantine))
+        count[0] = sum(1 for _ in rows_of(tmp_path / "a.json", quarantine))
 
     assert measured(run) < 12
     assert count == [2200]
@@ -328,11 +340,11 @@ def test_a_huge_array_streams(tmp_path: Path, quarantine: Quarantine) -> None:
 def test_an_oversized_line_is_never_held(
     tmp_path: Path, quarantine: Quarantine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "MAX_LINE_BYTES", 2 << 20)
+    monkeypatch.setattr(reader_rows, "MAX_LINE_BYTES", 2 << 20)
     long = b'{"text": "' + b"x" * (24 << 20) + b'"}\n'
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' + long + b'{"text": "b"}\n' + long[:-1])
     texts: list[str] = []
-    assert measured(lambda: texts.extend(read_documents(tmp_path / "a.jsonl", None, quarantine))) < 12
+    assert measured(lambda: texts.extend(texts_of(tmp_path / "a.jsonl", None, quarantine))) < 12
     assert texts == ["a", "b"]
     assert entries(quarantine) == [(2, "line longer than 2 MB"), (4, "line longer than 2 MB")]
 
@@ -342,7 +354,7 @@ def test_text_is_cut_where_it_hurts_least_and_joins_up_again(tmp_path: Path, qua
     for separators in (["\n\n", "\n", "。"], ["\r\n"], ["。", "，"], [" "], [""], ["\n\n", "", "", ""]):
         text = "".join("字" * noise.randrange(1, 9000) + noise.choice(separators) for _ in range(400))
         (tmp_path / "a.txt").write_bytes(text.encode("utf-8"))
-        rows = list(read_rows(tmp_path / "a.txt", quarantine))
+        rows = list(rows_of(tmp_path / "a.txt", quarantine))
         values = [str(row.value) for row in rows]
         assert "".join(values) == text and max(map(len, values)) <= DOCUMENT_CHARS
         assert min(map(len, values[:-1])) >= DOCUMENT_CHARS // 2
@@ -382,8 +394,8 @@ def test_the_text_field_is_named_or_found_once_per_file(tmp_path: Path, quaranti
     write("a.jsonl", [{"title": "a much longer title than text", "Content": "c", "n": 1}, {"content": "lower case"}])
     write("b.jsonl", [{"id": "1", "lyrics": "la la la"}, {"id": "22", "lyrics": "la"}])
     write("c.jsonl", [{"id": 1}, {"id": 2}])
-    assert list(read_documents(str(tmp_path), None, quarantine)) == ["c", "la la la", "la"]
-    assert list(read_documents(str(tmp_path), "id", quarantine)) == ["1", "22"]
+    assert list(texts_of(str(tmp_path), None, quarantine)) == ["c", "la la la", "la"]
+    assert list(texts_of(str(tmp_path), "id", quarantine)) == ["1", "22"]
     assert [line for line, _ in entries(quarantine)] == [2, 1, 2, 1, 2, 1, 2]
 
 
@@ -412,34 +424,65 @@ def test_files_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_ignored_files_are_counted(tmp_path: Path, quarantine: Quarantine) -> None:
     (tmp_path / "a.txt").write_text("正文", "utf-8")
     (tmp_path / "b.png").write_bytes(b"x")
-    assert list(read_documents(tmp_path, None, quarantine)) == ["正文"]
+    assert list(texts_of(tmp_path, None, quarantine)) == ["正文"]
     assert quarantine.count == 0 and "1 files of other types ignored (1 .png)" in quarantine.summary()
 
 
 def test_a_quarantine_that_cannot_be_written_is_the_users_to_know(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot write"), Quarantine(tmp_path / "none/q.jsonl") as quarantine:
-        quarantine.add("a", 1, "reason", "raw")
+        quarantine.add(Rejected("a", 1, "reason", "raw"))
     if Path("/dev/full").exists():
         with pytest.raises(UserError, match="cannot write"), Quarantine("/dev/full") as quarantine:
-            quarantine.add("a", 1, "reason", "raw")
+            quarantine.add(Rejected("a", 1, "reason", "raw"))
 
 
 def test_raw_is_kept_short_and_always_valid(tmp_path: Path) -> None:
     for raw in (b"\xff" * 9000, "\ud800" * 9000, {"text": "好" * 9000}, 1.5):
         with Quarantine(tmp_path / "q.jsonl") as quarantine:
-            quarantine.add(Path("a.txt"), 3, "reason", raw)
+            quarantine.add(Rejected("a.txt", 3, "reason", raw))
         row = json.loads((tmp_path / "q.jsonl").read_text("utf-8"))
         assert (row["file"], row["line"], row["reason"]) == ("a.txt", 3, "reason")
         assert 0 < len(row["raw"]) <= 4000  # 500 characters, spelled out where they cannot be encoded
     assert not Quarantine(tmp_path / "never.jsonl").path.exists()
 
 
+def test_source_and_id_are_unique_and_lead_back_to_the_row(tmp_path: Path, quarantine: Quarantine) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\nbroken\n{"text": "two"}\n', "utf-8")
+    (tmp_path / "b.json").write_text('[{"text": "x"}, {"text": "y"},\n{"text": "z"}]', "utf-8")
+    (tmp_path / "c.txt").write_text("字" * (DOCUMENT_CHARS * 2 + 5) + "\n" + "文" * DOCUMENT_CHARS, "utf-8")
+    (tmp_path / "d.csv").write_text('text\n"1\n1"\n2\n', "utf-8")
+    found = list(read_documents(tmp_path, None, quarantine))
+    places = [(Path(document.source).name, document.id) for document in found]
+    assert places[:5] == [("a.jsonl", "1"), ("a.jsonl", "4"), ("b.json", "1"), ("b.json", "1.2"), ("b.json", "2")]
+    assert places[5:] == [
+        ("c.txt", "1"),
+        ("c.txt", "1.2"),
+        ("c.txt", "1.3"),
+        ("c.txt", "2"),
+        ("d.csv", "2"),
+        ("d.csv", "4"),
+    ]
+    assert len({(document.source, document.id) for document in found}) == len(found)
+    assert {document.source for document in found} == {
+        str(tmp_path / name) for name in ("a.jsonl", "b.json", "c.txt", "d.csv")
+    }
+
+
+def test_rejections_are_values_that_another_process_can_send(tmp_path: Path, quarantine: Quarantine) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\nbroken\n{"text": "\xe4\xbd"}\n{"text": "b"}\n')
+    items = pickle.loads(pickle.dumps(list(read_rows(path))))
+    assert [type(item) for item in items] == [Row, Rejected, Rejected, Row]
+    assert [row.id for row in quarantine.without(items)] == ["1", "4"]
+    assert entries(quarantine) == [(2, "invalid JSON: Expecting value"), (3, BAD_BYTES)]
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="the shared data are not beside this repository")
 def test_real_corpora_are_read_whole(quarantine: Quarantine) -> None:
     name = "zh_stories_cft.jsonl"
-    assert sum(1 for _ in read_documents(REAL / "pretrain" / name, None, quarantine)) == 708
-    assert sum(1 for _ in read_documents(REAL / "pretrain/zh_tech_lctt.jsonl.gz", None, quarantine)) == 2245
-    (novel,) = read_documents(REAL / "rag/孔乙己_gb18030.txt", None, quarantine)
+    assert sum(1 for _ in texts_of(REAL / "pretrain" / name, None, quarantine)) == 708
+    assert sum(1 for _ in texts_of(REAL / "pretrain/zh_tech_lctt.jsonl.gz", None, quarantine)) == 2245
+    (novel,) = texts_of(REAL / "rag/孔乙己_gb18030.txt", None, quarantine)
     assert "孔乙己" in novel and "\ufffd" not in novel
-    assert sum(1 for _ in read_rows(REAL / "rag/langchain_chatglm_issues.csv", quarantine)) > 100
+    assert sum(1 for _ in rows_of(REAL / "rag/langchain_chatglm_issues.csv", quarantine)) > 100
     assert quarantine.count == 0

@@ -7,8 +7,9 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
+from mengya.data import byte_pairs
+from mengya.data.byte_pairs import pair_counts
 from mengya.errors import UserError
-from mengya.evaluate import baselines
 from mengya.evaluate.baselines import ByteBaselines
 
 TRAIN = ["春眠不觉晓，", "", "处处闻啼鸟。", "the cat sat on the mat", "a"]
@@ -41,8 +42,8 @@ def naive(train: list[str], held_out: list[str]) -> tuple[float, float]:
 
 @pytest.mark.parametrize("chunk", [1, 20, 1 << 22])
 def test_against_dictionaries(monkeypatch, chunk: int) -> None:
-    monkeypatch.setattr(baselines, "CHUNK_BYTES", chunk)
-    fitted = ByteBaselines.fit(iter(TRAIN))
+    monkeypatch.setattr(byte_pairs, "CHUNK_BYTES", chunk)
+    fitted = ByteBaselines.fit(pair_counts(iter(TRAIN)))
     unigram, bigram = naive(TRAIN, HELD_OUT)
     assert fitted.unigram_bits_per_byte(HELD_OUT) == pytest.approx(unigram, rel=1e-12)
     assert fitted.bigram_bits_per_byte(HELD_OUT) == pytest.approx(bigram, rel=1e-12)
@@ -51,35 +52,27 @@ def test_against_dictionaries(monkeypatch, chunk: int) -> None:
 def test_against_dictionaries_on_random_text() -> None:
     rng = random.Random(1)
     documents = ["".join(rng.choices("ab春天 \n", (9, 3, 2, 2, 4, 1), k=rng.randrange(60))) for _ in range(80)]
-    fitted = ByteBaselines.fit(documents[:60])
+    fitted = ByteBaselines.fit(pair_counts(documents[:60]))
     expected = naive(documents[:60], documents[60:])
     measured = fitted.unigram_bits_per_byte(documents[60:]), fitted.bigram_bits_per_byte(documents[60:])
     assert measured == pytest.approx(expected, rel=1e-12)
 
 
 def test_probabilities_sum_to_one_and_none_is_zero() -> None:
-    fitted = ByteBaselines.fit(TRAIN)
+    fitted = ByteBaselines.fit(pair_counts(TRAIN))
     assert np.exp2(fitted.unigram).sum() == pytest.approx(1)
     assert np.exp2(fitted.bigram).sum(axis=1) == pytest.approx(np.ones(257))
     assert np.isfinite(fitted.bigram).all()
 
 
-def test_no_pair_crosses_a_document() -> None:
-    counts = baselines.pair_counts(["ab", "", "ba"])
-    assert counts.sum() == 4
-    assert (
-        counts[256, ord("a")] == counts[256, ord("b")] == counts[ord("a"), ord("b")] == counts[ord("b"), ord("a")] == 1
-    )
-
-
 def test_bigram_beats_unigram_where_bytes_depend_on_each_other() -> None:
-    fitted = ByteBaselines.fit(["abcd" * 500])
+    fitted = ByteBaselines.fit(pair_counts(["abcd" * 500]))
     assert fitted.unigram_bits_per_byte(["abcd" * 9]) == pytest.approx(2, abs=0.2)
     assert fitted.bigram_bits_per_byte(["abcd" * 9]) < 0.1
 
 
 def test_no_text_is_the_users_fault() -> None:
     with pytest.raises(UserError, match="no training text"):
-        ByteBaselines.fit(["", ""])
+        ByteBaselines.fit(pair_counts(["", ""]))
     with pytest.raises(UserError, match="no held-out text"):
-        ByteBaselines.fit(["a"]).bigram_bits_per_byte([])
+        ByteBaselines.fit(pair_counts(["a"])).bigram_bits_per_byte([])

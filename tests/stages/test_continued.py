@@ -205,7 +205,8 @@ def test_several_corpora_are_tokenized_as_one_each_document_once(project, again,
         parts = [Shards(project / "run" / name / split) for name in ("tokenize_old", "tokenize_zh")]
         joined = Shards(out / "tokenize_zh" / split)
         assert len(joined) == sum(len(part) for part in parts)
-        assert joined.tokens.tolist() == np.concatenate([part.tokens for part in parts]).tolist()
+        assert joined.tokens[:].tolist() == np.concatenate([part.tokens[:] for part in parts]).tolist()
+        assert [*joined.origins()] == [origin for part in parts for origin in part.origins()]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_a_template_of_ours_is_one_entry_of_a_list(base, mengya):
     assert [i for i, m in zip(ids, mask, strict=True) if m] == [*chat.tokenizer.encode("mat"), chat.tokenizer.eos_id]
     peer = AutoTokenizer.from_pretrained(base / "tuned" / "dpo")
     assert peer.apply_chat_template(messages, return_dict=False) == ids
-    assert mengya("chat", "tuned/dpo", "--demo").code == 0  # without the list: the directory says it all
+    assert mengya("chat", "tuned/dpo", "--ask", "你好").code == 0  # without the list: the directory says it all
 
 
 def test_what_is_trained_on_is_the_rendering_of_the_template(base, mengya):

@@ -1,6 +1,7 @@
 """Tokenizer: lossless, deaf to control tokens in text, and the same as transformers reading the saved directory."""
 
 import json
+import pickle
 import random
 
 import pytest
@@ -116,3 +117,11 @@ def test_no_tokenizer_and_a_damaged_one(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match="is not a readable tokenizer"):
         Tokenizer.load(tmp_path)
+
+
+def test_a_pickled_tokenizer_encodes_alike_even_control_tokens_that_a_user_types():
+    tokenizer = train_tokenizer(["从前有一座山，山里有一座庙。"] * 20, 280, 6)
+    again = pickle.loads(pickle.dumps(tokenizer))
+    for text in ("山里<|im_end|>\n<|im_start|>system", "<|endoftext|>"):
+        assert again.encode(text) == tokenizer.encode(text)
+        assert again.encode_batch([text]) == tokenizer.encode_batch([text])

@@ -41,10 +41,10 @@ def make_shards(tmp_path):
     def make(lengths, masked=False, seed=0):
         rng = np.random.default_rng(seed)
         directory = tmp_path / f"shards-{len(list(tmp_path.iterdir()))}"
-        with ShardWriter(directory, VOCABULARY, masked=masked) as writer:
+        with ShardWriter(directory, VOCABULARY, columns={"mask": "uint8"} if masked else {}) as writer:
             for length in lengths:
-                mask = rng.integers(0, 2, length).tolist() if masked else None
-                writer.append(rng.integers(1, VOCABULARY, length).tolist(), mask)
+                columns = {"mask": rng.integers(0, 2, length).tolist()} if masked else {}
+                writer.append(rng.integers(1, VOCABULARY, length).tolist(), **columns)
         return Shards(directory)
 
     return make

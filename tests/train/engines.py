@@ -45,11 +45,11 @@ def write_shards(folder: Path) -> None:
     """Documents whose supervised parts differ much, so that ranks and micro-batches have unequal counts."""
     rng = np.random.default_rng(0)
     for name, lengths in (("train", rng.integers(3, 30, 60)), ("heldout", rng.integers(3, 30, 14))):
-        with ShardWriter(folder / name, VOCABULARY, masked=True) as writer:
+        with ShardWriter(folder / name, VOCABULARY, columns={"mask": "uint8"}) as writer:
             for length in lengths:
                 share = rng.random()
                 mask = (rng.random(length) < share).astype(int).tolist()
-                writer.append(rng.integers(1, VOCABULARY, length).tolist(), mask)
+                writer.append(rng.integers(1, VOCABULARY, length).tolist(), mask=mask)
 
 
 def build(tied: bool, seed: int = 0) -> CausalLM:

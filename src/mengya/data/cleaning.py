@@ -1,7 +1,6 @@
-"""Light cleaning of text, and a hash of its content for exact deduplication and a stable held-out split."""
+"""Light cleaning of text."""
 
 import re
-from hashlib import blake2b
 
 # C0 without \t and \n, DEL and C1, the byte order mark wherever files were glued together, and surrogates without a
 # partner, which no encoder accepts. U+FFFD stays: it says that something was lost upstream.
@@ -33,15 +32,3 @@ def clean_document(text: str) -> str:
     means."""
     lines = strip_controls(text).split("\n")  # not a regular expression: those are quadratic in long runs of spaces
     return _BLANK_LINES.sub("\n\n\n", "\n".join([line.rstrip(" \t\u3000\xa0") for line in lines])).strip("\n")
-
-
-def content_hash(text: str) -> bytes:
-    """16 bytes of BLAKE2b over the text with every run of white space squeezed to one space."""
-    return blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-def is_heldout(content: bytes, fraction: float) -> bool:
-    """Whether the document with this `content_hash` is held out. Depends on the text and `fraction` alone, so that
-    adding or reordering files moves no document across, and a larger fraction holds out a superset."""
-    assert 0.0 <= fraction <= 1.0, fraction
-    return int.from_bytes(content[:8], "big") < fraction * 2.0**64

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from mengya.data.cleaning import strip_controls
 from mengya.data.json_stream import parse_json
 from mengya.data.quarantine import Quarantine
-from mengya.data.readers import read_all
+from mengya.data.readers import Rejected, Row, read_rows
 from mengya.text.chat import Message
 
 T = TypeVar("T")
@@ -52,19 +52,25 @@ class Turn(NamedTuple):
 
 def read_parsed(
     paths: str | Path | list[str] | list[Path], quarantine: Quarantine, parse: Callable[[Any], T]
-) -> Iterator[T]:
-    """`parse` of every row of every file under `paths`; rows for which it raises ValueError(reason) are quarantined."""
-    for rows in read_all(paths, quarantine):
-        for row in rows:
-            try:
-                parsed = parse(row.value)
-            except ValueError as error:
-                quarantine.add(row.file, row.line, str(error), row.value)
-                continue
-            yield parsed
+) -> Iterator[Row[T]]:
+    """Every row of every file under `paths` with `parse` of its value; rows for which it raises ValueError(reason) are
+    quarantined."""
+    for file in quarantine.files(paths):
+        yield from quarantine.without(_parsed(row, parse) for row in read_rows(file))
 
 
-def read_conversations(paths: str | Path | list[str] | list[Path], quarantine: Quarantine) -> Iterator[list[Message]]:
+def _parsed(row: Row | Rejected, parse: Callable[[Any], T]) -> Row[T] | Rejected:
+    if isinstance(row, Rejected):
+        return row
+    try:
+        return row._replace(value=parse(row.value))
+    except ValueError as error:
+        return Rejected(row.file, row.line, str(error), row.value)
+
+
+def read_conversations(
+    paths: str | Path | list[str] | list[Path], quarantine: Quarantine
+) -> Iterator[Row[list[Message]]]:
     """The conversation in every row of every file under `paths`; rows that hold none are quarantined."""
     return read_parsed(paths, quarantine, parse_conversation)
 
@@ -135,7 +141,7 @@ def prompt_messages(row: dict[str, Any]) -> list[Message]:
     if _is_filled(history):
         turns = _as_list(history)
         if turns is None:
-            raise ValueError("a history that is no list")
+            raise ValueError("a history that is not a list")
         messages += list_messages(turns)
     prompt = first_field(row, PROMPT_FIELDS)
     if isinstance(prompt, list):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import zstandard
 
 from mengya.errors import UserError
-from mengya.manifest import visible_files
+from mengya.folders import visible_files
 
 FORMATS = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
@@ -179,7 +179,7 @@ def detect_encoding(head: bytes, whole: bool) -> str:
     if head.count(0) * 1000 > len(head):
         raise NotText("binary data, not text")
     utf8 = _decode(head, "utf-8", whole)
-    bad = utf8.count("\ufffd") - head.count(b"\xef\xbf\xbd")  # a spelled-out U+FFFD is no fault
+    bad = utf8.count("\ufffd") - head.count(b"\xef\xbf\xbd")  # a spelled-out U+FFFD is not a fault
     if bad == 0 or bad < len(_WIDE.findall(utf8)):
         return "utf-8"
     if _looks_like_gb18030(_decode(head, "gb18030", whole)):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mengya.data.packing import Packer, Row
+from mengya.data.packing import PackedRow, Packer
 from mengya.errors import UserError
 
 
@@ -78,11 +78,11 @@ class Mixture:
         slots = [np.stack([np.full(count, i), np.arange(count)], axis=1) for i, count in enumerate(self.counts)]
         return np.concatenate(slots)[np.argsort(np.concatenate(when), kind="stable")]
 
-    def row(self, index: int) -> Row:
+    def row(self, index: int) -> PackedRow:
         """A row of the first epoch."""
         return self.drawn(index)
 
-    def drawn(self, number: int) -> Row:
+    def drawn(self, number: int) -> PackedRow:
         source, _, index = self.place(number)
         return self._packers[source].row(index)
 
@@ -95,7 +95,7 @@ class HeldoutPart(NamedTuple):
     share: float = 1.0
     """Of the predicted tokens; the shares of all parts add up to 1."""
     bytes_per_token: float = 0.0
-    """UTF-8 bytes of its text that a predicted token stands for; 0: it is no plain text."""
+    """UTF-8 bytes of its text that a predicted token stands for; 0: it is not plain text."""
 
 
 def heldout_metrics(parts: Sequence[HeldoutPart], losses: Sequence[float]) -> dict[str, float]:

@@ -10,12 +10,14 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from mengya import ranks
 from mengya.batch import IGNORE, Batch
+from mengya.data.best_fit import Plan, make_plan
 from mengya.data.shards import Shards
 from mengya.errors import UserError
 
 
-class Row(NamedTuple):
+class PackedRow(NamedTuple):
     """One packed row; every array is (seq_len,)."""
 
     input_ids: np.ndarray
@@ -32,21 +34,21 @@ class Packer(Protocol):
 
     def __len__(self) -> int: ...
 
-    def row(self, index: int) -> Row: ...
+    def row(self, index: int) -> PackedRow: ...
 
 
 @runtime_checkable
 class Ordered(Packer, Protocol):
     """A packer that decides itself which row comes when."""
 
-    def drawn(self, number: int) -> Row:
+    def drawn(self, number: int) -> PackedRow:
         """The row with this number in a training run, counted from 0 through all epochs."""
         ...
 
 
-def _empty_row(seq_len: int, padding: int) -> Row:
-    return Row(
-        np.full(seq_len, padding, np.int64),
+def _empty_row(seq_len: int, eos_id: int) -> PackedRow:
+    return PackedRow(
+        np.full(seq_len, eos_id, np.int64),
         np.full(seq_len, IGNORE, np.int64),
         np.arange(seq_len, dtype=np.int32),  # padding attends to itself alone
         np.full(seq_len, -1, np.int64),
@@ -62,22 +64,22 @@ class PackedText:
 
     per_count = 0
 
-    def __init__(self, shards: Shards, seq_len: int, separator: int, seed: int):
+    def __init__(self, shards: Shards, seq_len: int, eos_id: int, seed: int):
         if len(shards) == 0:
             raise UserError("the shards hold no document; give more text or a smaller held-out share")
         self.seq_len = seq_len
-        self._shards, self._separator = shards, separator
+        self._shards, self._eos_id = shards, eos_id
         self._order = np.random.default_rng(seed).permutation(len(shards))
         self._ends = np.cumsum(shards.lengths[self._order] + 1)  # in the stream, separators included
 
     def __len__(self) -> int:
         return -(-int(self._ends[-1]) // self.seq_len)
 
-    def row(self, index: int) -> Row:
-        row = _empty_row(self.seq_len, self._separator)
+    def row(self, index: int) -> PackedRow:
+        row = _empty_row(self.seq_len, self._eos_id)
         begin = index * self.seq_len
         end = min(begin + self.seq_len, int(self._ends[-1]))
-        stream = np.full(self.seq_len + 1, self._separator, np.int64)  # one more, for the last label
+        stream = np.full(self.seq_len + 1, self._eos_id, np.int64)  # one more, for the last label
         place = int(np.searchsorted(self._ends, begin, side="right"))
         position, piece = begin, 0
         while position <= end and place < len(self._order):
@@ -101,65 +103,40 @@ class PackedGroups:
 
     `group` consecutive documents stay in one row: 1 for conversations, 2 for preference pairs. A conversation longer
     than a row is cut into rows, each token still predicted once; a group of 2 must fit (the writer sees to it).
+    The plan of the rows is made once, by rank 0, in a folder beside the shards, which all ranks map into memory.
     """
 
-    def __init__(self, shards: Shards, seq_len: int, padding: int, seed: int, group: int = 1):
+    def __init__(self, shards: Shards, seq_len: int, eos_id: int, seed: int, group: int = 1):
         if len(shards) == 0:
             raise UserError("there is no conversation to train on; give more data or a smaller held-out share")
-        assert shards.mask is not None and len(shards) % group == 0
+        assert "mask" in shards.columns and len(shards) % group == 0
         self.seq_len = seq_len
         self.per_count = group if group > 1 else 0
-        self._shards, self._padding = shards, padding
-        self._rows = self._pack(np.random.default_rng(seed).permutation(len(shards) // group), group)
-
-    def _pack(self, order: np.ndarray, group: int) -> list[list[tuple[int, int, int]]]:
-        """Rows of pieces (document, first token, end). Open rows are kept by their free space."""
-        rows: list[list[tuple[int, int, int]]] = []
-        free: dict[int, list[int]] = {}  # free space -> rows
-        lengths = self._shards.lengths
-        for unit in order:
-            documents = range(int(unit) * group, int(unit) * group + group)
-            pieces = [(d, a, min(a + self.seq_len, int(lengths[d]))) for d in documents for a in self._cuts(d)]
-            for part in [pieces] if group > 1 else [[piece] for piece in pieces]:
-                need = sum(end - begin for _, begin, end in part)
-                assert need <= self.seq_len
-                space = min((s for s in free if s >= need), default=0)
-                if space:
-                    row = free[space].pop()
-                    if not free[space]:
-                        del free[space]
-                else:
-                    row, space = len(rows), self.seq_len
-                    rows.append([])
-                rows[row].extend(part)
-                if space > need:
-                    free.setdefault(space - need, []).append(row)
-        return rows
-
-    def _cuts(self, document: int) -> range:
-        # The last token of a document is never an input that predicts, so it alone opens no new row.
-        return range(0, max(int(self._shards.lengths[document]) - 1, 1), self.seq_len)
+        self._shards, self._eos_id = shards, eos_id
+        self._plan = Plan(ranks.on_main(lambda: make_plan(shards, seq_len, seed, group)))
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._plan)
 
-    def row(self, index: int) -> Row:
-        row = _empty_row(self.seq_len, self._padding)
-        assert self._shards.mask is not None
+    def row(self, index: int) -> PackedRow:
+        row = _empty_row(self.seq_len, self._eos_id)
+        tokens, mask = self._shards.tokens, self._shards.columns["mask"]
         column = 0
-        for piece, (document, begin, end) in enumerate(self._rows[index]):
+        for piece, (document, begin) in enumerate(self._plan.pieces(index)):
             low, high = (int(x) for x in self._shards.offsets[document : document + 2])
-            after = column + end - begin
-            row.input_ids[column:after] = self._shards.tokens[low + begin : low + end]
-            following = self._shards.tokens[low + begin + 1 : min(low + end + 1, high)].astype(np.int64)
-            supervised = self._shards.mask[low + begin + 1 : min(low + end + 1, high)] == 1
+            low += begin
+            end = min(low + self.seq_len, high)
+            after = column + end - low
+            row.input_ids[column:after] = tokens[low:end]
+            following = tokens[low + 1 : min(end + 1, high)].astype(np.int64)
+            supervised = mask[low + 1 : min(end + 1, high)] == 1
             row.labels[column : column + len(following)] = np.where(supervised, following, IGNORE)
             row.starts[column:after], row.sequence_ids[column:after] = column, piece
             column = after
         return row
 
 
-def make_batch(rows: list[Row], per_count: int) -> Batch:
+def make_batch(rows: list[PackedRow], per_count: int) -> Batch:
     """Stack rows; sequences are numbered through the batch."""
     starts = np.stack([row.starts for row in rows])
     labels = np.stack([row.labels for row in rows])
@@ -187,7 +164,7 @@ class BatchSource:
     def __init__(
         self, packer: Packer, rows_per_step: int, rows_per_batch: int, seed: int, rank: int = 0, ranks: int = 1
     ):
-        """`rows_per_batch` is a most; 0: all rows of a rank at once."""
+        """`rows_per_batch` is a maximum; 0: all rows of a rank at once."""
         self._rows = rows_per_rank(rows_per_step, rows_per_batch, ranks)
         self.packer = packer
         self._ordered = packer if isinstance(packer, Ordered) else None
@@ -196,7 +173,7 @@ class BatchSource:
         self._seed = seed
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def _row(self, number: int) -> Row:
+    def _row(self, number: int) -> PackedRow:
         if self._ordered is not None:
             return self._ordered.drawn(number)
         epoch, index = divmod(number, len(self.packer))
@@ -241,12 +218,12 @@ def rows_per_rank(rows_per_step: int, rows_per_batch: int, ranks: int) -> int:
     return share
 
 
-def in_order(packer: Packer, rows_per_batch: int, most_rows: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
-    """The first rows of a packer once, for held-out measurement, shared out batch by batch.
+def in_order(packer: Packer, rows_per_batch: int, max_rows: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+    """The first rows of a packer, at most `max_rows`, once, for held-out measurement, shared out batch by batch.
 
     The last batch is filled up with empty rows; every rank gets as many batches as the others, if need be empty ones.
     """
-    count = min(len(packer), most_rows)
+    count = min(len(packer), max_rows)
     empty = _empty_row(packer.seq_len, int(packer.row(0).input_ids[0]))
     for begin in range(rank * rows_per_batch, count + rank * rows_per_batch, ranks * rows_per_batch):
         rows = [packer.row(i) for i in range(begin, min(begin + rows_per_batch, count))]

@@ -17,6 +17,7 @@ from mengya.data.conversations import (
     system_messages,
 )
 from mengya.data.quarantine import Quarantine
+from mengya.data.readers import Row
 from mengya.text.chat import Message
 
 CHOSEN_FIELDS = ("chosen", "response_chosen", "chosen_response", "answer_chosen", "better", "win")
@@ -32,7 +33,7 @@ class Preference(NamedTuple):
     rejected: str
 
 
-def read_preferences(paths: str | Path | list[str] | list[Path], quarantine: Quarantine) -> Iterator[Preference]:
+def read_preferences(paths: str | Path | list[str] | list[Path], quarantine: Quarantine) -> Iterator[Row[Preference]]:
     """The pair in every row of every file under `paths`; rows that hold none are quarantined."""
     return read_parsed(paths, quarantine, parse_preference)
 
@@ -45,7 +46,7 @@ def parse_preference(value: Any) -> Preference:
     prompt is spelled like that of a conversation, or is what two whole conversations have in common.
     """
     if not isinstance(value, dict):
-        raise ValueError("not an object, so no preference pair")
+        raise ValueError("not an object, so not a preference pair")
     row = lower_fields(value)
     chosen, rejected = _answers(row)
     before_chosen, best = _split(chosen)
@@ -76,7 +77,7 @@ def _answers(row: dict[str, Any]) -> tuple[Any, Any]:
             raise ValueError("a ranking of fewer than two answers")
         return ranked[0], ranked[-1]
     if any(isinstance(row.get(name), bool) for name in ("label", "kto_tag")):
-        raise ValueError("one answer with a label (KTO data) is no pair")
+        raise ValueError("one answer with a label (KTO data) is not a pair")
     raise ValueError("no chosen and rejected answer")
 
 

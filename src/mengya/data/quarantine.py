@@ -1,12 +1,18 @@
 """Where rows go that cannot be used: counted, written down with file, line and reason, and never lost in silence."""
 
 import json
+import os
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
+from mengya.data.files import scan_files
+from mengya.data.readers.rows import Rejected
 from mengya.errors import UserError
+
+T = TypeVar("T")
 
 RAW_CHARS = 500
 """How much of a bad row is kept: enough to recognise it, too little to fill the disk."""
@@ -16,7 +22,7 @@ class Quarantine:
     """Context manager around one JSONL file with an object a row: {file, line, reason, raw}.
 
     The file is created at the first bad row only. `reasons` counts rows per reason, `ignored` counts files of a type
-    that no reader knows, per suffix. Reasons are meant to be few: details belong into `raw`.
+    that no reader knows, per suffix.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -44,10 +50,24 @@ class Quarantine:
         """Rows (or, for files that cannot be read at all, files) put aside so far."""
         return self.reasons.total()
 
-    def add(self, file: str | Path, line: int, reason: str, raw: Any) -> None:
-        """Put one row aside. `line` counts from 1; 0 stands for the file as a whole. `raw` may be bytes, text or a
-        value."""
-        row = {"file": str(file), "line": line, "reason": reason, "raw": _shorten(raw)}
+    def files(self, paths: str | Path | list[str] | list[Path]) -> list[Path]:
+        """The files under `paths` that a reader knows; the others are counted."""
+        found = scan_files(paths)
+        self.ignored.update(path.suffix.lower() for path in found.ignored)
+        own = os.path.realpath(self.path)  # left in the folder by an earlier run, and being written now
+        return [file for file in found.files if os.path.realpath(file) != own]
+
+    def without(self, items: Iterable[T | Rejected]) -> Iterator[T]:
+        """`items` without the rejected ones, which are put aside."""
+        for item in items:
+            if isinstance(item, Rejected):
+                self.add(item)
+            else:
+                yield item
+
+    def add(self, item: Rejected) -> None:
+        """Put one row aside."""
+        row = item._asdict() | {"raw": _shorten(item.raw)}
         text = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
         try:
             if self._file is None:
@@ -56,7 +76,7 @@ class Quarantine:
             self._file.write(text + "\n")
         except OSError as error:
             raise self._unwritable(error) from error
-        self.reasons[reason] += 1
+        self.reasons[item.reason] += 1
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"cannot write {self.path}: {error.strerror}; make room or write to another folder")

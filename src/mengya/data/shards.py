@@ -1,74 +1,152 @@
-"""Token shards: the documents of a split as one flat array on disk, memory-mapped.
+"""Token shards: the documents of a split as flat arrays on disk, in parts of bounded size, memory-mapped.
 
-tokens.bin   uint16 or uint32, by vocabulary
-mask.bin     uint8, 1 where a token is supervised (only if written with masks)
-offsets.bin  int64, documents + 1: document i is tokens[offsets[i] : offsets[i + 1]]
-shards.json  the counts; written last, so that a cut-off directory is not taken for a whole one
+tokens-00000.bin   uint16 or uint32, by vocabulary
+<column>-00000.bin a value for each token, e.g. mask: uint8, 1 where a token is supervised
+offsets-00000.bin  int64, documents + 1: document i of the part is tokens[offsets[i] : offsets[i + 1]]
+origins.jsonl.zst  [source, id] of every document, in order
+shards.json        the columns, the parts and the counts; written last, so that a cut-off directory is not taken for a
+                   whole one
+
+Directories of version 0.1.0 have one part in files without a number (tokens.bin), and no origins.
 """
 
+import io
 import json
+import shutil
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
+from typing import IO
 
 import numpy as np
+import zstandard
 
 from mengya.errors import UserError
 
 _META = "shards.json"
+_ORIGINS = "origins.jsonl.zst"
+PART_TOKENS = 1 << 28
+"""A part is closed when it has so many tokens (512 MB of uint16)."""
 
 
 class ShardWriter:
     """Appends documents; use as a context manager. Leaving it after an error writes no shards.json."""
 
-    def __init__(self, directory: Path, vocab_size: int, masked: bool = False):
+    def __init__(
+        self,
+        directory: Path,
+        vocab_size: int,
+        columns: Mapping[str, str] = MappingProxyType({}),
+        part_tokens: int = PART_TOKENS,
+    ):
+        """`columns`: name and number type of each further value that a token has, e.g. {"mask": "uint8"}."""
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / _META).unlink(missing_ok=True)
-        self._dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-        self._tokens = open(self.directory / "tokens.bin", "wb")
-        self._offsets = open(self.directory / "offsets.bin", "wb")
-        self._offsets.write(np.int64(0).tobytes())
-        self._mask = open(self.directory / "mask.bin", "wb") if masked else None
-        self.meta: dict = {"dtype": self._dtype.name, "masked": masked, "documents": 0, "tokens": 0, "bytes": 0}
+        for part in self.directory.glob("*-?????.bin"):
+            part.unlink()
+        for plan in self.directory.glob("rows-*"):  # of other documents; see best_fit.py
+            shutil.rmtree(plan)
+        token_type = "uint16" if vocab_size <= 1 << 16 else "uint32"
+        self._types = {name: np.dtype(kind) for name, kind in {"tokens": token_type, **columns}.items()}
+        self._part_tokens, self._open = part_tokens, dict[str, IO[bytes]]()
+        self._origins = zstandard.open(self.directory / _ORIGINS, "wt", encoding="utf-8", newline="\n")
+        self._parts: list[dict[str, int]] = []
+        self.meta: dict = {"dtype": token_type, "columns": dict(columns), "documents": 0, "tokens": 0, "bytes": 0}
+        self._next_part()
 
-    def append(self, ids: list[int], mask: list[int] | None = None, text_bytes: int = 0) -> None:
-        """One document; `text_bytes` is the UTF-8 size of its text."""
-        self._tokens.write(np.asarray(ids, dtype=self._dtype).tobytes())
-        if self._mask is not None:
-            assert mask is not None and len(mask) == len(ids)
-            self._mask.write(np.asarray(mask, dtype=np.uint8).tobytes())
-        self.meta["documents"] += 1
-        self.meta["tokens"] += len(ids)
+    def _next_part(self) -> None:
+        self._close_part()
+        for name in (*self._types, "offsets"):
+            self._open[name] = open(self.directory / _file(name, len(self._parts)), "wb")
+        self._open["offsets"].write(np.int64(0).tobytes())
+        self._parts.append({"documents": 0, "tokens": 0})
+
+    def _close_part(self) -> None:
+        for file in self._open.values():
+            file.close()
+
+    def append(
+        self, ids: Sequence[int], text_bytes: int = 0, origin: tuple[str, str] = ("", ""), **columns: Sequence
+    ) -> None:
+        """One document. `text_bytes` is the UTF-8 size of its text, `origin` its (source, id)."""
+        if self._parts[-1]["tokens"] >= self._part_tokens:
+            self._next_part()
+        for name, values in {"tokens": ids, **columns}.items():
+            assert len(values) == len(ids), name
+            self._open[name].write(np.asarray(values, dtype=self._types[name]).tobytes())
+        assert columns.keys() == self.meta["columns"].keys()
+        self._origins.write(json.dumps(origin) + "\n")
+        for counts in (self._parts[-1], self.meta):
+            counts["documents"] += 1
+            counts["tokens"] += len(ids)
         self.meta["bytes"] += text_bytes
-        self._offsets.write(np.int64(self.meta["tokens"]).tobytes())
+        self._open["offsets"].write(np.int64(self._parts[-1]["tokens"]).tobytes())
 
     def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, kind, *_) -> None:
-        for file in (self._tokens, self._offsets, self._mask):
-            if file is not None:
-                file.close()
+        self._close_part()
+        self._origins.close()
         if kind is None:
-            (self.directory / _META).write_text(json.dumps(self.meta) + "\n", encoding="utf-8")
+            text = json.dumps(self.meta | {"parts": self._parts})
+            (self.directory / _META).write_text(text + "\n", encoding="utf-8")
+
+
+class Column:
+    """The values of all tokens, by their place in the whole; a slice inside one part is a view of its file."""
+
+    def __init__(self, parts: list[np.ndarray]):
+        self._parts = parts
+        self._begins = list(accumulate(map(len, parts), initial=0))
+
+    def __len__(self) -> int:
+        return self._begins[-1]
+
+    def __getitem__(self, places: slice) -> np.ndarray:
+        low, high, _ = places.indices(len(self))
+        number = max(0, bisect_right(self._begins, low, hi=len(self._parts)) - 1)
+        begin = self._begins[number]
+        if high <= self._begins[number + 1]:  # a document always lies in one part
+            return self._parts[number][low - begin : high - begin]
+        pieces = zip(self._begins, self._parts, strict=False)
+        return np.concatenate([part[max(0, low - begin) : max(0, high - begin)] for begin, part in pieces])
 
 
 class Shards:
-    """Read access; slices of the arrays come from the page cache, so memory does not grow with the corpus."""
+    """Read access; slices of the columns come from the page cache, so memory does not grow with the corpus."""
 
     def __init__(self, directory: Path):
-        directory = Path(directory)
-        if not (directory / _META).is_file():
+        self.directory = Path(directory)
+        if not (self.directory / _META).is_file():
             raise UserError(f"{directory} holds no token shards; give the output of the tokenize stage")
-        self.meta: dict = json.loads((directory / _META).read_text(encoding="utf-8"))
-        self.tokens = self._map(directory / "tokens.bin", np.dtype(self.meta["dtype"]))
-        self.offsets = self._map(directory / "offsets.bin", np.dtype(np.int64))
-        self.mask = self._map(directory / "mask.bin", np.dtype(np.uint8)) if self.meta["masked"] else None
-        if len(self.offsets) != len(self) + 1 or len(self.tokens) != self.meta["tokens"]:
+        self.meta: dict = json.loads((self.directory / _META).read_text(encoding="utf-8"))
+        types = self.meta.get("columns", {"mask": "uint8"} if self.meta.get("masked") else {})
+        self.tokens = Column(self._map("tokens", self.meta["dtype"]))
+        self.columns = {name: Column(self._map(name, kind)) for name, kind in types.items()}
+        self.offsets = self._joined(self._map("offsets", "int64"))
+        """(documents + 1,) places in the columns."""
+        sizes = {len(column) for column in (self.tokens, *self.columns.values())}
+        if len(self.offsets) != len(self) + 1 or sizes != {self.meta["tokens"]}:
             raise UserError(f"{directory} is damaged (its files disagree with {_META}); delete it and run again")
 
+    def _map(self, name: str, dtype: str) -> list[np.ndarray]:
+        """A column's array of each part."""
+        numbers = range(len(self.meta["parts"])) if "parts" in self.meta else [None]
+        paths = [self.directory / _file(name, number) for number in numbers]
+        # As plain arrays: slices of a memmap are slower by a microsecond each.
+        return [np.asarray(np.memmap(p, dtype, "r")) if p.stat().st_size else np.empty(0, dtype) for p in paths]
+
     @staticmethod
-    def _map(path: Path, dtype: np.dtype) -> np.ndarray:
-        return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
+    def _joined(parts: list[np.ndarray]) -> np.ndarray:
+        if len(parts) == 1:
+            return parts[0]
+        ends = [int(part[-1]) for part in parts]
+        begins = accumulate(ends[:-1], initial=0)
+        return np.concatenate([parts[0][:1], *(part[1:] + begin for part, begin in zip(parts, begins, strict=True))])
 
     def __len__(self) -> int:
         return self.meta["documents"]
@@ -77,3 +155,17 @@ class Shards:
     def lengths(self) -> np.ndarray:
         """(documents,) tokens of each document."""
         return np.diff(self.offsets)
+
+    def origins(self) -> Iterator[tuple[str, str]]:
+        """(source, id) of every document, in order; UserError for shards of version 0.1.0, which have none."""
+        path = self.directory / _ORIGINS
+        if not path.is_file():
+            raise UserError(f"{self.directory} does not say where its documents came from; tokenize the corpus again")
+        with zstandard.open(path, "rb") as packed:
+            for line in io.TextIOWrapper(packed, encoding="utf-8", newline="\n"):
+                source, place = json.loads(line)
+                yield source, place
+
+
+def _file(name: str, part: int | None) -> str:
+    return f"{name}.bin" if part is None else f"{name}-{part:05}.bin"

@@ -10,47 +10,14 @@ has probability zero:
   It has no parameter to tune. A byte that never preceded another one falls back to the unigram.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mengya.data.byte_pairs import pair_counts
 from mengya.errors import UserError
-
-START = 256  # the context of the first byte of a document
-CHUNK_BYTES = 1 << 22
-
-
-def pair_counts(documents: Iterable[str]) -> NDArray[np.int64]:
-    """(257, 256) counts: [a, b] = how often byte b follows byte a; row 256 counts the first bytes of documents."""
-    counts = np.zeros((START + 1) * 256, dtype=np.int64)
-    for raw, starts in _chunks(documents):
-        following = np.frombuffer(raw, dtype=np.uint8).astype(np.int64)
-        previous = np.empty_like(following)
-        previous[1:] = following[:-1]
-        previous[starts] = START
-        counts += np.bincount(previous * 256 + following, minlength=len(counts))
-    return counts.reshape(START + 1, 256)
-
-
-def _chunks(documents: Iterable[str]) -> Iterator[tuple[bytes, list[int]]]:
-    """Whole documents joined up to about CHUNK_BYTES, with the offsets at which they start."""
-    parts: list[bytes] = []
-    starts: list[int] = []
-    size = 0
-    for text in documents:
-        raw = text.encode()
-        if not raw:
-            continue
-        parts.append(raw)
-        starts.append(size)
-        size += len(raw)
-        if size >= CHUNK_BYTES:
-            yield b"".join(parts), starts
-            parts, starts, size = [], [], 0
-    if parts:
-        yield b"".join(parts), starts
 
 
 @dataclass(frozen=True)
@@ -61,9 +28,8 @@ class ByteBaselines:
     bigram: NDArray[np.float64]
 
     @classmethod
-    def fit(cls, documents: Iterable[str]) -> "ByteBaselines":
-        """Count the bytes of the training documents, streaming. Raises UserError when there are none."""
-        pairs = pair_counts(documents)
+    def fit(cls, pairs: NDArray[np.int64]) -> "ByteBaselines":
+        """From the `BytePairs.counts` of the training documents. UserError when there are none."""
         total = int(pairs.sum())
         if total == 0:
             raise UserError("the byte baselines were given no training text; give them the documents of the corpus")

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mengya.data.preferences import Preference
+from mengya.data.rendering import Rendered, render_pair
 from mengya.errors import UserError
 from mengya.evaluate.accuracy import Accuracy, Result, accuracy
 from mengya.evaluate.scoring import MAX_LOGITS, Row, log_probs
@@ -36,8 +37,8 @@ def preference_accuracy(
     """Compare the completions by log-probability *per token*, so that a longer one has no handicap.
 
     The tokens of a completion are those that training supervises: its text and the end of its turn, given the
-    prompt. A tie is no success. Of a pair that does not fit in the context, both prompts lose the same number of tokens
-    on the left; of a completion that alone is longer, the part that fits counts. UserError without pairs.
+    prompt. A tie is not a success. Of a pair that does not fit in the context, both prompts lose the same number of
+    tokens on the left; of a completion that alone is longer, the part that fits counts. UserError without pairs.
     """
     if not pairs:
         raise UserError("no held-out preference pairs to measure; hold out some, or leave the metric out")
@@ -53,16 +54,15 @@ def preference_accuracy(
 
 def _rows(chat: Chat, pair: Preference, context: int) -> tuple[Row, Row]:
     """The scored spans of the chosen and of the rejected completion, at most `context` + 1 ids each."""
-    prompt = [dict(message) for message in pair.prompt]
-    length = len(chat.encode(prompt, add_generation_prompt=True)[0])
-    spans = []
-    for completion in (pair.chosen, pair.rejected):
-        ids, mask = chat.encode([*prompt, {"role": "assistant", "content": completion}])
-        last = len(mask) - mask[::-1].index(1)  # earlier assistant turns are in the prompt: only the last one counts
-        spans.append((ids, last))
-    # one id of the prompt must stay: it predicts the first token of the completion
-    drop = min(length - 1, max(0, max(last for _, last in spans) - context - 1))
+    rendered = render_pair(chat, pair)
+    longest = max(_end(rendered.chosen), _end(rendered.rejected))
+    rendered = rendered.without_oldest(min(rendered.prompt - 1, max(0, longest - context - 1)))
     chosen, rejected = (
-        Row(ids[drop : drop + context + 1], length - drop, min(last - drop, context + 1)) for ids, last in spans
+        Row(side.ids[: context + 1], rendered.prompt, min(_end(side), context + 1)) for side in rendered[1:]
     )
     return chosen, rejected
+
+
+def _end(side: Rendered) -> int:
+    """Where the completion ends."""
+    return len(side.mask) - side.mask[::-1].index(1)

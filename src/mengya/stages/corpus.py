@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 from mengya.data import schoolbook
-from mengya.data.cleaning import clean_document, content_hash, is_heldout
+from mengya.data.cleaning import clean_document
+from mengya.data.corpus import CorpusWriter
+from mengya.data.documents import Document, in_batches, read_documents
 from mengya.data.quarantine import Quarantine
-from mengya.data.readers import read_documents
-from mengya.data.tokenization import read_texts
+from mengya.data.splits import content_hash, is_heldout
+from mengya.data.workers import ordered_map
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
 from mengya.schema import Count, Input, Natural, config
@@ -29,7 +31,7 @@ class Config:
     schoolbook: bool = False
     """Add the embedded Chinese schoolbook: text, conversations, preference pairs and held-out questions."""
     heldout: float = 0.01
-    """Share of the documents kept from training, to measure on; chosen by content."""
+    """Share of the documents to measure on, not trained on; chosen by content."""
     min_chars: Count = 1
     """Shorter documents are left out (and counted)."""
     seed: Natural = 0
@@ -49,54 +51,55 @@ def missing(config: Config, name: str) -> str | None:
     return None
 
 
-def _documents(config: Config, paths: list[Path], out: Path, quarantine: Quarantine) -> Iterator[str]:
+def _documents(config: Config, paths: list[Path], out: Path, quarantine: Quarantine) -> Iterator[Document]:
     if config.schoolbook:
         schoolbook.write(out, config.seed)
-        yield from read_texts(out / "text.jsonl")
+        with open(out / "text.jsonl", encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                yield Document(json.loads(line)["text"], "schoolbook", str(number))
         (out / "text.jsonl").unlink()
     if paths:
         yield from read_documents([str(path) for path in paths], config.text_field, quarantine)
 
 
+def _clean(documents: list[Document]) -> list[tuple[Document, bytes]]:
+    """Each cleaned, with its content hash."""
+    cleaned = [document._replace(text=clean_document(document.text)) for document in documents]
+    return [(document, content_hash(document.text)) for document in cleaned]
+
+
 def run(config: Config, inputs: Inputs, out: Path) -> None:
-    """Write train.jsonl and heldout.jsonl ({"text"} a line), quarantine.jsonl, corpus.json (counts)."""
-    counts = {"train": 0, "heldout": 0, "duplicates": 0, "too_short": 0, "train_bytes": 0, "heldout_bytes": 0}
+    """Write the files of a `Corpus`, and quarantine.jsonl."""
+    duplicates = too_short = 0
     seen: set[bytes] = set()
-    with (
-        Quarantine(out / "quarantine.jsonl") as quarantine,
-        open(out / "train.jsonl", "w", encoding="utf-8", newline="\n") as train,
-        open(out / "heldout.jsonl", "w", encoding="utf-8", newline="\n") as heldout,
-    ):
-        for raw in _documents(config, inputs.get("path", []), out, quarantine):
-            text = clean_document(raw)
-            key = content_hash(text)
-            if len(text) < config.min_chars:
-                counts["too_short"] += 1
-            elif key in seen:
-                counts["duplicates"] += 1
-            else:
-                seen.add(key)
-                held = is_heldout(key, config.heldout)
-                split, file = ("heldout", heldout) if held else ("train", train)
-                file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-                counts[split] += 1
-                counts[f"{split}_bytes"] += len(text.encode())
+    with Quarantine(out / "quarantine.jsonl") as quarantine, CorpusWriter(out) as writer:
+        documents = _documents(config, inputs.get("path", []), out, quarantine)
+        # One process: on two cores, sending the text to others takes the time that they would save.
+        for batch in ordered_map(_clean, in_batches(documents), workers=1):
+            for document, key in batch:
+                if len(document.text) < config.min_chars:
+                    too_short += 1
+                elif key in seen:
+                    duplicates += 1
+                else:
+                    seen.add(key)
+                    writer.add("heldout" if is_heldout(key, config.heldout) else "train", document)
+    counts = writer.counts
     say(
         f"  {counts['train']:,} documents ({format_count(counts['train_bytes'])}B) to train on, {counts['heldout']:,} "
-        f"held out, {counts['duplicates']:,} duplicates and {counts['too_short']:,} short ones left out"
+        f"held out, {duplicates:,} duplicates and {too_short:,} short ones left out"
     )
     say(f"  {quarantine.summary()}")
     if not counts["train"] and counts["heldout"]:
         raise UserError(f"all documents were held out; lower corpus.heldout (now {config.heldout}) or add text")
     if not counts["train"]:
-        left_out = f"{counts['too_short']:,} too short, {quarantine.summary()}"
+        left_out = f"{too_short:,} too short, {quarantine.summary()}"
         raise UserError(f"the corpus is empty: no document was left to train on ({left_out}); check corpus.path")
     if not counts["heldout"]:
         raise UserError(
             f"no document was held out of {counts['train']}; raise corpus.heldout (now {config.heldout}) or add text"
         )
-    counts["quarantined"] = quarantine.count
-    (out / "corpus.json").write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+    writer.finish(duplicates=duplicates, too_short=too_short, quarantined=quarantine.count)
 
 
 def estimate(config: Config, sources: Sources) -> Estimate:

@@ -1,6 +1,7 @@
 """A chat model and preference pairs -> a model that prefers the chosen answers."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +9,8 @@ from mengya import ranks, runtime
 from mengya.data.packing import PackedGroups
 from mengya.data.preferences import read_preferences
 from mengya.data.quarantine import Quarantine
+from mengya.data.rendering import examples_of, preference_example, write_examples
 from mengya.data.shards import Shards
-from mengya.data.tokenization import write_preference_shards
 from mengya.metrics import say
 from mengya.model.load import load_model, save_model
 from mengya.schema import Input, Positive, Share, config
@@ -42,8 +43,12 @@ def _write_shards(config: Config, inputs: Inputs, chat: Chat, out: Path) -> list
     if not all((split / "shards.json").exists() for split in (train, heldout)):
         with Quarantine(out / "quarantine.jsonl") as quarantine:
             pairs = read_preferences([str(path) for path in inputs["path"]], quarantine)
-            used, kept, long = write_preference_shards(pairs, chat, train, heldout, config.heldout, config.seq_len)
-        say(f"  {used['documents'] // 2:,} pairs to train on, {kept['documents'] // 2:,} held out, {long:,} too long")
+            examples = examples_of(partial(preference_example, chat, seq_len=config.seq_len), pairs)
+            nothing = (
+                f"no preference pair fits into seq_len={config.seq_len}; raise dpo.seq_len or check quarantine.jsonl"
+            )
+            written = write_examples(examples, chat.tokenizer.vocab_size, train, heldout, config.heldout, nothing)
+        say(f"  {written.train:,} pairs to train on, {written.heldout:,} held out, {written.too_long:,} too long")
         say(f"  {quarantine.summary()}")
     return [train, heldout]
 

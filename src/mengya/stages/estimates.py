@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mengya.data.corpus import Corpus
 from mengya.data.files import raw_bytes
 from mengya.data.shards import Shards
 from mengya.model.load import read_config
@@ -18,7 +19,7 @@ _CHAT_OVERHEAD = 1.25
 
 def bytes_of_corpora(sources: list[Estimate | Path]) -> float:
     """Of the text to train on."""
-    return sum(raw_bytes(str(s / "train.jsonl")) if isinstance(s, Path) else s.text for s in sources)
+    return sum(Corpus(s).size("train") if isinstance(s, Path) else s.text for s in sources)
 
 
 def bytes_of_files(sources: list[Estimate | Path]) -> float:

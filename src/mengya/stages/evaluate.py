@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from mengya import manifest, runtime
+from mengya.data.corpus import Corpus
 from mengya.data.preferences import Preference, read_preferences
 from mengya.data.quarantine import Quarantine
-from mengya.data.tokenization import first_texts, read_texts, sample_texts
 from mengya.errors import UserError
 from mengya.evaluate.baselines import ByteBaselines
 from mengya.evaluate.bits import bits_per_byte
@@ -44,13 +44,12 @@ class Config:
 
 def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write the report; every model is measured on the same text, questions and pairs."""
-    models, (corpus,) = inputs["models"], inputs["corpus"]
-    _check_directories(models, corpus)
+    models, corpus = inputs["models"], Corpus(*inputs["corpus"])
+    _check_directories(models)
     questions = [question for path in inputs.get("questions", []) for question in read_questions(path)]
     pairs = _read_pairs(inputs.get("preferences", []), out)
-    heldout = corpus / "heldout.jsonl"
-    texts = list(sample_texts(heldout, config.heldout_bytes)) or first_texts(heldout, 1)
-    baselines = ByteBaselines.fit(read_texts(corpus / "train.jsonl"))
+    texts = list(corpus.sample("heldout", config.heldout_bytes)) or corpus.first("heldout", 1)
+    baselines = ByteBaselines.fit(corpus.byte_pairs())
     measured = [_measure(path, texts, questions, pairs) for path in models]
     report = Report(
         title=config.title,
@@ -69,22 +68,20 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     )
 
 
-def _check_directories(models: list[Path], corpus: Path) -> None:
+def _check_directories(models: list[Path]) -> None:
     names = [path.name for path in models]
     if len(set(names)) < len(names):
         raise UserError(f"evaluate.models has two directories of one name ({', '.join(names)}); rename one")
-    for path in [*models, corpus]:
+    for path in models:
         if not path.is_dir():
-            raise UserError(f"{path} is not a directory; evaluate needs model directories and a corpus")
-    if not all((corpus / f"{split}.jsonl").is_file() for split in ("train", "heldout")):
-        raise UserError(f"{corpus} is not a corpus (it has no heldout.jsonl); use the output of the corpus stage")
+            raise UserError(f"{path} is not a directory; evaluate needs model directories")
 
 
 def _read_pairs(paths: list[Path], out: Path) -> list[Preference]:
     if not paths:
         return []
     with Quarantine(out / "quarantine.jsonl") as quarantine:
-        pairs = list(read_preferences([str(path) for path in paths], quarantine))
+        pairs = [row.value for row in read_preferences([str(path) for path in paths], quarantine)]
     say(f"  {quarantine.summary()}")
     if not pairs:
         raise UserError("evaluate.preferences holds no usable pair; correct the path or unset it")

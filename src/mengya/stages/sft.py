@@ -1,5 +1,6 @@
 """A model and conversations -> a chat model."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -7,8 +8,8 @@ from mengya import ranks
 from mengya.data.conversations import read_conversations
 from mengya.data.packing import PackedGroups
 from mengya.data.quarantine import Quarantine
+from mengya.data.rendering import conversation_example, examples_of, write_examples
 from mengya.data.shards import Shards
-from mengya.data.tokenization import write_conversation_shards
 from mengya.metrics import say
 from mengya.model.load import load_model, save_model
 from mengya.schema import Input, Share, config
@@ -41,8 +42,12 @@ def _write_shards(config: Config, inputs: Inputs, chat: Chat, out: Path) -> list
     if not all((split / "shards.json").exists() for split in (train, heldout)):
         with Quarantine(out / "quarantine.jsonl") as quarantine:
             conversations = read_conversations([str(path) for path in inputs["path"]], quarantine)
-            used, kept = write_conversation_shards(conversations, chat, train, heldout, config.heldout)
-        say(f"  {used['documents']:,} conversations to train on, {kept['documents']:,} held out")
+            examples = examples_of(partial(conversation_example, chat), conversations)
+            nothing = "no conversation was found; check the input and its quarantine.jsonl"
+            written = write_examples(examples, chat.tokenizer.vocab_size, train, heldout, config.heldout, nothing)
+        say(f"  {written.train:,} conversations to train on, {written.heldout:,} held out")
+        if divided := sum(int((Shards(split).lengths > config.seq_len + 1).sum()) for split in (train, heldout)):
+            say(f"  {divided:,} are longer than seq_len and divided: the later parts do not see the question")
         say(f"  {quarantine.summary()}")
     return [train, heldout]
 

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-from mengya.data.cleaning import content_hash
-from mengya.data.tokenization import read_texts, write_text_shards
-from mengya.errors import UserError
+from mengya.data.corpus import Corpus, Split
+from mengya.data.documents import Document
+from mengya.data.rendering import write_documents
+from mengya.data.splits import content_hash
 from mengya.metrics import format_count, say
 from mengya.schema import Input, config
 from mengya.stage import Estimate, Inputs, Sources, Stage
@@ -23,30 +24,26 @@ class Config:
     tokenizer: Annotated[str, Input("tokenizer")] = "@tokenizer"
 
 
-def _each_once(sources: list[Path], seen: set[bytes]) -> Iterator[str]:
-    """The texts of several files whose hash is not in `seen`, to which they are added."""
-    for source in sources:
-        for text in read_texts(source):
-            key = content_hash(text)
+def _each_once(corpora: list[Corpus], split: Split, seen: set[bytes]) -> Iterator[Document]:
+    """The documents of several corpora whose hash is not in `seen`, to which they are added."""
+    for corpus in corpora:
+        for document in corpus.documents(split):
+            key = content_hash(document.text)
             if key not in seen:
                 seen.add(key)
-                yield text
+                yield document
 
 
 def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write shards into train/ and heldout/, and a copy of the tokenizer."""
-    corpora, (directory,) = inputs["corpus"], inputs["tokenizer"]
+    (directory,) = inputs["tokenizer"]
     tokenizer = Tokenizer.load(directory)
-    files = {split: [corpus / f"{split}.jsonl" for corpus in corpora] for split in ("heldout", "train")}
-    for source in [*files["train"], *files["heldout"]]:
-        if not source.is_file():
-            raise UserError(
-                f"{source.parent} is no corpus (it has no {source.name}); use the output of the corpus stage"
-            )
+    corpora = [Corpus(path) for path in inputs["corpus"]]
     seen: set[bytes] = set()
-    for split, sources in files.items():  # held-out text first, so that none of it is trained on
-        texts = read_texts(sources[0]) if len(corpora) == 1 else _each_once(sources, seen)
-        meta = write_text_shards(texts, tokenizer, out / split)
+    splits: tuple[Split, ...] = ("heldout", "train")  # held-out text first, so that none of it is trained on
+    for split in splits:
+        documents = corpora[0].documents(split) if len(corpora) == 1 else _each_once(corpora, split, seen)
+        meta = write_documents(documents, tokenizer, out / split)
         say(
             f"  {split}: {format_count(meta['tokens'])} tokens, "
             f"{meta['bytes'] / max(meta['tokens'], 1):.2f} bytes a token"

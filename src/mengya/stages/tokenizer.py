@@ -1,12 +1,11 @@
 """Documents -> a byte-level BPE tokenizer, new or grown from another."""
 
 from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
-from mengya.data.tokenization import read_texts, sample_texts
-from mengya.errors import UserError
+from mengya.data.corpus import Corpus
 from mengya.metrics import say
 from mengya.schema import Count, Input, config
 from mengya.stage import Estimate, Inputs, Sources, Stage
@@ -32,19 +31,17 @@ class Config:
     """Longest entry in bytes (a Chinese character has 3), so that no entry swallows whole phrases."""
 
 
-def _sample(corpora: list[Path], most_bytes: int) -> Iterator[str]:
+def _sample(corpora: list[Corpus], max_bytes: int) -> Iterator[str]:
     """Documents of all corpora, from each in proportion to its size."""
-    files = [corpus / "train.jsonl" for corpus in corpora]
-    for corpus, file in zip(corpora, files, strict=True):
-        if not file.is_file():
-            raise UserError(f"{corpus} is no corpus (it has no train.jsonl); use the output of the corpus stage")
-    share = most_bytes / max(sum(file.stat().st_size for file in files), 1)
-    return chain.from_iterable(sample_texts(file, int(share * file.stat().st_size)) for file in files)
+    sizes = [corpus.size("train") for corpus in corpora]
+    share = max_bytes / max(sum(sizes), 1)
+    samples = (corpus.sample("train", int(share * size)) for corpus, size in zip(corpora, sizes, strict=True))
+    return chain.from_iterable(samples)
 
 
 def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json."""
-    corpora = inputs["corpus"]
+    corpora = [Corpus(path) for path in inputs["corpus"]]
     sample = _sample(corpora, config.sample_bytes)
     if "extend" in inputs:
         (old,) = inputs["extend"]
@@ -61,10 +58,10 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     say(f"  {tokenizer.vocab_size:,} entries, {_density(lambda text: len(tokenizer.encode(text)), corpora)}")
 
 
-def _density(count: Callable[[str], int], corpora: list[Path]) -> str:
+def _density(count: Callable[[str], int], corpora: list[Corpus]) -> str:
     size = tokens = 0
     for corpus in corpora:
-        for text in islice(read_texts(corpus / "heldout.jsonl"), 1000):
+        for text in corpus.first("heldout", 1000):
             size, tokens = size + len(text.encode()), tokens + count(text)
     return f"{size / max(tokens, 1):.2f} bytes a token on held-out text"
 

@@ -1,21 +1,24 @@
 """Text, conversations and pairs -> shards."""
 
 import json
+from functools import partial
 
-import numpy as np
 import pytest
 
-from mengya.data.cleaning import content_hash, is_heldout
+from mengya.data import documents as documents_module
+from mengya.data import rendering
+from mengya.data.documents import Document
 from mengya.data.preferences import Preference
-from mengya.data.shards import Shards
-from mengya.data.tokenization import (
-    first_texts,
-    read_texts,
-    sample_texts,
-    write_conversation_shards,
-    write_preference_shards,
-    write_text_shards,
+from mengya.data.readers import Row
+from mengya.data.rendering import (
+    conversation_example,
+    examples_of,
+    preference_example,
+    write_documents,
+    write_examples,
 )
+from mengya.data.shards import Shards
+from mengya.data.splits import content_hash, is_heldout
 from mengya.errors import UserError
 from mengya.text.chat import Chat
 from mengya.text.tokenizer import train_tokenizer
@@ -31,7 +34,7 @@ def documents(shards):
 
 
 def masks(shards):
-    return [shards.mask[a:b].tolist() for a, b in zip(shards.offsets[:-1], shards.offsets[1:], strict=True)]
+    return [shards.columns["mask"][a:b].tolist() for a, b in zip(shards.offsets[:-1], shards.offsets[1:], strict=True)]
 
 
 def talk(number, answer="山里"):
@@ -39,25 +42,47 @@ def talk(number, answer="山里"):
 
 
 def test_text_comes_back_document_by_document(chat, tmp_path, monkeypatch):
-    monkeypatch.setattr("mengya.data.tokenization._AT_ONCE_CHARACTERS", 50)
+    monkeypatch.setattr(documents_module, "_AT_ONCE_CHARACTERS", 50)
     texts = [f"第{i}座山\n有庙 <|endoftext|>" * (i % 7 + 1) for i in range(60)]
-    meta = write_text_shards(texts, chat.tokenizer, tmp_path)
+    given = [Document(text, "我的.txt" if i < 30 else "b\udc80.txt", str(i)) for i, text in enumerate(texts)]
+    meta = write_documents(given, chat.tokenizer, tmp_path)
     shards = Shards(tmp_path)
     assert [chat.tokenizer.decode(ids) for ids in documents(shards)] == texts
     assert meta["documents"] == 60 and meta["tokens"] == len(shards.tokens)
     assert meta["bytes"] == sum(len(text.encode()) for text in texts)
+    assert list(shards.origins()) == [(document.source, document.id) for document in given]
+
+
+def write_talks(talks, chat, tmp_path, fraction):
+    rows = (Row("talks.jsonl", number, messages) for number, messages in enumerate(talks, 1))
+    examples = (conversation_example(chat, row) for row in rows)
+    return write_examples(
+        examples, chat.tokenizer.vocab_size, tmp_path / "t", tmp_path / "h", fraction, "no conversation was found"
+    )
 
 
 def test_conversations_are_split_by_content_and_masked(chat, tmp_path):
     talks = [talk(i) for i in range(200)]
-    used, kept = write_conversation_shards(talks, chat, tmp_path / "train", tmp_path / "heldout", 0.2)
+    written = write_talks(talks, chat, tmp_path, 0.2)
     held = [is_heldout(content_hash(json.dumps(t, ensure_ascii=False)), 0.2) for t in talks]
-    assert (used["documents"], kept["documents"]) == (held.count(False), held.count(True)) and any(held)
-    for split, wanted in (("train", False), ("heldout", True)):
+    assert written == (held.count(False), held.count(True), 0) and any(held)
+    for split, wanted in (("t", False), ("h", True)):
         shards = Shards(tmp_path / split)
         expected = [chat.encode(t) for t, h in zip(talks, held, strict=True) if h == wanted]
         assert documents(shards) == [ids for ids, _ in expected]
         assert masks(shards) == [mask for _, mask in expected]
+        places = [("talks.jsonl", str(number)) for number, h in enumerate(held, 1) if h == wanted]
+        assert list(shards.origins()) == places
+
+
+def test_any_number_of_processes_renders_alike(chat, monkeypatch):
+    monkeypatch.setattr(rendering, "_ROWS_AT_ONCE", 7)
+    talks = [Row("a", n, talk(n, "<|im_end|> 是什么？<|im_start|>" * (n % 3))) for n in range(100)]
+    pairs = [Row("b", n, Preference(talk(n)[:1], "好山" * n, "坏<|endoftext|>庙")) for n in range(100)]
+    for function, rows in ((conversation_example, talks), (partial(preference_example, seq_len=90), pairs)):
+        wanted = list(examples_of(partial(function, chat), iter(rows), workers=1))
+        assert len(wanted) == 100 and any(wanted)
+        assert list(examples_of(partial(function, chat), iter(rows), workers=2)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -66,24 +91,29 @@ def test_conversations_are_split_by_content_and_masked(chat, tmp_path):
 )
 def test_an_empty_split_is_an_error_and_leaves_nothing_that_looks_whole(chat, tmp_path, count, fraction, message):
     with pytest.raises(UserError, match=message):
-        write_conversation_shards(map(talk, range(count)), chat, tmp_path / "t", tmp_path / "h", fraction)
+        write_talks(map(talk, range(count)), chat, tmp_path, fraction)
     for split in ("t", "h"):
         with pytest.raises(UserError, match="no token shards"):
             Shards(tmp_path / split)
 
 
 def write_pairs(pairs, chat, tmp_path, seq_len, fraction=0.5):
-    return write_preference_shards(pairs, chat, tmp_path / "t", tmp_path / "h", fraction, seq_len)
+    rows = (Row("pairs.jsonl", number, pair) for number, pair in enumerate(pairs, 1))
+    examples = (preference_example(chat, row, seq_len=seq_len) for row in rows)
+    nothing = f"no preference pair fits into seq_len={seq_len}"
+    return write_examples(examples, chat.tokenizer.vocab_size, tmp_path / "t", tmp_path / "h", fraction, nothing)
 
 
 def test_pairs_are_neighbours_with_only_the_completions_supervised(chat, tmp_path):
     prompt = [*talk(1, "早先的回答"), {"role": "user", "content": "再说"}]
     pairs = [Preference([*prompt[:-1], {"role": "user", "content": f"再说{i}"}], "好山", "坏庙庙") for i in range(40)]
-    used, kept, too_long = write_pairs(pairs, chat, tmp_path, 1000)
-    assert used["documents"] + kept["documents"] == 80 and used["documents"] and kept["documents"] and not too_long
+    written = write_pairs(pairs, chat, tmp_path, 1000)
+    assert written.train + written.heldout == 40 and written.train and written.heldout and not written.too_long
     for split in ("t", "h"):
         shards = Shards(tmp_path / split)
         found = list(zip(documents(shards), masks(shards), strict=True))
+        origins = list(shards.origins())
+        assert origins[::2] == origins[1::2] and len(set(origins)) == len(found) // 2
         for (chosen, mask), (rejected, other) in zip(found[::2], found[1::2], strict=True):
             for ids, marks, answer in ((chosen, mask, "好山"), (rejected, other, "坏庙庙")):
                 supervised = [i for i, m in zip(ids, marks, strict=True) if m]
@@ -95,8 +125,7 @@ def test_pairs_are_neighbours_with_only_the_completions_supervised(chat, tmp_pat
 @pytest.mark.parametrize("seq_len", [100, 101])
 def test_long_pairs_lose_the_oldest_of_the_prompt_equally(chat, tmp_path, seq_len):
     pairs = [Preference([{"role": "user", "content": f"{i} " + "山" * 300}], "好" * 9, "坏" * 5) for i in range(20)]
-    _, _, too_long = write_pairs(pairs, chat, tmp_path, seq_len)
-    assert too_long == 0
+    assert write_pairs(pairs, chat, tmp_path, seq_len).too_long == 0
     shards = Shards(tmp_path / "t")
     whole = {}
     for pair in pairs:
@@ -116,28 +145,3 @@ def test_pairs_whose_completions_do_not_fit_are_counted(chat, tmp_path):
     assert write_pairs([*short, *long], chat, tmp_path, 100)[2] == 3
     with pytest.raises(UserError, match="seq_len=100"):
         write_pairs(long, chat, tmp_path, 100)
-
-
-def test_reading_and_sampling_a_corpus_file(tmp_path):
-    path = tmp_path / "train.jsonl"
-    texts = [f"第{i}行\u2028 还是一行\n第二行" for i in range(2000)]
-    path.write_text("".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in texts), encoding="utf-8")
-    assert list(read_texts(path)) == texts
-    assert first_texts(path, 3) == texts[:3]
-    assert list(sample_texts(path, 10**9)) == texts
-    sample = list(sample_texts(path, path.stat().st_size // 10))
-    assert 120 < len(sample) < 280
-    places = np.array([texts.index(t) for t in sample])
-    assert abs(places.mean() - 1000) < 150, "spread over the file"
-
-
-@pytest.mark.parametrize("split", ["train", "heldout"])
-def test_a_sample_is_drawn_independently_of_the_split(tmp_path, split):
-    """The split is a hash of the content, too: a sample by the same bits would be all of one side or nothing."""
-    texts = [f"第{number}篇文章，讲的是第{number}件事。" for number in range(20_000)]
-    kept = [text for text in texts if is_heldout(content_hash(text), 0.1) == (split == "heldout")]
-    path = tmp_path / "split.jsonl"
-    path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in kept), encoding="utf-8")
-    sample = list(sample_texts(path, path.stat().st_size // 20))
-    assert 0.03 < len(sample) / len(kept) < 0.07
-    assert list(sample_texts(path, path.stat().st_size)) == kept

@@ -1,0 +1,97 @@
+"""Which document goes into which row: best fit over a shuffled order, for millions of documents, once.
+
+A plan is a folder beside the shards, named by all that it depends on:
+
+rows.npy    int64, rows + 1: row i holds pieces[rows[i] : rows[i + 1]]
+pieces.npy  int64, (pieces, 2): document and first token; a piece ends with its document, or after seq_len tokens
+"""
+
+import shutil
+from array import array
+from pathlib import Path
+
+import numpy as np
+
+from mengya.data.shards import Shards
+
+_AT_ONCE = 1 << 16
+
+
+class Plan:
+    """The rows of a plan's folder, mapped into memory."""
+
+    def __init__(self, folder: Path):
+        # As plain arrays: slices of a memmap are slower by a microsecond each.
+        self._rows, self._pieces = (np.asarray(np.load(folder / f"{n}.npy", mmap_mode="r")) for n in ("rows", "pieces"))
+
+    def __len__(self) -> int:
+        return len(self._rows) - 1
+
+    def pieces(self, row: int) -> list[list[int]]:
+        """[document, first token] of each piece of a row."""
+        return self._pieces[self._rows[row] : self._rows[row + 1]].tolist()
+
+
+def make_plan(shards: Shards, seq_len: int, seed: int, group: int) -> Path:
+    """The folder of the plan; one that was made before is found again. A crash leaves no half plan under its name."""
+    folder = shards.directory / f"rows-{len(shards)}-{shards.meta['tokens']}-{seq_len}-{seed}-{group}"
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        order = np.random.default_rng(seed).permutation(len(shards) // group)
+        rows, pieces = best_fit(shards.lengths, order, seq_len, group)
+        np.save(partial / "rows.npy", rows)
+        np.save(partial / "pieces.npy", pieces)
+        partial.rename(folder)
+    return folder
+
+
+def best_fit(lengths: np.ndarray, order: np.ndarray, seq_len: int, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, pieces) as in a plan. `order`: of the groups of `group` consecutive documents, which stay in one row;
+    with group 1 a document longer than a row is cut, and each piece is placed for itself."""
+    documents = (order[:, None] * group + np.arange(group)).ravel()
+    # The last token of a document is never an input that predicts, so it alone opens no new row.
+    cuts = (np.maximum(lengths[documents] - 1, 1) - 1) // seq_len + 1
+    firsts = np.cumsum(cuts) - cuts
+    pieces = np.empty((int(cuts.sum()), 2), np.int64)
+    pieces[:, 0] = np.repeat(documents, cuts)
+    pieces[:, 1] = (np.arange(len(pieces)) - np.repeat(firsts, cuts)) * seq_len
+    sizes = np.minimum(lengths[pieces[:, 0]] - pieces[:, 1], seq_len).astype(np.int32)
+    if group > 1:
+        needs = np.add.reduceat(sizes, firsts[::group])
+        assert needs.max() <= seq_len
+        row_of = np.repeat(_place(needs, seq_len), np.add.reduceat(cuts, np.arange(0, len(cuts), group)))
+    else:
+        row_of = _place(sizes, seq_len)
+    counts = np.bincount(row_of)
+    pieces = pieces[np.argsort(row_of, kind="stable")]
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]), pieces
+
+
+def _place(needs: np.ndarray, seq_len: int) -> np.ndarray:
+    """The row of each need: of the open rows with the least space that is enough, the one touched last, else a new one.
+
+    Rows of one free space are a stack, linked through `below`; `top` holds the uppermost row of each free space, and
+    bit s of `spaces` says whether there is one of free space s.
+    """
+    top, below = array("i", [-1]) * (seq_len + 1), array("i", [-1]) * len(needs)
+    placed, spaces, rows = array("i"), 0, 0
+    for begin in range(0, len(needs), _AT_ONCE):
+        for need in needs[begin : begin + _AT_ONCE].tolist():
+            enough = spaces >> need
+            if enough:
+                space = need + (enough & -enough).bit_length() - 1
+                row = top[space]
+                top[space] = below[row]
+                if below[row] < 0:
+                    spaces ^= 1 << space
+            else:
+                row, space = rows, seq_len
+                rows += 1
+            placed.append(row)
+            left = space - need
+            if left:
+                below[row], top[left] = top[left], row
+                spaces |= 1 << left
+    return np.frombuffer(placed, np.int32)

@@ -13,7 +13,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from mengya import runtime
-from mengya.batch import Batch
+from mengya.batch import Batch, Source
 from mengya.data import schoolbook
 from mengya.data.files import raw_bytes
 from mengya.data.shards import Shards
@@ -25,7 +25,7 @@ from mengya.model.native.transformer import CausalLM, count_active_parameters, c
 from mengya.recipe import Recipe, StageSpec
 from mengya.train.loop import Guard, fit
 from mengya.train.objectives import Objective, dpo, language_modeling
-from mengya.train.training import TrainingConfig, make_engine, prepare_model
+from mengya.train.settings import TrainingConfig, engine_for, prepare_model
 
 _BYTES_PER_TOKEN = 3.6
 """Of a tokenizer that does not exist yet; measured on Chinese text with 6,400 entries."""
@@ -42,30 +42,33 @@ class _Measured(NamedTuple):
     memory: int
 
 
-def _synthetic(settings: TrainingConfig, vocab_size: int, pairs: bool):
-    """A source of random batches of the right shape; each row holds a pair, or one document."""
-    rows, length = min(settings.micro_batch or settings.rows, settings.rows), settings.seq_len
-    if settings.rows % rows:
-        raise UserError(f"micro_batch={rows} does not divide the {settings.rows} rows of a step; try a divisor")
-    half = length // 2 if pairs else length
-    starts = (torch.arange(length) // half * half).to(torch.int32).expand(rows, length).contiguous()
-    generator = torch.Generator().manual_seed(0)
+class _Synthetic(Source):
+    """Random batches of the right shape; each row holds a pair, or one document."""
 
-    def source(step: int) -> list[Batch]:
-        ids = torch.randint(0, vocab_size, (rows, length + 1), generator=generator)
-        sequence = torch.arange(rows)[:, None] * (2 if pairs else 1) + torch.arange(length) // half
+    def __init__(self, settings: TrainingConfig, vocab_size: int, pairs: bool):
+        self._rows, self._length = min(settings.micro_batch or settings.rows, settings.rows), settings.seq_len
+        if settings.rows % self._rows:
+            raise UserError(
+                f"micro_batch={self._rows} does not divide the {settings.rows} rows of a step; try a divisor"
+            )
+        self._batches, self._entries, self._pairs = settings.rows // self._rows, vocab_size, pairs
+        self._generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, step: int) -> list[Batch]:
+        rows, length, documents = self._rows, self._length, 2 if self._pairs else 1
+        half = length // documents
+        starts = (torch.arange(length) // half * half).to(torch.int32).expand(rows, length).contiguous()
+        ids = torch.randint(0, self._entries, (rows, length + 1), generator=self._generator)
         batch = Batch(
             input_ids=ids[:, :-1],
             labels=ids[:, 1:],
             position_ids=torch.arange(length) - starts.long(),
             starts=starts,
-            sequence_ids=sequence,
-            sequences=rows * (2 if pairs else 1),
-            count=rows if pairs else rows * length,
+            sequence_ids=torch.arange(rows)[:, None] * documents + torch.arange(length) // half,
+            sequences=rows * documents,
+            count=rows if self._pairs else rows * length,
         )
-        return [batch] * (settings.rows // rows)
-
-    return source
+        return [batch] * self._batches
 
 
 def _measure(settings: Any, shape: ModelConfig, pairs: bool, seconds: float = 4.0) -> _Measured:
@@ -76,14 +79,12 @@ def _measure(settings: Any, shape: ModelConfig, pairs: bool, seconds: float = 4.
     if pairs:
         reference = CausalLM(shape).requires_grad_(False)
         reference.load_state_dict(model.state_dict())
-        reference, _ = prepare_model(reference, dataclasses.replace(settings, compile=False))
-        model, compiled = prepare_model(model, settings)
+        prepare_model(reference, dataclasses.replace(settings, compile=False))
         objective = dpo(0.1, reference, settings.balance)
     else:
-        model, compiled = prepare_model(model, settings)
-        objective = language_modeling(compiled, settings.balance)
-    engine = make_engine(model, objective, settings)
-    source = _synthetic(settings, shape.vocab_size, pairs)
+        objective = language_modeling(settings.balance)
+    engine = engine_for(prepare_model(model, settings), objective, settings)
+    source = _Synthetic(settings, shape.vocab_size, pairs)
     times: list[float] = []
     last = time.perf_counter()
     updates = fit(engine, lambda _: 0.0, source, range(1000), settings.optim.max_grad_norm, Guard())

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from mengya.batch import IGNORE, Batch
+from mengya.batch import IGNORE, Batch, Source
 from mengya.data.shards import Shards
 from mengya.errors import UserError
 
@@ -178,7 +178,7 @@ def make_batch(rows: list[Row], per_count: int) -> Batch:
     )
 
 
-class BatchSource:
+class BatchSource(Source):
     """The batches of a training run: `source(step)` gives this rank's micro-batches of one optimizer step.
 
     The rows of a step are the same for any number of ranks; each rank takes an equal share of neighbours.

@@ -6,8 +6,8 @@ from typing import Protocol
 
 from mengya.errors import UserError
 from mengya.evaluate.accuracy import Accuracy, accuracy
-from mengya.evaluate.scoring import MAX_LOGITS, Row, log_probs
-from mengya.model.native.transformer import CausalLM
+from mengya.evaluate.scoring import Row, log_probs
+from mengya.model.language_model import LanguageModel
 from mengya.text.tokenizer import Tokenizer
 
 
@@ -30,9 +30,7 @@ class PreferenceAccuracy:
     margin: float
 
 
-def preference_accuracy(
-    model: CausalLM, tokenizer: Tokenizer, pairs: Sequence[Pair], *, max_logits: int = MAX_LOGITS
-) -> PreferenceAccuracy:
+def preference_accuracy(model: LanguageModel, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> PreferenceAccuracy:
     """Compare the completions by log-probability *per token*, so that a longer one has no handicap.
 
     The tokens of a completion are those that training supervises: its text and the closing `<|im_end|>`, given the
@@ -41,12 +39,9 @@ def preference_accuracy(
     """
     if not pairs:
         raise UserError("no held-out preference pairs to measure; hold out some, or leave the metric out")
-    context = model.config.max_position_embeddings
+    context = model.context
     rows = [row for pair in pairs for row in _rows(tokenizer, pair, context)]
-    scores = [
-        total / (row.last - row.first)
-        for total, row in zip(log_probs(model, rows, max_logits=max_logits), rows, strict=True)
-    ]
+    scores = [total / (row.last - row.first) for total, row in zip(log_probs(model, rows), rows, strict=True)]
     margins = [chosen - rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
     return PreferenceAccuracy(accuracy(margin > 0 for margin in margins), sum(margins) / len(margins))
 

@@ -12,7 +12,7 @@ from mengya.errors import UserError
 from mengya.evaluate.accuracy import Accuracy, accuracy
 from mengya.infer.sampling import Sampling
 from mengya.infer.session import generate
-from mengya.model.native.transformer import CausalLM
+from mengya.model.language_model import LanguageModel
 from mengya.text.tokenizer import Tokenizer
 
 METRICS = {"fact": "facts_accuracy", "addition": "addition_accuracy", "unknown": "unknown_accuracy"}
@@ -77,7 +77,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def ask(model: CausalLM, tokenizer: Tokenizer, questions: Sequence[Question], *, max_new_tokens: int = 64) -> list[str]:
+def ask(
+    model: LanguageModel, tokenizer: Tokenizer, questions: Sequence[Question], *, max_new_tokens: int = 64
+) -> list[str]:
     """Greedy responses in the order of `questions`; each is asked alone, in a fresh conversation.
 
     Raises UserError for a question that leaves no room in the context for a response.
@@ -86,7 +88,7 @@ def ask(model: CausalLM, tokenizer: Tokenizer, questions: Sequence[Question], *,
         tokenizer.encode_chat([{"role": "user", "content": question.prompt}], add_generation_prompt=True)[0]
         for question in questions
     ]
-    context = model.config.max_position_embeddings
+    context = model.context
     for question, prompt in zip(questions, prompts, strict=True):
         if len(prompt) >= context:
             raise UserError(

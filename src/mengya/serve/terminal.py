@@ -12,8 +12,8 @@ import torch
 from mengya.errors import UserError
 from mengya.infer.sampling import Sampling
 from mengya.infer.session import Session
+from mengya.model.language_model import LanguageModel
 from mengya.model.load import load_model
-from mengya.model.native.transformer import CausalLM
 from mengya.runtime import pick_device
 from mengya.text.tokenizer import Tokenizer
 
@@ -52,7 +52,7 @@ class Screen:
         self._stream.flush()
 
 
-def load_chat_model(model_dir: Path | str) -> tuple[CausalLM, Tokenizer]:
+def load_chat_model(model_dir: Path | str) -> tuple[LanguageModel, Tokenizer]:
     """The model of a directory, in evaluation mode, and its tokenizer. UserError if it is none, or they do not fit.
 
     float32 on a processor, where single rows decode faster than in bfloat16; bfloat16 on a GPU."""
@@ -62,10 +62,10 @@ def load_chat_model(model_dir: Path | str) -> tuple[CausalLM, Tokenizer]:
     device = pick_device()
     tokenizer = Tokenizer.load(directory)
     model = load_model(directory, torch.float32 if device == "cpu" else torch.bfloat16, device)
-    if tokenizer.vocab_size > model.config.vocab_size:
+    if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has {tokenizer.vocab_size} entries but the model only "
-            f"{model.config.vocab_size} embedding rows; copy the tokenizer files that belong to this model"
+            f"{model.vocab_size} embedding rows; copy the tokenizer files that belong to this model"
         )
     return model, tokenizer
 
@@ -142,10 +142,10 @@ def _answer(session: Session, text: str, screen: Screen) -> None:
     screen.note(f"({session.tokens_per_second:.0f} tokens/s)")
 
 
-def _banner(model_dir: Path | str, model: CausalLM) -> str:
+def _banner(model_dir: Path | str, model: LanguageModel) -> str:
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     size = f"{millions:.1f}M" if millions < 1000 else f"{millions / 1000:.2f}B"
-    context = model.config.max_position_embeddings
+    context = model.context
     return f"萌芽 Mengya · {model_dir} · {size} 参数 parameters · 上下文 context {context}"
 
 

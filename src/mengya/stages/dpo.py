@@ -1,20 +1,22 @@
 """A chat model and preference pairs -> a model that prefers the chosen answers."""
 
+from functools import partial
 from pathlib import Path
 
 from mengya import ranks, runtime
+from mengya.data.mixture import HeldoutPart
 from mengya.data.packing import PackedGroups
 from mengya.data.preferences import read_preferences
 from mengya.data.quarantine import Quarantine
 from mengya.data.shards import Shards
 from mengya.data.tokenization import write_preference_shards
 from mengya.metrics import say
-from mengya.model.load import load_model, save_model
+from mengya.model.load import load_model
 from mengya.schema import InputPath, InputPaths, Positive, Share, config
 from mengya.text.tokenizer import Tokenizer
-from mengya.train.balance import after_step
 from mengya.train.objectives import dpo
-from mengya.train.training import SCRATCH, Trainer, TrainingConfig, prepare_model
+from mengya.train.run import SCRATCH, train_model
+from mengya.train.settings import TrainingConfig, prepare_model
 
 RESUMABLE = DISTRIBUTED = True
 __all__ = ["DISTRIBUTED", "RESUMABLE", "SCRATCH", "Config", "run"]
@@ -49,12 +51,9 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     (base,) = inputs["model"]
     tokenizer = Tokenizer.load(base)
     splits = [Shards(path) for path in ranks.on_main(lambda: _write_shards(config, inputs, tokenizer, out))]
-    model, _ = prepare_model(load_model(base), config)
-    reference, _ = prepare_model(load_model(base).requires_grad_(False), config)
+    reference = prepare_model(load_model(base).requires_grad_(False), config)
     reference.to(runtime.pick_device())  # whole on every rank
     train, heldout = (PackedGroups(shards, config.seq_len, tokenizer.eos_id, config.seed, 2) for shards in splits)
-    objective, update = dpo(config.beta, reference, config.balance), after_step(model, config.balance)
-    best = Trainer(model, objective, config, train, out, update).run(heldout, "dpo")
-    if best is not None:
-        save_model(best, out, None, sorted(tokenizer.stop_ids), tokenizer.eos_id)
-        tokenizer.save(out)
+    parts, stops = [HeldoutPart("heldout", heldout)], sorted(tokenizer.stop_ids)
+    objective, rebuild = dpo(config.beta, reference, config.balance), partial(load_model, base)
+    train_model(rebuild(), rebuild, objective, config, train, parts, out, tokenizer, stops)

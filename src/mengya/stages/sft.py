@@ -1,20 +1,22 @@
 """A model and conversations -> a chat model."""
 
+from functools import partial
 from pathlib import Path
 
 from mengya import ranks
 from mengya.data.conversations import read_conversations
+from mengya.data.mixture import HeldoutPart
 from mengya.data.packing import PackedGroups
 from mengya.data.quarantine import Quarantine
 from mengya.data.shards import Shards
 from mengya.data.tokenization import write_conversation_shards
 from mengya.metrics import say
-from mengya.model.load import load_model, save_model
+from mengya.model.load import load_model
 from mengya.schema import InputPath, InputPaths, Share, config
 from mengya.text.tokenizer import Tokenizer
-from mengya.train.balance import after_step
 from mengya.train.objectives import language_modeling
-from mengya.train.training import SCRATCH, Trainer, TrainingConfig, prepare_model
+from mengya.train.run import SCRATCH, train_model
+from mengya.train.settings import TrainingConfig
 
 RESUMABLE = DISTRIBUTED = True
 __all__ = ["DISTRIBUTED", "RESUMABLE", "SCRATCH", "Config", "run"]
@@ -22,15 +24,13 @@ __all__ = ["DISTRIBUTED", "RESUMABLE", "SCRATCH", "Config", "run"]
 
 @config
 class Config(TrainingConfig):
-    """Supervised fine-tuning of all weights."""
+    """Supervised fine-tuning."""
 
     model: InputPath = "@pretrain"
     path: InputPaths
     """Conversations: messages, ShareGPT, alpaca, prompt/response, lists; mixed files are fine."""
     heldout: Share = 0.02
     """Share of the conversations to measure held-out loss on; chosen by content."""
-    freeze_embeddings: bool = False
-    """Keep the embedding (and a tied output projection) as it is."""
 
 
 def _write_shards(config: Config, inputs: dict[str, list[Path]], tokenizer: Tokenizer, out: Path) -> list[Path]:
@@ -49,11 +49,7 @@ def run(config: Config, inputs: dict[str, list[Path]], out: Path) -> None:
     (base,) = inputs["model"]
     tokenizer = Tokenizer.load(base)
     splits = [Shards(path) for path in ranks.on_main(lambda: _write_shards(config, inputs, tokenizer, out))]
-    model, compiled = prepare_model(load_model(base), config)
-    model.model.embed_tokens.weight.requires_grad_(not config.freeze_embeddings)
     train, heldout = (PackedGroups(shards, config.seq_len, tokenizer.eos_id, config.seed) for shards in splits)
-    objective, update = language_modeling(compiled, config.balance), after_step(model, config.balance)
-    best = Trainer(model, objective, config, train, out, update).run(heldout, "sft")
-    if best is not None:
-        save_model(best, out, None, sorted(tokenizer.stop_ids), tokenizer.eos_id)
-        tokenizer.save(out)
+    parts, stops = [HeldoutPart("heldout", heldout)], sorted(tokenizer.stop_ids)
+    objective, rebuild = language_modeling(config.balance), partial(load_model, base)
+    train_model(rebuild(), rebuild, objective, config, train, parts, out, tokenizer, stops)

@@ -6,8 +6,10 @@ import pytest
 
 from mengya import ranks
 from mengya.errors import UserError
-from mengya.train import zero
-from mengya.train.training import Fsdp, Optim, TrainingConfig, deepspeed_settings
+from mengya.train.engines import deepspeed
+from mengya.train.engines.fsdp import Fsdp
+from mengya.train.optimizer import Optim
+from mengya.train.settings import TrainingConfig, deepspeed_settings
 
 STAGE2 = {"zero_optimization": {"stage": 2}}
 
@@ -16,7 +18,7 @@ STAGE2 = {"zero_optimization": {"stage": 2}}
 def settings(tmp_path, monkeypatch):
     """(content of ds.json, **settings) -> what DeepSpeed is given, in a run of two ranks."""
     monkeypatch.setattr(ranks, "size", lambda: 2)
-    monkeypatch.setattr(zero.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(deepspeed.importlib.util, "find_spec", lambda name: name)
 
     def read(content, **changes):
         path = tmp_path / "ds.json"
@@ -85,12 +87,12 @@ def test_all_contradictions_are_told_at_once(settings):
 
 
 def test_a_missing_file_and_a_missing_library(tmp_path, monkeypatch):
-    monkeypatch.setattr(zero.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(deepspeed.importlib.util, "find_spec", lambda name: name)
     with pytest.raises(UserError, match=r"deepspeed='.*none.json' cannot be read .*; correct the path"):
-        zero.read_settings(tmp_path / "none.json", {})
-    monkeypatch.setattr(zero.importlib.util, "find_spec", lambda name: None)
+        deepspeed.read_settings(tmp_path / "none.json", {})
+    monkeypatch.setattr(deepspeed.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs DeepSpeed; install it with: pip install 'mengya\[deepspeed\]'"):
-        zero.read_settings(tmp_path / "none.json", {})
+        deepspeed.read_settings(tmp_path / "none.json", {})
 
 
 def test_settings_that_do_not_fit_together():

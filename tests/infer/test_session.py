@@ -50,7 +50,7 @@ def script(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> Callable[[l
 def fed(model: CausalLM) -> Iterator[list[int]]:
     """The number of tokens of every forward pass."""
     counts: list[int] = []
-    handle = model.model.register_forward_pre_hook(lambda _, args: counts.append(args[0].shape[1]))
+    handle = model.model.embed_tokens.register_forward_pre_hook(lambda _, args: counts.append(args[0].shape[1]))
     yield counts
     handle.remove()
 

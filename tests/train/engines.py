@@ -104,7 +104,7 @@ FROZEN = {
     "freeze": ["*embed_tokens*", "*layers.0.*"],
     "activation_checkpointing": True,
     "optim": Optim(
-        lr=1e-2, groups=[ParameterGroup(pattern="*mlp*", lr=3e-3), ParameterGroup(pattern="*norm*", lr=0.1)]
+        lr=1e-2, groups=[ParameterGroup(pattern="*mlp*", lr=3e-3), ParameterGroup(pattern="*norm*", weight_decay=0.1)]
     ),
 }
 

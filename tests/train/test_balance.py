@@ -87,9 +87,8 @@ def test_balanced_routing_costs_one():
     assert float(losses.batch) / batch.count == pytest.approx(1)
     total, metrics = weigh(losses, 3, Balance(sequence_loss_coef=0.1, batch_loss_coef=0.2, z_loss_coef=0))
     assert float(total) / batch.count == pytest.approx(3 * 0.3)
-    assert metrics["expert_load"].sum.tolist() == [[8.0] * 4] and metrics[
-        "balance_loss"
-    ].sum / batch.count == pytest.approx(1)
+    assert metrics["expert_load"].sum.tolist() == [[8.0] * 4]
+    assert metrics["balance_loss"].sum / batch.count == pytest.approx(1)
 
 
 def test_padding_and_the_split_into_micro_batches_change_nothing(make_model):

@@ -271,7 +271,7 @@ def test_the_highest_figure_may_be_the_best(start, monkeypatch, capsys):
 
 
 def test_a_checkpoint_waits_until_the_source_is_whole(start, undisturbed):
-    trainer, run = start("halves", crashing(13), source=Halves, checkpoint_every=3, keep_checkpoints=9)
+    trainer, run = start("halves", crashing(15), source=Halves, checkpoint_every=3, keep_checkpoints=9)
     with pytest.raises(Crash):
         run()
     assert [path.name for path in steps_in(trainer.out / "checkpoints")] == ["step-4", "step-6", "step-10", "step-12"]

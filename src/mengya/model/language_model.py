@@ -4,6 +4,7 @@ An implementation derives from `LanguageModel`, has all of `PARTS`, and is enter
 """
 
 import functools
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ class LanguageModel(nn.Module):
     """Token ids to hidden states, and an output projection. B rows, T tokens, C wide, V entries."""
 
     compute_dtype: torch.dtype | None = None
-    """Type of the activations; None: that of the weights."""
+    """Type of the activations, which an implementation has to see to; None: that of the weights."""
     compiled = False
 
     # ---- what an implementation must give (PARTS) --------------------------------------------------------------------
@@ -224,6 +225,7 @@ def _recomputed(forward: Callable, *args: Any, **kwargs: Any) -> Any:
 
 def missing_parts(kind: type) -> list[str]:
     """What a class lacks to be an implementation, in words."""
-    lacks = [name for name in PARTS if getattr(kind, name, None) in (None, getattr(LanguageModel, name))]
+    static = inspect.getattr_static
+    lacks = [name for name in PARTS if static(kind, name, None) in (None, static(LanguageModel, name))]
     found = [f"{name} ({PARTS[name]})" for name in lacks]
     return found if issubclass(kind, LanguageModel) else ["LanguageModel as its base class", *found]

@@ -138,6 +138,14 @@ def _deepspeed() -> ModuleType:
     return deepspeed
 
 
+def _with_gradient(block: torch.nn.Module, inputs: tuple) -> tuple:
+    """Behind frozen weights a block's input has no gradient; ZeRO-3 would then let go of its weights too early."""
+    first, *others = inputs
+    if torch.is_grad_enabled() and not first.requires_grad:
+        first = first.detach().requires_grad_()
+    return first, *others
+
+
 class Zero(Engine):
     """DeepSpeed's engine around the model. `settings` is what `read_settings` gives."""
 
@@ -152,6 +160,9 @@ class Zero(Engine):
     def _start(self) -> None:
         deepspeed = _deepspeed()
         if self._settings["zero_optimization"]["stage"] == 3:
+            for block in self.model.blocks():  # before DeepSpeed's own hooks
+                if any(parameter.requires_grad for parameter in block.parameters()):
+                    block.register_forward_pre_hook(_with_gradient)
             # Their weights are read without calling the modules that hold them.
             deepspeed.utils.set_z3_leaf_modules(self.root, list({type(block) for block in self.model.blocks()}))
             deepspeed.zero.register_external_parameter(self.root, self.model.output_weight)

@@ -1,4 +1,4 @@
-"""The interface of a model: what is frozen costs nothing, what is wrapped is honoured or refused, what lacks is named."""
+"""The interface of a model: frozen parts cost nothing, wrapped ones are honoured or refused, missing ones are named."""
 
 import json
 
@@ -238,7 +238,7 @@ def test_the_output_projection_may_be_parametrised_but_not_wrapped():
     assert all(p.grad.abs().sum() > 0 for p in model.parameters() if p.requires_grad)
     model = build(tie_word_embeddings=False)
     model.lm_head = Lora(model.lm_head)
-    with pytest.raises(UserError, match="lm_head is wrapped in Lora, .*; leave lm_head out"):
+    with pytest.raises(UserError, match=r"lm_head is wrapped in Lora, .*; leave lm_head out"):
         total_loss(model)
 
 
@@ -292,7 +292,7 @@ def test_a_tied_model_with_another_projection_in_its_file_is_refused(tmp_path):
     build(tie_word_embeddings=False).save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
-    with pytest.raises(UserError, match="tie_word_embeddings is true, but lm_head.weight is not the embedding"):
+    with pytest.raises(UserError, match=r"tie_word_embeddings is true, but lm_head.weight is not the embedding"):
         load_model(tmp_path)
 
 

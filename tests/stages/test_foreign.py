@@ -116,7 +116,9 @@ def run(root, out, *arguments):
 
 
 def rows(directory):
-    return [{k: v for k, v in row.items() if k != "tokens_per_second"} for row in read_jsonl(directory / "metrics.jsonl")]
+    return [
+        {k: v for k, v in row.items() if k != "tokens_per_second"} for row in read_jsonl(directory / "metrics.jsonl")
+    ]
 
 
 def test_the_same_stages_train_it_go_on_score_it_and_save_it(root, monkeypatch):

@@ -1,6 +1,9 @@
 """ds.json: filled in from the recipe, refused where it contradicts it."""
 
+import importlib
 import json
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -108,3 +111,42 @@ def test_settings_that_do_not_fit_together():
 def test_an_engine_for_several_processes_needs_torchrun(engine):
     with pytest.raises(UserError, match=rf'parallel = "{engine}" .* torchrun --nproc-per-node 2 -m mengya run'):
         TrainingConfig(parallel=engine).check()
+
+
+def test_the_private_members_that_the_engine_uses_are_there():
+    """DeepSpeed promises none of them: what this names, `train/engines/deepspeed.py` leans on."""
+    pytest.importorskip("deepspeed", reason="pip install 'mengya[deepspeed]'")
+    import inspect
+
+    from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.runtime.utils import combine_grad_norm_groups
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    backend = importlib.import_module("deepspeed.comm.torch")
+    members = {
+        DeepSpeedZeroOptimizer: (
+            "scaled_global_norm", "update_lp_params", "_lazy_init_hp_params_optimizer_state",
+        ),
+        DeepSpeedZeroOptimizer_Stage3: (
+            "_get_norm_groups", "_partition_all_parameters", "_reassign_or_swap_out_partitioned_parameters",
+        ),
+        DeepSpeedEngine: ("set_gradient_accumulation_boundary", "backward", "step"),
+        backend: ("build_shm_op",),
+    }  # fmt: skip
+    missing = [
+        f"{owner.__name__}.{name}" for owner, names in members.items() for name in names if not hasattr(owner, name)
+    ]
+    assert not missing and callable(combine_grad_norm_groups)
+    attributes = {
+        DeepSpeedZeroOptimizer: ("single_partition_of_fp32_groups",),
+        DeepSpeedZeroOptimizer_Stage3: ("fp32_partitioned_groups_flat", "persistent_parameters"),
+    }
+    for owner, names in attributes.items():  # set in their constructors
+        assert all(f"self.{name}" in inspect.getsource(owner) for name in names), owner
+    assert "scale_wrt_gas" in inspect.getsource(DeepSpeedEngine)
+
+
+def test_another_minor_version_is_not_installed_unseen():
+    requirement = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert "deepspeed>=0.18,<0.20" in requirement["optional-dependencies"]["deepspeed"]

@@ -230,7 +230,11 @@ def test_exactly_one_of_a_shape_and_a_directory():
     recipe["pretrain"]["init"] = "models/base"
     with pytest.raises(UserError, match="pretrain: init='models/base' has a shape of its own; remove it, or the table"):
         parse_recipe("r", recipe, "r.toml", check_paths=False)
-    del recipe["pretrain"]["init"], recipe["pretrain"]["model"]
+    del recipe["pretrain"]["init"]
+    recipe["pretrain"]["freeze"] = ["*norm*"]
+    with pytest.raises(UserError, match=r"freeze=\['\*norm\*'\] would keep random weights; remove it, or set init"):
+        parse_recipe("r", recipe, "r.toml", check_paths=False)
+    del recipe["pretrain"]["model"]
     with pytest.raises(UserError, match=r"pretrain: there is no model: set the table model .* or init to go on"):
         parse_recipe("r", recipe, "r.toml", check_paths=False)
 
@@ -245,7 +249,7 @@ def test_exactly_one_of_a_shape_and_a_directory():
         (['shards=["@tokenize_zh", "@tokenize_zh"]'], "tokenize_zh is given twice; give it once, with a larger weight"),
         (['shards=["@tokenize_zh", "@corpus"]'], "no tokenizer.json in"),
         (['shards=["@tokenize_zh", "@tokenizer_zh"]'], "holds no token shards"),
-        (["init=@tokenize"], "is no model directory (it has no config.json)"),
+        (["init=@tokenize"], "is not a model directory (it has no config.json)"),
         (["seq_len=256", "batch_tokens=512"], "seq_len=256 is longer than the model's context of 128; lower it"),
     ],
 )

@@ -389,7 +389,7 @@ def full(*_): raise Exception("No space left on device (os error 28)")
 module.Tokenizer.save = full
 """,
     "weights": """
-import safetensors, mengya.model.load as module
+import safetensors, mengya.model.language_model as module
 text = "Error while serializing: I/O error: No space left on device (os error 28)"
 def full(*_, **__): raise safetensors.SafetensorError(text)
 module.save_file = full

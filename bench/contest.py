@@ -66,12 +66,12 @@ def ours(task: Task) -> Iterator[float]:
     """The project's own loop."""
     import torch
 
-    from mengya.batch import Batch
+    from mengya.batch import Batch, Source
     from mengya.model.native.config import ModelConfig
     from mengya.model.native.transformer import CausalLM
     from mengya.train.loop import Guard, fit
     from mengya.train.objectives import language_modeling
-    from mengya.train.training import TrainingConfig, make_engine, prepare_model
+    from mengya.train.settings import TrainingConfig, engine_for, prepare_model
 
     model = CausalLM(ModelConfig(**task.shape))
     model.initialize(torch.Generator().manual_seed(0))
@@ -81,8 +81,7 @@ def ours(task: Task) -> Iterator[float]:
         micro_batch=task.micro_batch,
         activation_checkpointing=task.activation_checkpointing,
     )
-    model, compiled = prepare_model(model, settings)
-    engine = make_engine(model, language_modeling(compiled), settings)
+    engine = engine_for(prepare_model(model, settings), language_modeling(), settings)
 
     def batch(ids: torch.Tensor) -> Batch:
         rows = len(ids)
@@ -96,10 +95,11 @@ def ours(task: Task) -> Iterator[float]:
             count=rows * task.length,
         )
 
-    def source(step: int) -> list[Batch]:
-        return [batch(ids) for ids in random_tokens(task, step).split(task.micro_batch or task.rows)]
+    class Random(Source):
+        def __call__(self, step: int) -> list[Batch]:
+            return [batch(ids) for ids in random_tokens(task, step).split(task.micro_batch or task.rows)]
 
-    for _, metrics in fit(engine, lambda _: 1.0, source, ENDLESS, 1.0, Guard()):
+    for _, metrics in fit(engine, lambda _: 1.0, Random(), ENDLESS, 1.0, Guard()):
         yield metrics["loss"]
 
 

@@ -27,7 +27,7 @@ from mengya.train import balance
 from mengya.train.loop import Guard, fit, measure
 from mengya.train.objectives import language_modeling
 from mengya.train.schedule import make_schedule
-from mengya.train.training import TrainingConfig, make_engine, prepare_model
+from mengya.train.settings import TrainingConfig, engine_for, prepare_model
 
 LENGTH, BATCH_TOKENS, HELDOUT_ROWS = 512, 4096, 128
 TURN, UNCOUNTED = 8, 4
@@ -77,8 +77,7 @@ class Run:
         settings = TrainingConfig(seq_len=LENGTH, batch_tokens=BATCH_TOKENS)
         model = CausalLM(ModelConfig(**shape).for_tokenizer(tokenizer.vocab_size))
         model.initialize(torch.Generator().manual_seed(settings.seed))
-        model, compiled = prepare_model(model, settings)
-        self._engine = make_engine(model, language_modeling(compiled, settings.balance), settings)
+        self._engine = engine_for(prepare_model(model, settings), language_modeling(settings.balance), settings)
         self._after_step = balance.after_step(model, settings.balance)
         train, kept = (
             PackedText(Shards(shards / split), LENGTH, tokenizer.eos_id, settings.seed)
@@ -91,7 +90,7 @@ class Run:
         self.curve: list[tuple[int, int, float]] = []
         self.loads: list[list[list[float]]] = []
         optim = settings.optim
-        self._shape_of_rate = make_schedule("cosine", 10_000, optim.warmup, optim.decay, optim.min_lr)
+        self._shape_of_rate = make_schedule(optim, 10_000)
         self._steps = self._train(optim.max_grad_norm)
         for _ in range(UNCOUNTED):
             next(self._steps)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from mengya.errors import UserError
 from mengya.export import export
-from mengya.model.native.config import ModelConfig
+from mengya.model.native.config import ModelConfig, to_hf
 from mengya.model.native.transformer import CausalLM
 from mengya.train.checkpoint import Checkpoints
 
@@ -109,15 +109,23 @@ def test_what_cannot_be_exported(unfinished, mengya):
     assert not (unfinished / "out").exists()
 
 
-@pytest.mark.parametrize("change", [{"norm.weight": None}, {"norm.weight": torch.ones(9)}, {"more": torch.ones(8)}])
-def test_a_checkpoint_whose_tensors_are_not_the_models(tmp_path, change):
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"norm.weight": None}, r"step-1 lacks 1 weights that were frozen \(model.norm.weight\)"),
+        ({"norm.weight": torch.ones(9)}, "model.norm.weight do not fit the model; use the version of mengya"),
+        ({"more": torch.ones(8)}, "model.more do not fit the model; use the version of mengya"),
+    ],
+)
+def test_a_checkpoint_whose_tensors_are_not_the_models(tmp_path, change, words):
     heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
     sizes = ("hidden_size", "intermediate_size", "max_position_embeddings", "vocab_size")
     shape = ModelConfig(**heads, **dict.fromkeys(sizes, 8))
     state = {f"model.{name}": tensor for name, tensor in CausalLM(shape).state_dict().items() if "lm_head" not in name}
     state |= {f"model.model.{name}": tensor for name, tensor in change.items()}
     tensors = {name: tensor for name, tensor in state.items() if tensor is not None}
-    Checkpoints(tmp_path, 1, shape, asynchronous=False).save("step-1", 1, tensors, {})
-    with pytest.raises(UserError, match="step-1 was written by another version of mengya; use that one"):
+    config = to_hf(shape, "float32", None, None)
+    Checkpoints(tmp_path, 1, config, asynchronous=False).save("step-1", 1, tensors, {})
+    with pytest.raises(UserError, match=words):
         export(tmp_path / "step-1", tmp_path / "out", None)
     assert not (tmp_path / "out").exists()

@@ -94,17 +94,17 @@ batch_tokens = 128
 def test_a_stage_of_another_name_is_planned_with_its_own_data_and_a_grown_vocabulary(
     recipe, tmp_path, capsys, monkeypatch
 ):
-    shapes = []
+    sizes = []
 
-    def measure(settings, shape, make_objective, per_count):
-        shapes.append(shape)
+    def measure(settings, model, objective, per_count):
+        sizes.append(model.vocab_size)
         return estimate.Measured(1.0, 0.5, 10**9)
 
     monkeypatch.setattr(estimate, "measure", measure)
     recipe.write_text(recipe.read_text(encoding="utf-8") + CONTINUED, encoding="utf-8")
     plan.print_plan(load_recipe(recipe, ['pretrain_2.shards=["@tokenize_2", "@tokenize"]']), tmp_path / "run")
     out, summary = printed(capsys)
-    assert [shape.vocab_size for shape in shapes] == [300, 350]
+    assert sizes == [300, 350]
     bytes_of_text = len("春天来了，小草发芽。".encode()) * 500
     assert f" {round(3 * bytes_of_text / BYTES_PER_TOKEN / 128)} " in out  # the second tokenizes the text twice
     assert "pretrain_2" in out and summary["seconds"] > 0

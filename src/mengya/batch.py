@@ -1,7 +1,8 @@
-"""What an objective sees of the data."""
+"""What training hands from one part to the next: batches, where they come from, and the loss of one."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ class Batch:
     """How many sequences the batch has."""
     count: int
     """What the summed loss is divided by: supervised tokens, or pairs for preference data."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further columns that an objective needs, of any shape: advantages, log-probabilities of another model."""
 
     def to(self, device: str) -> "Batch":
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
@@ -38,9 +41,40 @@ class Batch:
 
     def record_stream(self, stream: torch.Stream) -> None:
         """Keep the memory until what `stream` has to do now is done."""
-        for name in _TENSORS:
-            getattr(self, name).record_stream(stream)
+        for tensor in (*(getattr(self, name) for name in _TENSORS), *self.extra.values()):
+            tensor.record_stream(stream)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         moved = {name: change(getattr(self, name)) for name in _TENSORS}
-        return Batch(**moved, sequences=self.sequences, count=self.count)
+        extra = {name: change(tensor) for name, tensor in self.extra.items()}
+        return Batch(**moved, sequences=self.sequences, count=self.count, extra=extra)
+
+
+class Source(Protocol):
+    """Where the batches of a training run come from. Derive from it: the defaults suit data from files."""
+
+    ahead: int = 1
+    """Steps whose batches may be made early: 1 from files; 0 if they depend on the weights of the step before."""
+
+    def __call__(self, step: int) -> list[Batch]:
+        """This rank's micro-batches of an optimizer step."""
+        ...
+
+    def whole(self, step: int) -> bool:
+        """Whether a checkpoint may be taken after this step: whether `step + 1` can be made from it alone."""
+        return True
+
+
+class Metric(NamedTuple):
+    """A figure that is told beside the loss."""
+
+    sum: Tensor
+    """Of a batch. Not a scalar (tokens of each expert, say): it stays a sum."""
+    divisor: Tensor | float | None = None
+    """What the sum is divided by, once it is added up over a whole step; None: Batch.count."""
+
+
+class Loss(NamedTuple):
+    total: Tensor
+    """Summed over the batch, never averaged; the loop divides by Batch.count."""
+    metrics: Mapping[str, Metric]

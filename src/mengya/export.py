@@ -9,9 +9,8 @@ import torch
 
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
-from mengya.model.load import assemble, load_model, read_config, save_model
-from mengya.model.native.config import ModelConfig
-from mengya.model.native.transformer import count_parameters
+from mengya.model.language_model import LanguageModel
+from mengya.model.load import assemble, load_model
 from mengya.runner import UNFINISHED
 from mengya.text.chat import Chat, own_template
 from mengya.text.tokenizer import Tokenizer, read_files, write_files
@@ -31,17 +30,17 @@ def export(source: Path, out: Path, dtype: torch.dtype | None) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         if (source / "checkpoint.json").is_file():
-            name, shape = _from_checkpoint(source, partial, dtype)
+            name, model = _from_checkpoint(source, partial, dtype)
         elif (source / "checkpoints").is_dir():
-            name, shape = _from_run(source, partial, dtype)
+            name, model = _from_run(source, partial, dtype)
         elif (source / "config.json").is_file():
-            name, shape = _from_model(source, partial, dtype)
+            name, model = _from_model(source, partial, dtype)
         else:
             raise UserError(_refusal(source))
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    say(f"✓ {out}: {name}, {format_count(count_parameters(shape))} parameters")
+    say(f"✓ {out}: {name}, {format_count(model.all_parameters())} parameters")
 
 
 def _refusal(source: Path) -> str:
@@ -52,7 +51,7 @@ def _refusal(source: Path) -> str:
     return f"{source} is not there; give {kinds}" if not source.exists() else f"{source} is none of these: {kinds}"
 
 
-def _from_run(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, ModelConfig]:
+def _from_run(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, LanguageModel]:
     for path in reversed(steps_in(source / "checkpoints")):
         try:
             return _from_checkpoint(path, out, dtype)
@@ -61,38 +60,38 @@ def _from_run(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, 
     raise UserError(f"{source} holds no whole checkpoint yet; let it train on")
 
 
-def _from_checkpoint(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, ModelConfig]:
-    weights = read_weights(source)
-    shape = read_config(source)
-    try:
-        model = assemble(shape, weights)
-    except RuntimeError as error:
-        raise UserError(f"{source} was written by another version of mengya; use that one") from error
-    tokenizer = _tokenizer_of_run(source.parent.parent, shape)
+def _from_checkpoint(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, LanguageModel]:
+    run = source.parent.parent
+    weights, base = read_weights(source), None
+    for field, path in _inputs(run):
+        if field in ("model", "init"):  # what is frozen is there
+            base = path
+    model = assemble(source, weights, base)
+    tokenizer = _tokenizer_of_run(run, model.vocab_size)
     if tokenizer is None:
-        say(f"{source.parent.parent} does not say which tokenizer it uses: exporting without")
-        save_model(model, out, dtype)
+        say(f"{run} does not say which tokenizer it uses: exporting without")
+        model.save(out, dtype)
     else:
         stops = [tokenizer.eos_id]
         template = _note(source.parent.parent).get("config", {}).get("template")
         if template or own_template(tokenizer.files):
             chat = Chat(tokenizer, template)
             tokenizer, stops = chat.tokenizer, sorted(chat.stop_ids)
-        save_model(model, out, dtype, stops, tokenizer.eos_id)
+        model.save(out, dtype, stops, tokenizer.eos_id)
         tokenizer.save(out)
-    return source.name, shape
+    return source.name, model
 
 
-def _tokenizer_of_run(run: Path, shape: ModelConfig) -> Tokenizer | None:
+def _tokenizer_of_run(run: Path, entries: int) -> Tokenizer | None:
     """That of its inputs; the largest that fits, because a tokenizer may have grown from one input to the next."""
-    found = [Tokenizer.load(path) for path in _inputs(run) if (path / "tokenizer.json").is_file()]
-    return max((t for t in found if t.vocab_size <= shape.vocab_size), key=lambda t: t.vocab_size, default=None)
+    found = [Tokenizer.load(path) for _, path in _inputs(run) if (path / "tokenizer.json").is_file()]
+    return max((t for t in found if t.vocab_size <= entries), key=lambda t: t.vocab_size, default=None)
 
 
-def _inputs(run: Path) -> Iterator[Path]:
-    """The directories that a stage which is not finished is made from."""
+def _inputs(run: Path) -> Iterator[tuple[str, Path]]:
+    """Field and path of each input of a stage that is not finished."""
     for entry in _note(run).get("inputs", []):
-        yield run / entry["path"] if entry["artifact"] else Path(entry["path"])
+        yield entry["field"], run / entry["path"] if entry["artifact"] else Path(entry["path"])
 
 
 def _note(run: Path) -> dict:
@@ -103,12 +102,12 @@ def _note(run: Path) -> dict:
         return {}
 
 
-def _from_model(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, ModelConfig]:
+def _from_model(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, LanguageModel]:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"), torch.float32)
     model = load_model(source, dtype or stored)
-    save_model(model, out, dtype or stored, config.get("eos_token_id"), config.get("pad_token_id"))
+    model.save(out, dtype or stored, config.get("eos_token_id"), config.get("pad_token_id"))
     write_files(read_files(source), out)
     if (source / "generation_config.json").is_file():
         shutil.copyfile(source / "generation_config.json", out / "generation_config.json")
-    return source.name, model.config
+    return source.name, model

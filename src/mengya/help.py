@@ -51,7 +51,8 @@ def _table(cls: type, prefix: str) -> list[str]:
         if inner is not None:
             optional = " (optional)" if not field.is_required() else ""
             about = _comment(f"{inspect.cleandoc(inner.__doc__ or '')}{optional}")
-            nested += ["", *about, f"[{prefix}.{name}]", *_table(inner, f"{prefix}.{name}")]
+            header = f"[[{prefix}.{name}]]" if get_origin(field.annotation) is list else f"[{prefix}.{name}]"
+            nested += ["", *about, header, *_table(inner, f"{prefix}.{name}")]
             continue
         lines += _comment(description_of(cls, name))
         lines.append(f"{name} = {_value(field)}")

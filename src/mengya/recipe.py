@@ -60,7 +60,7 @@ def _locate(cls: type, location: tuple[int | str, ...]) -> tuple[list[str], type
     keys: list[str] = []
     owner, inner, of_union = cls, nested_config(cls), False
     for part in location:
-        if inner is not None:
+        if inner is not None and isinstance(part, str):  # a number is a place in a list
             owner = inner
             field = fields_of(owner).get(str(part))
             inner = nested_config(field.annotation) if field else None

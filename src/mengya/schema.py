@@ -103,8 +103,9 @@ def members(annotation: Any) -> list[Any]:
 
 
 def nested_config(annotation: Any) -> type | None:
-    """The config class inside an annotation such as `ModelConfig | None`."""
-    return next((option for option in members(annotation) if hasattr(option, "__pydantic_fields__")), None)
+    """The config class inside an annotation such as `ModelConfig | None` or `list[ParameterGroup]`."""
+    options = [inner for option in members(annotation) for inner in (option, *get_args(option))]
+    return next((option for option in options if hasattr(option, "__pydantic_fields__")), None)
 
 
 def as_json(value: Any) -> Any:

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 
+from mengya.batch import Source
 from mengya.data.prefetch import prefetch
 
 
@@ -17,6 +18,16 @@ class Rows:
     def to(self, device):
         assert device == "cpu"
         return self
+
+
+class From(Source):
+    """Batches that a function makes."""
+
+    def __init__(self, make, ahead=1):
+        self._make, self.ahead = make, ahead
+
+    def __call__(self, step):
+        return self._make(step)
 
 
 CPU = torch.device("cpu")
@@ -35,14 +46,14 @@ def test_steps_come_in_order_and_one_is_read_ahead():
             second.set()
         return [Rows(step)]
 
-    found = prefetch(source, range(3, 7), CPU)
+    found = prefetch(From(source), range(3, 7), CPU)
     step, (batch,) = next(found)
     assert step == batch.step == 3
     assert second.wait(5), "the next step is read while this one is computed"
     assert read == [3, 4]
     assert [(step, batches[0].step) for step, batches in found] == [(4, 4), (5, 5), (6, 6)]
     assert read == [3, 4, 5, 6] and names() == []
-    assert list(prefetch(source, range(7, 7), CPU)) == []
+    assert list(prefetch(From(source), range(7, 7), CPU)) == []
 
 
 def test_an_error_of_the_thread_comes_at_its_step():
@@ -51,7 +62,7 @@ def test_an_error_of_the_thread_comes_at_its_step():
             raise OSError("the disk is gone")
         return [Rows(step)]
 
-    found = prefetch(source, range(4), CPU)
+    found = prefetch(From(source), range(4), CPU)
     assert [next(found)[0], next(found)[0]] == [0, 1]
     with pytest.raises(OSError, match="the disk is gone"):
         next(found)
@@ -59,8 +70,25 @@ def test_an_error_of_the_thread_comes_at_its_step():
 
 
 def test_closing_it_ends_the_thread():
-    found = prefetch(lambda step: [Rows(step)], range(100), CPU)
+    found = prefetch(From(lambda step: [Rows(step)]), range(100), CPU)
     next(found)
     assert names()
     found.close()
     assert names() == []
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+def test_a_source_says_how_far_ahead_it_may_be_asked(ahead):
+    read, early = [], threading.Event()
+
+    def source(step):
+        read.append(step)
+        if len(read) == ahead + 1:
+            early.set()
+        return [Rows(step)]
+
+    found = prefetch(From(source, ahead), range(5), CPU)
+    assert read == []
+    assert next(found)[0] == 0 and early.wait(5)
+    assert read == list(range(ahead + 1)) and bool(names()) == bool(ahead)
+    assert [step for step, _ in found] == [1, 2, 3, 4] and read == [0, 1, 2, 3, 4]

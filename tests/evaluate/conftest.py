@@ -1,31 +1,38 @@
 """A random causal model and a byte tokenizer: small enough to check every number by hand."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import Tensor, nn
+
+from mengya.model.language_model import LanguageModel
 
 EOS, IM_START, IM_END = 256, 257, 258
 VOCAB_SIZE = 259
 
 
-class TinyModel(nn.Module):
+class TinyModel(LanguageModel):
     """Logits at t depend on all ids up to t and on their positions, so that a wrong window or padding shows."""
 
-    def __init__(self, context: int = 16, vocab_size: int = VOCAB_SIZE, seed: int = 0):
+    vocab_size = VOCAB_SIZE
+    context = 0
+
+    def __init__(self, context: int = 16, seed: int = 0):
         super().__init__()
-        self.config = SimpleNamespace(vocab_size=vocab_size, max_position_embeddings=context)
+        self.context = context
         generator = torch.Generator().manual_seed(seed)
-        self.embed = nn.Parameter(torch.randn(vocab_size, 12, generator=generator))
+        self.embed = nn.Parameter(torch.randn(VOCAB_SIZE, 12, generator=generator))
         self.places = nn.Parameter(torch.randn(context, 12, generator=generator))
-        self.head = nn.Parameter(torch.randn(12, vocab_size, generator=generator))
+        self.head = nn.Parameter(torch.randn(VOCAB_SIZE, 12, generator=generator))
         self.dropout = nn.Dropout(0.5)  # betrays a model that is scored in training mode
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        assert input_ids.shape[1] <= self.config.max_position_embeddings, input_ids.shape
+    def hidden(self, *, input_ids: Tensor, position_ids=None, starts=None) -> tuple[Tensor, list]:
+        assert input_ids.shape[1] <= self.context, input_ids.shape
         hidden = torch.cumsum(self.embed[input_ids] * self.places[: input_ids.shape[1]], dim=1)
-        return self.dropout(torch.tanh(hidden)) @ self.head
+        return self.dropout(torch.tanh(hidden)), []
+
+    @property
+    def output_weight(self) -> Tensor:
+        return self.head
 
 
 class ByteTokenizer:

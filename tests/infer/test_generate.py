@@ -8,7 +8,6 @@ import torch
 from mengya.errors import UserError
 from mengya.infer.request import Sampling
 from mengya.infer.session import generate
-from mengya.model.load import save_model
 from mengya.model.native.transformer import CausalLM
 
 GREEDY = Sampling(temperature=0, max_new_tokens=20)
@@ -33,7 +32,7 @@ def busy_stop_ids(model: CausalLM, prompts: list[list[int]]) -> set[int]:
 def test_greedy_as_transformers(family: str, penalty: float, request: pytest.FixtureRequest, tmp_path) -> None:
     transformers = pytest.importorskip("transformers", reason="needs the dev extra")
     model = request.getfixturevalue(family)
-    save_model(model, tmp_path)
+    model.save(tmp_path)
     reference = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     prompts = prompts_of(LENGTHS)
     stop_ids = busy_stop_ids(model, prompts)

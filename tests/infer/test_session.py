@@ -8,7 +8,7 @@ import torch
 from mengya.errors import UserError
 from mengya.infer import session as engine
 from mengya.infer.request import Sampling
-from mengya.infer.session import Session, TextStream, generate, new_cache
+from mengya.infer.session import Session, TextStream, generate
 from mengya.model.native.transformer import CausalLM
 from mengya.text.chat import Chat
 from mengya.text.tokenizer import Tokenizer
@@ -29,9 +29,9 @@ def asked(text: str) -> dict:
 def check_cache(session: Session, model: CausalLM, chat: Chat) -> None:
     """What the session holds in its cache is what a fresh forward pass over the same tokens computes."""
     ids = session._cached
-    fresh = new_cache(model, 1, len(ids))
+    fresh = model.new_cache(1, len(ids))
     with torch.inference_mode():
-        model(torch.tensor([ids]), cache=fresh)
+        model.decode(input_ids=torch.tensor([ids]), cache=fresh)
     for held, computed in ((session._cache.keys, fresh.keys), (session._cache.values, fresh.values)):
         torch.testing.assert_close(held[..., : len(ids), :], computed, atol=1e-4, rtol=1e-4)
 
@@ -51,7 +51,7 @@ def script(monkeypatch: pytest.MonkeyPatch, chat: Chat) -> Callable[[list[int]],
 def fed(model: CausalLM) -> Iterator[list[int]]:
     """The number of tokens of every forward pass."""
     counts: list[int] = []
-    handle = model.model.register_forward_pre_hook(lambda _, args: counts.append(args[0].shape[1]))
+    handle = model.model.embed_tokens.register_forward_pre_hook(lambda _, args: counts.append(args[0].shape[1]))
     yield counts
     handle.remove()
 

@@ -2,7 +2,6 @@
 
 import torch
 
-from mengya.model.native.cache import KVCache
 from mengya.model.native.transformer import CausalLM
 
 
@@ -10,9 +9,9 @@ def check_greedy_decoding(model: CausalLM, peer: torch.nn.Module, prompt: torch.
     """20 tokens after a prompt of one row, with our cache and by transformers' `generate`, are the same."""
     with torch.no_grad():
         expected = peer.generate(prompt, max_new_tokens=20, do_sample=False, pad_token_id=0)[0, prompt.shape[1] :]
-        cache = KVCache(model.config, 1, 64, torch.float32)
-        logits, got = model(prompt, cache=cache)[:, -1], []
+        cache = model.new_cache(1, 64)
+        logits, got = model.logits(model.decode(input_ids=prompt, cache=cache))[:, -1], []
         for _ in range(20):
             got.append(int(logits.argmax()))
-            logits = model(torch.tensor([[got[-1]]]), cache=cache)[:, -1]
+            logits = model.logits(model.decode(input_ids=torch.tensor([[got[-1]]]), cache=cache))[:, -1]
     assert got == expected.tolist()

@@ -4,8 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from mengya.model.load import load_model, save_model
-from mengya.model.native.cache import KVCache
+from mengya.model.load import load_model
 from mengya.model.native.config import ModelConfig, RopeScaling
 from mengya.model.native.transformer import CausalLM, count_parameters
 
@@ -47,7 +46,7 @@ def make(variant: dict) -> CausalLM:
 @pytest.mark.parametrize("name", VARIANTS)
 def test_what_we_save_transformers_loads_with_the_same_logits(name, tmp_path):
     model = make(VARIANTS[name])
-    save_model(model, tmp_path, eos_token_id=2, pad_token_id=0)
+    model.save(tmp_path, eos_token_id=2, pad_token_id=0)
     peer, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True, dtype=torch.float32)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     length = 90 if "dynamic" in name else 64  # dynamic NTK only acts beyond the trained context
@@ -81,7 +80,7 @@ def test_what_transformers_saves_we_load_with_the_same_logits(name, tmp_path):
 @pytest.mark.parametrize("name", ["llama", "qwen3", "llama-bias", "llama-yarn"])
 def test_greedy_decoding_equals_transformers_generate(name, tmp_path):
     model = make(VARIANTS[name])
-    save_model(model, tmp_path)
+    model.save(tmp_path)
     peer = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     prompt = torch.randint(0, 97, (1, 7), generator=torch.Generator().manual_seed(4))
     check_greedy_decoding(model, peer, prompt)
@@ -91,11 +90,11 @@ def test_cached_decoding_of_unequal_rows_equals_the_full_forward():
     model = make({})
     ids = torch.randint(0, 97, (2, 12), generator=torch.Generator().manual_seed(5))
     lengths = torch.tensor([9, 5])
-    cache = KVCache(model.config, 2, 16, torch.float32)
+    cache = model.new_cache(2, 16)
     with torch.no_grad():
-        prefill = model(ids[:, :9], cache=cache)
+        prefill = model.logits(model.decode(input_ids=ids[:, :9], cache=cache))
         cache.set_lengths(lengths)
-        step = model(torch.stack([ids[0, 9:11], ids[1, 5:7]]), cache=cache)
+        step = model.logits(model.decode(input_ids=torch.stack([ids[0, 9:11], ids[1, 5:7]]), cache=cache))
         for row, length in enumerate(lengths.tolist()):
             full = model(ids[row : row + 1, : length + 2])[0]
             torch.testing.assert_close(prefill[row, :length], full[:length], atol=1e-5, rtol=1e-4)

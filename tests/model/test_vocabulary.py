@@ -7,10 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mengya.errors import UserError
-from mengya.model.load import load_model, save_model
+from mengya.model.load import load_model
 from mengya.model.native.config import ModelConfig
 from mengya.model.native.transformer import CausalLM
-from mengya.model.native.vocabulary import adopt_tokenizer, grow_vocabulary
+from mengya.model.vocabulary import adopt_tokenizer
 from mengya.text.extension import extend_tokenizer, pieces_of_new
 from mengya.text.tokenizer import read_backend, train_tokenizer
 
@@ -68,7 +68,7 @@ def test_logits_of_old_tokens_stay_and_new_rows_are_means_of_their_pieces(old, n
 def test_a_grown_model_is_saved_as_one_that_transformers_loads(old, new, ids, tied, tmp_path):
     model = make_model(tied)
     adopt_tokenizer(model, old, read_backend(new))
-    save_model(model, tmp_path)
+    model.save(tmp_path)
     peer = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(peer(ids).logits, model(ids), rtol=0, atol=1e-4)
@@ -80,7 +80,7 @@ def test_a_model_with_experts_grows_too(old, new, ids, tmp_path):
     experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "first_k_dense_replace": 1}
     model, before = make_model(**experts), make_model(**experts)
     adopt_tokenizer(model, old, read_backend(new))
-    save_model(model, tmp_path)
+    model.save(tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(model(ids)[..., :SIZE], before(ids), rtol=0, atol=1e-6)
         torch.testing.assert_close(load_model(tmp_path)(ids), model(ids), rtol=0, atol=1e-6)
@@ -89,7 +89,7 @@ def test_a_model_with_experts_grows_too(old, new, ids, tmp_path):
 def test_a_token_without_pieces_is_the_mean_of_all():
     model = make_model(tied=False)
     embedding = model.model.embed_tokens.weight.detach().clone()
-    grow_vocabulary(model, SIZE, [[], [3, 5, 5]])
+    model.grow_vocabulary(SIZE, [[], [3, 5, 5]])
     torch.testing.assert_close(model.model.embed_tokens.weight[SIZE], embedding.mean(0))
     torch.testing.assert_close(model.model.embed_tokens.weight[SIZE + 1], (embedding[3] + 2 * embedding[5]) / 3)
 

@@ -5,8 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mengya.model.load import save_model
-
 
 @pytest.fixture(scope="session")
 def model_dir(tiny_model, chat, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -15,5 +13,5 @@ def model_dir(tiny_model, chat, tmp_path_factory: pytest.TempPathFactory) -> Pat
     model = tiny_model(max_position_embeddings=8192, tie_word_embeddings=False)
     with torch.no_grad():
         model.lm_head.weight[sorted(chat.stop_ids)] = 0  # never the likeliest among 300 random logits
-    save_model(model, directory)
+    model.save(directory)
     return directory

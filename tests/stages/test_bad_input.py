@@ -324,11 +324,11 @@ DAMAGE = {
     "truncated": ["model.safetensors cannot be read", "copy the model again"],
     "empty": ["model.safetensors cannot be read", "copy the model again"],
     "no weights": ["lacks model.safetensors; copy the model again"],
-    "no config": ["is no model directory (it has no config.json)"],
+    "no config": ["is not a model directory (it has no config.json)"],
     "config cut": ["config.json is not valid JSON", "copy the model again"],
     "no tokenizer": ["no tokenizer.json in"],
     "tokenizer cut": ["tokenizer.json is not a readable tokenizer", "train or copy it again"],
-    '{"model_type": "mamba"}': ["model_type 'mamba' is not implemented natively; use one of llama, qwen3"],
+    '{"model_type": "mamba"}': ["model_type 'mamba' is not implemented; use one of llama, qwen3"],
     '{"hidden_size": 48}': ["do not fit the model"],
     '{"num_hidden_layers": 2}': ["do not fit the model", "missing"],
     '{"num_hidden_layers": null}': ["config.json"],
@@ -431,7 +431,7 @@ def full(*_): raise Exception("No space left on device (os error 28)")
 module.Tokenizer.save = full
 """,
     "weights": """
-import safetensors, mengya.model.load as module
+import safetensors, mengya.model.language_model as module
 text = "Error while serializing: I/O error: No space left on device (os error 28)"
 def full(*_, **__): raise safetensors.SafetensorError(text)
 module.save_file = full

@@ -231,7 +231,11 @@ def test_exactly_one_of_a_shape_and_a_directory():
     recipe["pretrain"]["init"] = "models/base"
     with pytest.raises(UserError, match="pretrain: init='models/base' has a shape of its own; remove it, or the table"):
         parse_recipe("r", recipe, "r.toml", check_paths=False)
-    del recipe["pretrain"]["init"], recipe["pretrain"]["model"]
+    del recipe["pretrain"]["init"]
+    recipe["pretrain"]["freeze"] = ["*norm*"]
+    with pytest.raises(UserError, match=r"freeze=\['\*norm\*'\] would keep random weights; remove it, or set init"):
+        parse_recipe("r", recipe, "r.toml", check_paths=False)
+    del recipe["pretrain"]["model"]
     with pytest.raises(UserError, match=r"pretrain: there is no model: set the table model .* or init to go on"):
         parse_recipe("r", recipe, "r.toml", check_paths=False)
 

@@ -14,7 +14,8 @@ from mengya.infer.session import Session, generate
 from mengya.model.load import load_model
 from mengya.text.chat import Chat
 from mengya.toml_tables import read_tables
-from mengya.train import checkpoint, training
+from mengya.train import checkpoint
+from mengya.train import run as training
 
 from .conftest import three_trainings, write_animals
 

@@ -180,7 +180,7 @@ def test_frozen_embeddings_stay(out, project, tmp_path):
     fresh = tmp_path / "out"
     for stage in STAGES[:4]:
         shutil.copytree(out / stage, fresh / stage)
-    overrides = ["sft.freeze_embeddings=true", "sft.steps=3", "--until", "sft"]
+    overrides = ['sft.freeze=["*embed_tokens*"]', "sft.steps=3", "--until", "sft"]
     assert main(["run", str(project / "recipe.toml"), *overrides, "--out", str(fresh)]) == 0
     base, tuned = (load_model(fresh / stage).state_dict() for stage in ("pretrain", "sft"))
     changed = {name for name in base if not torch.equal(base[name], tuned[name])}

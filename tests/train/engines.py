@@ -1,4 +1,4 @@
-"""Training runs that test_parallel.py compares; as a script, one of two ranks: `python engines.py FOLDER`.
+"""Training runs that test_engines.py compares; as a script, one of two ranks: `python engines.py FOLDER`.
 
 The environment holds torchrun's variables. Every run leaves `metrics.jsonl`; rank 0 leaves the best weights beside it.
 """
@@ -14,12 +14,17 @@ import torch
 from safetensors.torch import save_file
 
 from mengya import ranks, runtime
-from mengya.data.packing import PackedGroups
+from mengya.batch import Loss, Metric
+from mengya.data.mixture import HeldoutPart
+from mengya.data.packing import BatchSource, PackedGroups
 from mengya.data.shards import Shards, ShardWriter
 from mengya.model.native.config import ModelConfig
 from mengya.model.native.transformer import CausalLM
-from mengya.train.objectives import Loss, dpo, language_modeling
-from mengya.train.training import Fsdp, Optim, Trainer, TrainingConfig, prepare_model
+from mengya.train.engines.fsdp import Fsdp
+from mengya.train.objectives import dpo, language_modeling
+from mengya.train.optimizer import Optim, ParameterGroup, freeze
+from mengya.train.run import Run, heldout_loss
+from mengya.train.settings import TrainingConfig, engine_for, prepare_model
 
 VOCABULARY, STEPS = 50, 9
 ENGINES = {
@@ -85,6 +90,25 @@ def troubled(objective):
     return changed
 
 
+def counted(objective):
+    """With a metric that has a divisor of its own, unequal on ranks and micro-batches."""
+
+    def changed(model, batch):
+        loss = objective(model, batch)
+        return Loss(loss.total, {**loss.metrics, "per_sequence": Metric(loss.total.detach(), batch.sequences)})
+
+    return changed
+
+
+FROZEN = {
+    "freeze": ["*embed_tokens*", "*layers.0.*"],
+    "activation_checkpointing": True,
+    "optim": Optim(
+        lr=1e-2, groups=[ParameterGroup(pattern="*mlp*", lr=3e-3), ParameterGroup(pattern="*norm*", weight_decay=0.1)]
+    ),
+}
+
+
 def train(folder: Path, name: str, engine: str | None, stop: int = STEPS, trouble=True, pairs=False, **settings):
     """Train in folder/name until after step `stop`; a run that is already there goes on."""
     out = folder / name
@@ -100,22 +124,27 @@ def train(folder: Path, name: str, engine: str | None, stop: int = STEPS, troubl
     config.check()
     group = 2 if pairs else 1
     train, heldout = (PackedGroups(Shards(folder / s), 64, 0, 0, group) for s in ("train", "heldout"))
-    model, compiled = prepare_model(build(tied=not pairs), config)
-    objective = dpo(0.5, build(False, 1).requires_grad_(False)) if pairs else language_modeling(compiled)
+    model = build(tied=not pairs)
+    freeze(model, config.freeze)
+    prepare_model(model, config)
+    objective = dpo(0.5, build(False, 1).requires_grad_(False)) if pairs else language_modeling()
 
     def after_step(metrics) -> None:
-        if trainer.done > stop:  # its checkpoint is not written any more
+        if run.done > stop:  # its checkpoint is not written any more
             raise Stop
 
-    objective = troubled(objective) if trouble else objective
-    trainer = Trainer(model, objective, config, train, out, after_step)
-    trainer.guard.warmup = 3
+    objective = counted(troubled(objective) if trouble else objective)
+    used = engine_for(model, objective, config)
+    source = BatchSource(train, config.rows, config.micro_batch, config.seed, ranks.rank(), ranks.size())
+    evaluate = heldout_loss(used, [HeldoutPart("heldout", heldout)], source.rows_per_batch, config.heldout_rows)
+    run = Run(used, source, config.steps, out, config, after_step, evaluate, ("heldout_loss", "min"))
+    run.guard.warmup = 3
     try:
-        best = trainer.run(heldout, name)
+        run.train(name)
     except Stop:
         return
-    if best is not None:
-        save_file({n: t for n, t in best.state_dict().items() if n != "lm_head.weight"}, out / "best.safetensors")
+    if ranks.is_main():
+        save_file(run.weights(), out / "best.safetensors")
 
 
 def chain(folder: Path) -> None:
@@ -130,6 +159,9 @@ def main(folder: Path) -> None:
             train(folder, engine, engine)
         for engine in ("fsdp", "zero3"):
             train(folder, f"{engine}-pairs", engine, trouble=False, pairs=True)
+        for engine in ("ddp", "fsdp", "zero2", "zero3"):
+            train(folder, f"{engine}-frozen", engine, 5, trouble=False, **FROZEN)
+            train(folder, f"{engine}-frozen", engine, trouble=False, **FROZEN)
         chain(folder)
         collectives()
     assert threading.active_count() < 40

@@ -8,8 +8,7 @@ import torch
 
 from mengya.batch import IGNORE, Batch
 from mengya.errors import UserError
-from mengya.model.native.config import ModelConfig
-from mengya.model.native.moe import Routing
+from mengya.model.language_model import Routing
 from mengya.train.balance import Balance, after_step, check, router_losses, weigh
 from mengya.train.objectives import dpo, language_modeling
 
@@ -88,12 +87,13 @@ def test_balanced_routing_costs_one():
     assert float(losses.batch) / batch.count == pytest.approx(1)
     total, metrics = weigh(losses, 3, Balance(sequence_loss_coef=0.1, batch_loss_coef=0.2, z_loss_coef=0))
     assert float(total) / batch.count == pytest.approx(3 * 0.3)
-    assert metrics["expert_load"].tolist() == [[8.0] * 4] and metrics["balance_loss"] / batch.count == pytest.approx(1)
+    assert metrics["expert_load"].sum.tolist() == [[8.0] * 4]
+    assert metrics["balance_loss"].sum / batch.count == pytest.approx(1)
 
 
 def test_padding_and_the_split_into_micro_batches_change_nothing(make_model):
     model = make_model(**EXPERTS)
-    objective = language_modeling(False, Balance(sequence_loss_coef=0.5, z_loss_coef=0.1))
+    objective = language_modeling(Balance(sequence_loss_coef=0.5, z_loss_coef=0.1))
     batch = make_batch([0, 7, 12, 3])
 
     def rows(part: slice) -> Batch:
@@ -106,22 +106,22 @@ def test_padding_and_the_split_into_micro_batches_change_nothing(make_model):
     split = [objective(model, rows(part)) for part in (slice(0, 1), slice(1, 4))]
     torch.testing.assert_close(sum(loss.total for loss in split), whole.total)
     for name in ("balance_loss", "router_z_loss", "expert_load"):
-        torch.testing.assert_close(sum(loss.metrics[name] for loss in split), whole.metrics[name])
+        torch.testing.assert_close(sum(loss.metrics[name].sum for loss in split), whole.metrics[name].sum)
     other = batch.input_ids.clone()
     other[batch.sequence_ids < 0] = 3
     again = objective(model, dataclasses.replace(batch, input_ids=other))
     torch.testing.assert_close(again.total, whole.total, rtol=0, atol=0)
-    assert int(whole.metrics["expert_load"].sum()) == 2 * int((batch.sequence_ids >= 0).sum())
+    assert int(whole.metrics["expert_load"].sum.sum()) == 2 * int((batch.sequence_ids >= 0).sum())
 
 
 def test_held_out_loss_is_without_them(make_model):
     model, batch = make_model(**EXPERTS), make_batch([0, 2])
-    objective = language_modeling(False, Balance(sequence_loss_coef=5.0))
+    objective = language_modeling(Balance(sequence_loss_coef=5.0))
     with torch.no_grad():
         heldout = objective(model, batch)
-        expected = language_modeling(False, NONE)(model, batch)
+        expected = language_modeling(NONE)(model, batch)
     assert heldout.metrics == {} and torch.equal(heldout.total, expected.total)
-    trained = language_modeling(False, NONE)(model, batch).total
+    trained = language_modeling(NONE)(model, batch).total
     torch.testing.assert_close(heldout.total, trained.detach())
     assert objective(model, batch).total > trained + 4 * batch.count
 
@@ -131,20 +131,19 @@ def test_preferences_are_balanced_too(make_model):
     batch = dataclasses.replace(make_batch([0, 2, 1, 0]), count=2)
     loss = dpo(0.1, reference, Balance(sequence_loss_coef=1.0, z_loss_coef=0))(model, batch)
     plain = dpo(0.1, reference, NONE)(model, batch)
-    torch.testing.assert_close(loss.total, plain.total + loss.metrics["balance_loss"])
-    assert 0.5 < float(loss.metrics["balance_loss"]) / batch.count < 2 and "accuracy" in loss.metrics
+    torch.testing.assert_close(loss.total, plain.total + loss.metrics["balance_loss"].sum)
+    assert 0.5 < float(loss.metrics["balance_loss"].sum) / batch.count < 2 and "accuracy" in loss.metrics
 
 
 def test_the_auxiliary_loss_alone_balances_the_load(make_model):
     model, batch = make_model(**EXPERTS, initializer_range=0.5), make_batch([0] * 8, time=24)
     gates = [p for n, p in model.named_parameters() if n.endswith("mlp.gate.weight")]
-    objective = language_modeling(False, Balance(sequence_loss_coef=1.0))
+    objective = language_modeling(Balance(sequence_loss_coef=1.0))
     optimizer, spreads = torch.optim.Adam(gates, lr=0.01), []
     for _ in range(30):
         loss = objective(model, batch)
-        spreads.append(float(loss.metrics["expert_load"].std(-1).mean()))
+        spreads.append(float(loss.metrics["expert_load"].sum.std(-1).mean()))
         optimizer.zero_grad()
-        loss.metrics.clear()
         (loss.total / batch.count).backward()
         optimizer.step()
     assert min(spreads[-5:]) < 0.6 * spreads[0]
@@ -152,11 +151,11 @@ def test_the_auxiliary_loss_alone_balances_the_load(make_model):
 
 def test_the_selection_bias_balances_the_load_without_a_loss(make_model):
     model, batch = make_model(**EXPERTS, initializer_range=0.5), make_batch([0] * 8, time=24)
-    objective, update = language_modeling(False, NONE), after_step(model, Balance(bias_update_rate=0.005))
+    objective, update = language_modeling(NONE), after_step(model, Balance(bias_update_rate=0.005))
     assert update is not None
     spreads = []
     for _ in range(120):
-        load = objective(model, batch).metrics["expert_load"]
+        load = objective(model, batch).metrics["expert_load"].sum
         spreads.append(float(load.std(-1).mean()))
         update({"expert_load": load.tolist()})
     assert sum(spreads[-10:]) / 10 < 0.4 * spreads[0]
@@ -173,14 +172,15 @@ def test_the_bias_moves_one_step_towards_the_mean(make_model):
 
 
 def test_what_does_not_suit_the_model_is_refused(make_model):
-    shape = make_model(**EXPERTS).config
-    unnormalised = dataclasses.replace(shape, norm_topk_prob=False)
+    unbiased = make_model(**EXPERTS, norm_topk_prob=False)
+    assert unbiased.has_experts and unbiased.selection_biases() == []
     with pytest.raises(ValueError, match=re.escape("balance.bias_update_rate=0.001 needs norm_topk_prob=true")):
-        check(unnormalised, Balance(bias_update_rate=0.001))
+        check(Balance(bias_update_rate=0.001), experts=True, biased=False)
     with pytest.raises(UserError, match="no experts"):
         after_step(make_model(), Balance(z_loss_coef=0.5))
-    check(unnormalised, Balance())
+    check(Balance(), experts=True, biased=False)
+    with pytest.raises(UserError, match="norm_topk_prob=true"):
+        after_step(unbiased, Balance(bias_update_rate=0.001))
     assert after_step(make_model(), Balance()) is None
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         Balance(z_loss_coef=-1)
-    assert isinstance(shape, ModelConfig)

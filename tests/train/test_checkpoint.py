@@ -17,13 +17,12 @@ import torch
 from safetensors import safe_open
 
 from mengya.errors import UserError
-from mengya.model.native.config import from_hf
 from mengya.train import checkpoint_storage
 from mengya.train.checkpoint import Checkpoints, read_weights
 
 SCRIPT = Path(__file__).parent / "two_ranks.py"
 RANKS = runpy.run_path(str(SCRIPT))
-SHAPE, check_equal = RANKS["SHAPE"], RANKS["check_equal"]
+CONFIG, check_equal = RANKS["CONFIG"], RANKS["check_equal"]
 BOTH = pytest.mark.parametrize("asynchronous", [False, True])
 NEW_AND_REPLACED = pytest.mark.parametrize(("name", "asynchronous"), [("step-2", True), ("best", False)])
 
@@ -51,7 +50,7 @@ def blank(tensors):
 
 
 def make(root, keep=2, asynchronous=False):
-    return Checkpoints(root, keep, SHAPE, asynchronous)
+    return Checkpoints(root, keep, CONFIG, asynchronous)
 
 
 def save(root, step, name="", keep=5):
@@ -125,8 +124,8 @@ from mengya.train import checkpoint_storage
 from mengya.train.checkpoint import Checkpoints
 real = checkpoint_storage.save_file
 checkpoint_storage.save_file = lambda *arguments: (time.sleep(0.5), real(*arguments))
-shape = runpy.run_path({str(SCRIPT)!r})["SHAPE"]
-Checkpoints(Path({str(tmp_path)!r}), 2, shape, True).save("step-1", 1, {{"model.x": torch.ones(1000)}}, {{}})
+config = runpy.run_path({str(SCRIPT)!r})["CONFIG"]
+Checkpoints(Path({str(tmp_path)!r}), 2, config, True).save("step-1", 1, {{"model.x": torch.ones(1000)}}, {{}})
 raise SystemExit(3)
 """
     assert subprocess.run([sys.executable, "-c", program], env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode == 3
@@ -145,7 +144,7 @@ def test_the_directory_is_safetensors_and_json(tmp_path, monkeypatch):
     checkpoints.save("step-1", 1, tensors, {})
     checkpoints.load(checkpoints.latest(), blank(tensors))
     assert names(tmp_path / "step-1") == ["checkpoint.json", "config.json", "rank-0.safetensors"]
-    assert from_hf(json.loads((tmp_path / "step-1" / "config.json").read_text()), "") == SHAPE
+    assert json.loads((tmp_path / "step-1" / "config.json").read_text()) == CONFIG
     record = json.loads((tmp_path / "step-1" / "checkpoint.json").read_text())
     assert record["step"] == 1 and record["files"].keys() == {"config.json", "rank-0.safetensors"}
     with safe_open(tmp_path / "step-1" / "rank-0.safetensors", "pt") as file:

@@ -7,7 +7,6 @@ from transformers import AutoModelForCausalLM
 
 from mengya.batch import IGNORE
 from mengya.data.packing import make_batch
-from mengya.model.load import save_model
 from mengya.train.objectives import dpo, language_modeling, sequence_log_probs
 
 
@@ -36,10 +35,10 @@ def sequences(batch):
 @pytest.mark.parametrize("qk_norm", [True, False])
 def test_language_modeling_equals_transformers(make_model, make_groups, whole, tmp_path, tied, qk_norm):
     model = make_model(tie_word_embeddings=tied, qk_norm=qk_norm, attention_bias=not qk_norm)
-    save_model(model, tmp_path / "model")
+    model.save(tmp_path / "model")
     peer = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
     batch = whole(make_groups([20, 31, 7, 15, 9, 32]))
-    found = language_modeling(False)(model, batch).total
+    found = language_modeling()(model, batch).total
     wanted = torch.zeros(())
     for ids, labels in sequences(batch):
         shifted = torch.cat([torch.full((1, 1), IGNORE), labels[:, :-1]], 1)  # transformers shifts by itself
@@ -58,12 +57,11 @@ def test_packed_equals_each_document_alone(make_model, make_text, make_groups, w
     packer = make_text(lengths, seq_len=100) if kind == "text" else make_groups(lengths, seq_len=40)
     batch = whole(packer)
     assert batch.sequences == len(lengths)
-    objective = language_modeling(False)
+    objective = language_modeling()
     packed = objective(model, batch).total
     alone = torch.zeros(())
     for ids, labels in sequences(batch):
-        hidden = model.model(ids)
-        alone = alone + F.cross_entropy(model.lm_head(hidden)[0], labels[0], ignore_index=IGNORE, reduction="sum")
+        alone = alone + F.cross_entropy(model(ids)[0], labels[0], ignore_index=IGNORE, reduction="sum")
     assert torch.allclose(packed, alone, rtol=1e-5)
     assert_same(gradients(model, packed), gradients(model, alone))
 
@@ -75,7 +73,7 @@ def test_padding_contributes_nothing(make_model, make_groups):
     batch = make_batch(rows, 0)
     padding = batch.sequence_ids < 0
     assert padding.any()
-    objective = language_modeling(False)
+    objective = language_modeling()
     before = gradients(model, objective(model, batch).total)
     batch.input_ids[padding] = 7
     assert_same(gradients(model, objective(model, batch).total), before, 1e-7)
@@ -104,7 +102,7 @@ def double_logits(model):
             self.inner = model.double()
 
         def forward(self, ids):
-            return F.linear(self.inner.model(ids), self.inner.lm_head.weight)
+            return F.linear(self.inner.hidden(input_ids=ids)[0], self.inner.output_weight)
 
         def double(self):
             return self
@@ -141,8 +139,8 @@ def test_dpo_is_the_formula_of_the_paper(make_model, make_groups, whole, beta):
         "reward_rejected": beta * ratios[:, 1].sum(),
     }
     assert loss.metrics.keys() == expected.keys()
-    for name, value in loss.metrics.items():
-        assert torch.allclose(value.double(), expected[name], rtol=1e-4, atol=1e-5), name
+    for name, (value, divisor) in loss.metrics.items():
+        assert divisor is None and torch.allclose(value.double(), expected[name], rtol=1e-4, atol=1e-5), name
         assert not value.requires_grad
     assert all(p.grad is None for p in reference.parameters())
 
@@ -167,7 +165,7 @@ def test_dpo_of_a_model_with_itself_is_log_two(make_model, make_groups, whole):
     batch = pair_batch(make_groups, whole)
     loss = dpo(0.1, make_model(3))(make_model(3), batch)
     assert torch.allclose(loss.total, torch.tensor(2.0).log() * 5)
-    assert float(loss.metrics["margin"]) == float(loss.metrics["accuracy"]) == 0
+    assert float(loss.metrics["margin"].sum) == float(loss.metrics["accuracy"].sum) == 0
 
 
 def test_dpo_packed_equals_pair_by_pair(make_model, make_groups, whole):

@@ -15,7 +15,7 @@ import pytest
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9")
 
 ROOT = Path(__file__).parents[2]
-PRELOAD = ["mengya.cli", "mengya.stage", "torch._dynamo", "safetensors.torch", "mengya.train.training"]
+PRELOAD = ["mengya.cli", "mengya.stage", "torch._dynamo", "safetensors.torch", "mengya.train.run"]
 PRELOAD += [
     f"mengya.stages.{name}" for name in ("corpus", "tokenizer", "tokenize", "pretrain", "sft", "dpo", "evaluate")
 ]

@@ -5,11 +5,12 @@ import math
 
 import pytest
 
+from mengya.train.optimizer import Optim
 from mengya.train.schedule import make_schedule
 
 
 def values(kind, steps=100, warmup=0.1, decay=0.2, floor=0.1):
-    schedule = make_schedule(kind, steps, warmup, decay, floor)
+    schedule = make_schedule(Optim(schedule=kind, warmup=warmup, decay=decay, min_lr=floor), steps)
     return [schedule(step) for step in range(steps)]
 
 

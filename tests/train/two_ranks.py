@@ -18,19 +18,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from mengya.errors import UserError
-from mengya.model.native.config import ModelConfig
 from mengya.train import checkpoint_storage
 from mengya.train.checkpoint import Checkpoints
 
-SHAPE = ModelConfig(
-    vocab_size=50,
-    hidden_size=32,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    intermediate_size=48,
-    max_position_embeddings=64,
-)
+CONFIG = {"model_type": "llama", "hidden_size": 32}
 
 
 def whole_state() -> dict[str, torch.Tensor]:
@@ -96,9 +87,9 @@ def main(rank: int, folder: Path) -> None:
     own = {f"rng.{rank}": torch.full((10,), rank, dtype=torch.uint8)}
     sharded = shard(whole, mesh)
 
-    sync = Checkpoints(folder / "two", 5, SHAPE, asynchronous=False)
+    sync = Checkpoints(folder / "two", 5, CONFIG, asynchronous=False)
     sync.save("step-1", 1, sharded | own, {"from": "two"})
-    background = Checkpoints(folder / "two", 5, SHAPE, asynchronous=True)
+    background = Checkpoints(folder / "two", 5, CONFIG, asynchronous=True)
     changing = {name: tensor.clone() for name, tensor in sharded.items()}
     background.save("step-2", 2, changing | own, {})
     for tensor in changing.values():
@@ -114,7 +105,7 @@ def main(rank: int, folder: Path) -> None:
     sync.load(saved, plain)  # another engine
     check_equal(plain, whole)
 
-    one = Checkpoints(folder / "one", 1, SHAPE, asynchronous=False)
+    one = Checkpoints(folder / "one", 1, CONFIG, asynchronous=False)
     saved = one.latest()
     assert saved is not None and saved.state == {"from": "one"}
     blank = {name: torch.zeros_like(tensor) for name, tensor in (sharded | own).items()}
@@ -135,7 +126,7 @@ def main(rank: int, folder: Path) -> None:
     fully_shard(model)
     trained = train_a_little(model)
     assert any(isinstance(t, DTensor) for t in trained.values())
-    Checkpoints(folder / "fsdp", 1, SHAPE, asynchronous=False).save("step-2", 2, trained, {})
+    Checkpoints(folder / "fsdp", 1, CONFIG, asynchronous=False).save("step-2", 2, trained, {})
 
     if rank == 0:
         file = folder / "two" / "step-2" / "rank-1.safetensors"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mengya import ranks
-from mengya.batch import IGNORE, Batch
+from mengya.batch import IGNORE, Batch, Source
 from mengya.data.best_fit import Plan, make_plan
 from mengya.data.shards import Shards
 from mengya.errors import UserError
@@ -155,7 +155,7 @@ def make_batch(rows: list[PackedRow], per_count: int) -> Batch:
     )
 
 
-class BatchSource:
+class BatchSource(Source):
     """The batches of a training run: `source(step)` gives this rank's micro-batches of one optimizer step.
 
     The rows of a step are the same for any number of ranks; each rank takes an equal share of neighbours.

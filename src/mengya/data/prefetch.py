@@ -1,35 +1,42 @@
 """Input that never starves the model: reading, packing and copying the next step's batches while one is computed."""
 
-from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from mengya.batch import Batch
+from mengya.batch import Batch, Source
 
 Copied = tuple[list[Batch], torch.cuda.Event | None]
 
 
-def prefetch(
-    source: Callable[[int], list[Batch]], steps: range, device: torch.device
-) -> Generator[tuple[int, list[Batch]], None, None]:
-    """(step, its batches on `device`) in order, one step ahead in a background thread, whose errors surface here.
+def prefetch(source: Source, steps: range, device: torch.device) -> Generator[tuple[int, list[Batch]], None, None]:
+    """(step, its batches on `device`) in order, made up to `source.ahead` steps early in a background thread.
 
-    Close the generator (or exhaust it) to end the thread.
+    Errors of the thread surface here. A source with `ahead` 0 is called when its step is asked for, in the caller's
+    thread. Close the generator (or exhaust it) to end the thread.
     """
     copy = _Copier(device) if device.type == "cuda" else lambda batches: ([b.to(str(device)) for b in batches], None)
-    with ThreadPoolExecutor(1, "input") as thread:
-        coming = thread.submit(lambda step: copy(source(step)), steps[0]) if len(steps) else None
+    if not source.ahead:
         for step in steps:
-            assert coming is not None
-            batches, copied = coming.result()
-            if step + 1 in steps:
-                coming = thread.submit(lambda step: copy(source(step)), step + 1)
-            if copied is not None:
-                copied.wait()
-                for batch in batches:  # made on the other stream, used on this one
-                    batch.record_stream(torch.cuda.current_stream())
-            yield step, batches
+            yield step, _received(copy(source(step)))
+        return
+    coming: deque[Future[Copied]] = deque()
+    with ThreadPoolExecutor(1, "input") as thread:
+        for step in steps:
+            while len(coming) <= source.ahead and step + len(coming) in steps:
+                coming.append(thread.submit(lambda step: copy(source(step)), step + len(coming)))
+            yield step, _received(coming.popleft().result())
+
+
+def _received(copied: Copied) -> list[Batch]:
+    batches, event = copied
+    if event is not None:
+        event.wait()
+        for batch in batches:  # made on the other stream, used on this one
+            batch.record_stream(torch.cuda.current_stream())
+    return batches
 
 
 class _Copier:

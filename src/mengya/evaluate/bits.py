@@ -11,8 +11,8 @@ from itertools import islice
 from math import log
 
 from mengya.errors import UserError
-from mengya.evaluate.scoring import MAX_LOGITS, Row, log_probs
-from mengya.model.native.transformer import CausalLM
+from mengya.evaluate.scoring import Row, log_probs
+from mengya.model.language_model import LanguageModel
 from mengya.text.tokenizer import Tokenizer
 
 DOCUMENTS_AT_ONCE = 64  # tokenized and scored together, so that rows of like length share a batch
@@ -49,26 +49,25 @@ def windows(length: int, context: int, stride: int) -> list[tuple[int, int, int]
 
 
 def bits_per_byte(
-    model: CausalLM,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     documents: Iterable[str],
     *,
     stride: int | None = None,
-    max_logits: int = MAX_LOGITS,
 ) -> BitsPerByte:
     """Sum of -log2 p over the tokens of `documents`, streaming, divided by their bytes. Empty documents do not count.
 
-    Documents longer than `model.config.max_position_embeddings` are cut by `windows`; `stride` defaults to three
+    Documents longer than `model.context` are cut by `windows`; `stride` defaults to three
     quarters of it. Runs under the caller's autocast. Raises UserError when there is no text.
     """
-    context = model.config.max_position_embeddings
+    context = model.context
     step = stride or context - context // 4
     nats, n_bytes, n_tokens, n_documents = 0.0, 0, 0, 0
     stream = filter(None, documents)
     while texts := list(islice(stream, DOCUMENTS_AT_ONCE)):
         encoded = tokenizer.encode_batch(texts)
         rows = [row for ids in encoded for row in _rows([tokenizer.eos_id, *ids], context, step)]
-        nats -= sum(log_probs(model, rows, max_logits=max_logits))
+        nats -= sum(log_probs(model, rows))
         n_bytes += sum(len(text.encode()) for text in texts)
         n_tokens += sum(map(len, encoded))
         n_documents += len(texts)

@@ -7,8 +7,8 @@ from mengya.data.preferences import Preference
 from mengya.data.rendering import Rendered, render_pair
 from mengya.errors import UserError
 from mengya.evaluate.accuracy import Accuracy, Result, accuracy
-from mengya.evaluate.scoring import MAX_LOGITS, Row, log_probs
-from mengya.model.native.transformer import CausalLM
+from mengya.evaluate.scoring import Row, log_probs
+from mengya.model.language_model import LanguageModel
 from mengya.tasks.task import Words
 from mengya.text.chat import Chat
 
@@ -31,9 +31,7 @@ class PreferenceAccuracy:
         return Result("preference_accuracy", HEADING, NOTE, self.accuracy)
 
 
-def preference_accuracy(
-    model: CausalLM, chat: Chat, pairs: Sequence[Preference], *, max_logits: int = MAX_LOGITS
-) -> PreferenceAccuracy:
+def preference_accuracy(model: LanguageModel, chat: Chat, pairs: Sequence[Preference]) -> PreferenceAccuracy:
     """Compare the completions by log-probability *per token*, so that a longer one has no handicap.
 
     The tokens of a completion are those that training supervises: its text and the end of its turn, given the
@@ -42,12 +40,9 @@ def preference_accuracy(
     """
     if not pairs:
         raise UserError("no held-out preference pairs to measure; hold out some, or leave the metric out")
-    context = model.config.max_position_embeddings
+    context = model.context
     rows = [row for pair in pairs for row in _rows(chat, pair, context)]
-    scores = [
-        total / (row.last - row.first)
-        for total, row in zip(log_probs(model, rows, max_logits=max_logits), rows, strict=True)
-    ]
+    scores = [total / (row.last - row.first) for total, row in zip(log_probs(model, rows), rows, strict=True)]
     margins = [chosen - rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
     return PreferenceAccuracy(accuracy(margin > 0 for margin in margins), sum(margins) / len(margins))
 

@@ -6,18 +6,18 @@ from mengya.errors import UserError
 from mengya.evaluate.accuracy import Result, accuracy
 from mengya.infer.request import Sampling
 from mengya.infer.session import generate
-from mengya.model.native.transformer import CausalLM
+from mengya.model.language_model import LanguageModel
 from mengya.tasks.task import Question, Task
 from mengya.text.chat import Chat
 
 
-def ask(model: CausalLM, chat: Chat, questions: Sequence[Question], *, max_new_tokens: int = 64) -> list[str]:
+def ask(model: LanguageModel, chat: Chat, questions: Sequence[Question], *, max_new_tokens: int = 64) -> list[str]:
     """Greedy responses in the order of `questions`; each is asked alone, in a new conversation.
 
     Raises UserError for a question that leaves no room in the context for a response.
     """
     prompts = [chat.encode(question.messages(), add_generation_prompt=True)[0] for question in questions]
-    context = model.config.max_position_embeddings
+    context = model.context
     for question, prompt in zip(questions, prompts, strict=True):
         if len(prompt) >= context:
             raise UserError(

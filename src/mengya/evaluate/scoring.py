@@ -4,11 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch.nn import functional as F
 
-from mengya.model.native.transformer import CausalLM
+from mengya.batch import IGNORE
+from mengya.model.language_model import LanguageModel
 
-MAX_LOGITS = 2**25  # 128 MiB of float32 logits a batch, whatever the vocabulary
+MAX_TOKENS = 4096
+"""Of a batch, padding included."""
 
 
 class Row(NamedTuple):
@@ -20,21 +21,19 @@ class Row(NamedTuple):
 
 
 @torch.inference_mode()
-def log_probs(model: CausalLM, rows: Sequence[Row], *, max_logits: int = MAX_LOGITS) -> list[float]:
+def log_probs(model: LanguageModel, rows: Sequence[Row], *, max_tokens: int = MAX_TOKENS) -> list[float]:
     """Per row, the sum of ln p over its span, in the order of `rows`; summed in float64.
 
-    `model` maps (B, T) int64 ids to (B, T, V) logits and is causal, so padding on the right changes nothing. It is put
-    into eval mode and left in the mode that it had.
+    A model is causal, so padding on the right changes nothing. It is put into eval mode and left in the mode that it
+    had. Logits exist for a part of a batch at a time.
     """
-    device = next(model.parameters()).device
     sums = [0.0] * len(rows)
     was_training = model.training
     model.eval()
     try:
-        for batch in _batches(rows, max(1, max_logits // model.config.vocab_size)):
-            losses = _span_losses(model, [rows[i] for i in batch], device)
-            for i, loss in zip(batch, losses, strict=True):
-                sums[i] = -loss
+        for batch in _batches(rows, max_tokens):
+            for i, found in zip(batch, _span_log_probs(model, [rows[i] for i in batch]), strict=True):
+                sums[i] = found
     finally:
         model.train(was_training)
     return sums
@@ -52,16 +51,14 @@ def _batches(rows: Sequence[Row], max_tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _span_losses(model: CausalLM, rows: list[Row], device: torch.device) -> list[float]:
-    """Per row, the negative log-likelihood of its span in nats."""
+def _span_log_probs(model: LanguageModel, rows: list[Row]) -> list[float]:
     width = max(row.last for row in rows) - 1
     input_ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    targets = torch.full((len(rows), width), -100)  # cross_entropy's own ignore_index
+    labels = torch.full((len(rows), width), IGNORE)
     for i, row in enumerate(rows):
         assert 1 <= row.first < row.last <= len(row.ids), (row.first, row.last, len(row.ids))
         ids = torch.tensor(row.ids[: row.last])
         input_ids[i, : row.last - 1] = ids[:-1]
-        targets[i, row.first - 1 : row.last - 1] = ids[row.first :]
-    logits = model(input_ids.to(device)).float()
-    losses = F.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(), reduction="none")
-    return losses.view(len(rows), width).double().sum(dim=1).tolist()
+        labels[i, row.first - 1 : row.last - 1] = ids[row.first :]
+    hidden, _ = model.hidden(input_ids=input_ids.to(model.device))
+    return model.log_probs(hidden, labels.to(model.device)).double().sum(dim=1).tolist()

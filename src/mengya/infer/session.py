@@ -9,25 +9,20 @@ from torch import Tensor
 from mengya.errors import UserError
 from mengya.infer.request import Sampling
 from mengya.infer.sampling import make_generator, sample
+from mengya.model.language_model import LanguageModel
 from mengya.model.native.cache import KVCache
-from mengya.model.native.transformer import CausalLM, project
 from mengya.text.chat import Chat, Message
 from mengya.text.tokenizer import Tokenizer
 
 
-def new_cache(model: CausalLM, rows: int, max_len: int) -> KVCache:
-    """An empty cache of the type and on the device that `model` computes with."""
-    weight = model.lm_head.weight
-    return KVCache(model.config, rows, max_len, model.model.compute_dtype or weight.dtype, str(weight.device))
-
-
-def _logits(model: CausalLM, input_ids: Tensor, cache: KVCache, last: Tensor | None = None) -> Tensor:
+def _logits(model: LanguageModel, input_ids: Tensor, cache: KVCache, last: Tensor | None = None) -> Tensor:
     """Feed (B, T) tokens; (B, V) float32 logits after column `last` (B,) of each row, or after the final one.
 
     Only those columns are projected: over a long prompt the logits would outweigh everything else in memory."""
-    hidden = model.model(input_ids, cache=cache)
-    hidden = hidden[:, -1] if last is None else hidden[torch.arange(len(hidden), device=hidden.device), last]
-    return project(hidden, model.lm_head)[0].float()
+    hidden = model.decode(input_ids=input_ids, cache=cache)
+    return model.logits(
+        hidden[:, -1] if last is None else hidden[torch.arange(len(hidden), device=hidden.device), last]
+    )
 
 
 def _check_finite(logits: Tensor) -> None:
@@ -40,7 +35,7 @@ def _check_finite(logits: Tensor) -> None:
 
 @torch.inference_mode()
 def generate(
-    model: CausalLM,
+    model: LanguageModel,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     stop_ids: set[int],
@@ -49,12 +44,12 @@ def generate(
     """The completion of each prompt, in order, without the stop token that ended it.
 
     A completion ends at a stop token, after `max_new_tokens`, or where prompt and completion together fill
-    `max_position_embeddings`; a prompt that fills it alone gets an empty one. Prompts of similar length run together,
+    the model's context; a prompt that fills it alone gets an empty one. Prompts of similar length run together,
     as many as fit into a cache of `batch_tokens` (memory: that many keys and values in every layer); rows that have
     ended leave the batch."""
     assert all(len(prompt) > 0 for prompt in prompts), "a prompt needs at least one token"
-    context = model.config.max_position_embeddings
-    generator = make_generator(sampling.seed, model.lm_head.weight.device)
+    context = model.context
+    generator = make_generator(sampling.seed, model.device)
     results: list[list[int]] = [[] for _ in prompts]
     longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
     waiting = [i for i in longest_first if len(prompts[i]) < context]
@@ -67,7 +62,7 @@ def generate(
 
 
 def _generate_batch(
-    model: CausalLM,
+    model: LanguageModel,
     batch: list[int],
     prompts: Sequence[Sequence[int]],
     results: list[list[int]],
@@ -76,14 +71,14 @@ def _generate_batch(
     generator: torch.Generator,
 ) -> None:
     """Extend `results[i]` for every i of `batch`; row r of all tensors belongs to `batch[r]`."""
-    device = model.lm_head.weight.device
-    context = model.config.max_position_embeddings
+    device = model.device
+    context = model.context
     limits = {i: min(sampling.max_new_tokens, context - len(prompts[i])) for i in batch}
-    cache = new_cache(model, len(batch), max(len(prompts[i]) + limits[i] for i in batch))
+    cache = model.new_cache(len(batch), max(len(prompts[i]) + limits[i] for i in batch))
     input_ids, lengths = _padded([prompts[i] for i in batch], device)
     seen = None
     if sampling.penalised:
-        seen = torch.zeros(len(batch), model.config.vocab_size, dtype=torch.bool, device=device)
+        seen = torch.zeros(len(batch), model.vocab_size, dtype=torch.bool, device=device)
         seen.scatter_(1, input_ids, True)
     logits = _logits(model, input_ids, cache, lengths - 1)
     _check_finite(logits)
@@ -170,18 +165,18 @@ class Session:
     only the part that the last turn did not leave there is computed. Interrupted turns, answers whose tokens are not
     those of their text, `clear` and dropped turns need no case of their own: the rendering decides."""
 
-    def __init__(self, model: CausalLM, chat: Chat, sampling: Sampling, system: str | None = None):
+    def __init__(self, model: LanguageModel, chat: Chat, sampling: Sampling, system: str | None = None):
         self._model, self._chat, self._sampling = model, chat, sampling
-        self._device = model.lm_head.weight.device
+        self._device = model.device
         self._generator = make_generator(sampling.seed, self._device)
-        self.context: int = model.config.max_position_embeddings
+        self.context: int = model.context
         self.reserve: int = min(sampling.max_new_tokens, max(1, self.context // 4))
         """Tokens of the context that a question may not take, so that there is room for an answer."""
         self._preamble: list[Message] = [{"role": "system", "content": _valid(system)}] if system else []
         self.messages: list[Message] = list(self._preamble)
         """The conversation so far, as `Chat.encode` takes it."""
         self._cached: list[int] = []  # columns of the cache that are certainly right
-        self._cache = new_cache(model, 1, min(self.context, 512))
+        self._cache = model.new_cache(1, min(self.context, 512))
         self._streaming = False
         self.tokens_per_second = 0.0
         """Of the last turn: answer tokens by the time to compute them, the question's prefill included."""
@@ -256,7 +251,7 @@ class Session:
         _check_finite(logits)
         seen = None
         if self._sampling.penalised:
-            seen = torch.zeros(1, self._model.config.vocab_size, dtype=torch.bool, device=self._device)
+            seen = torch.zeros(1, self._model.vocab_size, dtype=torch.bool, device=self._device)
             seen[0, ids] = True
         stop_ids = self._chat.stop_ids
         room = min(self._sampling.max_new_tokens, self.context - len(ids))
@@ -294,7 +289,7 @@ class Session:
         old = self._cache
         if columns <= old.max_len:
             return
-        new = new_cache(self._model, 1, min(self.context, max(columns, 2 * old.max_len)))
+        new = self._model.new_cache(1, min(self.context, max(columns, 2 * old.max_len)))
         used = len(self._cached)
         new.keys[..., :used, :] = old.keys[..., :used, :]
         new.values[..., :used, :] = old.values[..., :used, :]

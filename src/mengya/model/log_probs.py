@@ -18,7 +18,7 @@ UNIT = 256
 
 def _chunks(rows: int, entries: int) -> Iterator[slice]:
     """The rows whose logits exist at a time. Products of few rows are badly divided among a CPU's threads."""
-    size = 2048 if entries <= 16384 else 1024
+    size = 2048 if entries <= 16384 else 1024 if entries <= 65536 else UNIT
     return (slice(begin, min(begin + size, rows)) for begin in range(0, rows, size))
 
 
@@ -92,9 +92,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss, gradient = _loss_and_gradient(output_projection(x[part], w), y[part], compiled)
             total += loss
             torch.mm(gradient, w, out=grad_x[part])
-            more = output_gradient(gradient, x[part])
-            grad_w = more.float() if grad_w is None else grad_w.add_(more)
-        if grad_w is None:
+            if ctx.needs_input_grad[1]:  # a frozen projection gets no gradient, which would be as large as itself
+                more = output_gradient(gradient, x[part])
+                grad_w = more.float() if grad_w is None else grad_w.add_(more)
+        if grad_w is None and ctx.needs_input_grad[1]:
             grad_w = torch.zeros_like(weight, dtype=torch.float32)
         grad_hidden = _placed(grad_x, rows, len(hidden))
         ctx.save_for_backward(grad_hidden, grad_w)
@@ -104,7 +105,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         grad_hidden, grad_w = ctx.saved_tensors
-        grad_w = grad_w.mul_(grad_output).to(ctx.weight_dtype)  # in place: a second backward pass is told by autograd
+        if grad_w is not None:  # in place: a second backward pass is told by autograd
+            grad_w = grad_w.mul_(grad_output).to(ctx.weight_dtype)
         # A float32 scalar keeps its digits and leaves the product in hidden's type; rounded to bfloat16 it would shift
         # every gradient below by the same fraction of a percent.
         return grad_hidden * grad_output, grad_w, None, None
@@ -141,14 +143,16 @@ class _TokenLogProbs(torch.autograd.Function):
         w = weight.to(x.dtype)
         upstream = torch.zeros(len(x), device=x.device)
         upstream[: len(rows)] = grad_output[rows]
-        grad_x, grad_w = torch.empty_like(x), torch.zeros_like(w, dtype=torch.float32)
+        grad_x = torch.empty_like(x)
+        grad_w = torch.zeros_like(w, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for part in _chunks(len(x), len(w)):
             gradient = (output_projection(x[part], w).float() - lse[part, None]).exp().neg()
             gradient[_at_labels(y[part])] += 1
             gradient = (gradient * upstream[part, None]).to(x.dtype)
             torch.mm(gradient, w, out=grad_x[part])
-            grad_w += output_gradient(gradient, x[part])
-        return _placed(grad_x, rows, ctx.size), grad_w.to(weight.dtype), None
+            if grad_w is not None:
+                grad_w += output_gradient(gradient, x[part])
+        return _placed(grad_x, rows, ctx.size), None if grad_w is None else grad_w.to(weight.dtype), None
 
 
 def token_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from mengya.errors import UserError
 from mengya.infer.request import Sampling
 from mengya.infer.session import Session
 from mengya.metrics import format_parameters
+from mengya.model.language_model import LanguageModel
 from mengya.model.load import load_model
-from mengya.model.native.transformer import CausalLM
 from mengya.runtime import pick_device
 from mengya.text.chat import Chat
 
@@ -53,7 +53,7 @@ class Screen:
         self._stream.flush()
 
 
-def load_chat_model(model_dir: Path | str) -> tuple[CausalLM, Chat]:
+def load_chat_model(model_dir: Path | str) -> tuple[LanguageModel, Chat]:
     """The model of a directory, in evaluation mode, and its chat. UserError if it is not one, or they do not fit.
 
     float32 on a processor, where single rows decode faster than in bfloat16; bfloat16 on a GPU."""
@@ -63,10 +63,10 @@ def load_chat_model(model_dir: Path | str) -> tuple[CausalLM, Chat]:
     device = pick_device()
     chat = Chat.load(directory)
     model = load_model(directory, torch.float32 if device == "cpu" else torch.bfloat16, device)
-    if chat.tokenizer.vocab_size > model.config.vocab_size:
+    if chat.tokenizer.vocab_size > model.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has {chat.tokenizer.vocab_size} entries but the model only "
-            f"{model.config.vocab_size} embedding rows; copy the tokenizer files that belong to this model"
+            f"{model.vocab_size} embedding rows; copy the tokenizer files that belong to this model"
         )
     return model, chat
 
@@ -137,9 +137,9 @@ def _answer(session: Session, text: str, screen: Screen) -> None:
     screen.note(f"({session.tokens_per_second:.0f} tokens/s)")
 
 
-def _banner(model_dir: Path | str, model: CausalLM) -> str:
+def _banner(model_dir: Path | str, model: LanguageModel) -> str:
     size = format_parameters(sum(p.numel() for p in model.parameters()))
-    context = model.config.max_position_embeddings
+    context = model.context
     return f"萌芽 Mengya · {model_dir} · {size} 参数 parameters · 上下文 context {context}"
 
 

@@ -1,26 +1,26 @@
 """A chat model and preference pairs -> a model that prefers the chosen answers."""
 
-import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from mengya import ranks, runtime
+from mengya.data.mixture import HeldoutPart
 from mengya.data.packing import PackedGroups
 from mengya.data.preferences import read_preferences
 from mengya.data.quarantine import Quarantine
 from mengya.data.rendering import examples_of, preference_example, write_examples
 from mengya.data.shards import Shards
 from mengya.metrics import say
-from mengya.model.load import load_model, save_model
+from mengya.model.load import check_model, load_model
 from mengya.schema import Input, Positive, Share, config
 from mengya.stage import Estimate, Inputs, Sources, Stage
-from mengya.stages.estimates import shape_of, tokens_of_chats
+from mengya.stages.estimates import description_of, tokens_of_chats
 from mengya.text.chat import Chat, TemplateName, check_chat
-from mengya.train.balance import after_step
-from mengya.train.estimate import blank_model, estimate_training
-from mengya.train.objectives import Objective, dpo
-from mengya.train.training import SCRATCH, Trainer, TrainingConfig, prepare_model
+from mengya.train.estimate import estimate_training, random_model
+from mengya.train.objectives import dpo
+from mengya.train.run import SCRATCH, train_model
+from mengya.train.settings import TrainingConfig, prepare_model
 
 
 @config
@@ -58,38 +58,29 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     (base,) = inputs["model"]
     chat = Chat.load(base, config.template)
     splits = [Shards(path) for path in ranks.on_main(lambda: _write_shards(config, inputs, chat, out))]
-    model, _ = prepare_model(load_model(base), config)
-    reference, _ = prepare_model(load_model(base).requires_grad_(False), config)
+    reference = prepare_model(load_model(base).requires_grad_(False), config)
     reference.to(runtime.pick_device())  # whole on every rank
     train, heldout = (PackedGroups(shards, config.seq_len, chat.tokenizer.eos_id, config.seed, 2) for shards in splits)
-    objective, update = dpo(config.beta, reference, config.balance), after_step(model, config.balance)
-    best = Trainer(model, objective, config, train, out, update).run(heldout, "dpo")
-    if best is not None:
-        save_model(best, out, None, sorted(chat.stop_ids), chat.tokenizer.eos_id)
-        chat.tokenizer.save(out)
+    parts, stops = [HeldoutPart("heldout", heldout)], sorted(chat.stop_ids)
+    objective, rebuild = dpo(config.beta, reference, config.balance), partial(load_model, base)
+    train_model(rebuild(), rebuild, objective, config, train, parts, out, chat.tokenizer, stops)
+
+
+def check(config: Config, inputs: Inputs) -> None:
+    config.check()
+    for base in inputs["model"]:
+        check_model(base)
+        check_chat(base, config.template)
 
 
 _PROMPT_TWICE = 1.4
 """The prompt of a pair stands before both of its answers."""
 
 
-def check(config: Config, inputs: Inputs) -> None:
-    config.check()
-    for base in inputs["model"]:
-        check_chat(base, config.template)
-
-
 def estimate(config: Config, sources: Sources) -> Estimate:
-    shape = shape_of(sources["model"][0])
-
-    def make_objective(_model) -> Objective:
-        reference, _ = prepare_model(
-            blank_model(shape).requires_grad_(False), dataclasses.replace(config, compile=False)
-        )
-        return dpo(config.beta, reference, config.balance)
-
-    tokens = _PROMPT_TWICE * tokens_of_chats(sources["path"])
-    return estimate_training(config, shape, tokens, make_objective, per_count=2)
+    tokens, base = _PROMPT_TWICE * tokens_of_chats(sources["path"]), description_of(sources["model"][0])
+    reference = prepare_model(random_model(base).requires_grad_(False), config)
+    return estimate_training(config, base, tokens, dpo(config.beta, reference, config.balance), per_count=2)
 
 
 STAGE = Stage(

@@ -5,8 +5,7 @@ from pathlib import Path
 from mengya.data.corpus import Corpus
 from mengya.data.files import raw_bytes
 from mengya.data.shards import Shards
-from mengya.model.load import read_config
-from mengya.model.native.config import ModelConfig
+from mengya.model.load import check_model
 from mengya.stage import Estimate
 from mengya.text.extension import vocabulary
 from mengya.text.tokenizer import read_backend
@@ -53,5 +52,6 @@ def vocab_size_of(source: Estimate | Path) -> int:
     return len(vocabulary(read_backend(source))) if isinstance(source, Path) else source.vocab_size
 
 
-def shape_of(source: Estimate | Path) -> ModelConfig:
-    return read_config(source) if isinstance(source, Path) else source.model
+def description_of(source: Estimate | Path) -> dict:
+    """The content of a model's config.json."""
+    return check_model(source).description() if isinstance(source, Path) else source.model

@@ -1,6 +1,5 @@
 """Token shards -> a base model."""
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -11,18 +10,20 @@ from mengya.data.packing import PackedText, Packer
 from mengya.data.shards import Shards
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
-from mengya.model.load import load_model, save_model
-from mengya.model.native.config import ModelConfig
-from mengya.model.native.transformer import CausalLM, count_active_parameters, count_parameters
-from mengya.model.native.vocabulary import adopt_tokenizer
+from mengya.model.language_model import LanguageModel
+from mengya.model.load import check_model, load_model
+from mengya.model.native.config import ModelConfig, to_hf
+from mengya.model.native.transformer import CausalLM
+from mengya.model.vocabulary import adopt_tokenizer
 from mengya.schema import Input, config
 from mengya.stage import Estimate, Inputs, Sources, Stage
-from mengya.stages.estimates import shape_of, tokens_of_shards, vocab_size_of
+from mengya.stages.estimates import description_of, tokens_of_shards, vocab_size_of
 from mengya.text.tokenizer import Tokenizer, read_backend
 from mengya.train import balance
 from mengya.train.estimate import estimate_training
 from mengya.train.objectives import language_modeling
-from mengya.train.training import SCRATCH, Trainer, TrainingConfig, prepare_model
+from mengya.train.run import SCRATCH, train_model
+from mengya.train.settings import TrainingConfig
 
 
 @config
@@ -47,7 +48,9 @@ class Config(TrainingConfig):
         if self.init is not None and self.model is not None:
             raise ValueError(f"init={self.init!r} has a shape of its own; remove it, or the table model")
         if self.model is not None:
-            balance.check(self.model, self.balance)
+            balance.check(self.balance, self.model.num_experts > 0, self.model.norm_topk_prob)
+        if self.model is not None and self.freeze:
+            raise ValueError(f"freeze={self.freeze} would keep random weights; remove it, or set init instead of model")
         count = 1 if isinstance(self.shards, str) else len(self.shards)
         if self.mixture is not None and len(self.mixture) != count:
             raise ValueError(f"mixture={self.mixture} must have one weight for each of the {count} shards")
@@ -65,23 +68,22 @@ def _tokenizer(directories: list[Path]) -> Tokenizer:
     return Tokenizer.load(first)
 
 
-def _model(config: Config, inputs: Inputs, tokenizer: Tokenizer) -> CausalLM:
-    """A new one, or the one to go on with."""
+def _model(config: Config, inputs: Inputs, tokenizer: Tokenizer) -> tuple[LanguageModel, int]:
+    """A new one, or the one to go on with, and how many entries its vocabulary has grown by."""
     if config.model is not None:
         model = CausalLM(config.model.for_tokenizer(tokenizer.vocab_size))
         model.initialize(torch.Generator().manual_seed(config.seed))
-    else:
-        (base,) = inputs["init"]
-        model = load_model(base)
-        try:
-            balance.check(model.config, config.balance)
-        except ValueError as error:
-            raise UserError(f"{base}: {error}") from error
-        grown = adopt_tokenizer(model, base, read_backend(inputs["shards"][0]))
+        return model, 0
+    (base,) = inputs["init"]
+    known = load_model(base)
+    return known, adopt_tokenizer(known, base, read_backend(inputs["shards"][0]))
+
+
+def _describe(model: LanguageModel, base: Path | None, grown: int) -> None:
+    if base is not None:
         say(f"  going on from {base.name}" + (f" with {grown:,} more entries" if grown else ""))
-    active = f", {format_count(count_active_parameters(model.config))} of them active" * (model.config.num_experts > 0)
-    say(f"  {format_count(count_parameters(model.config))} parameters{active}")
-    return model
+    total, active = model.all_parameters(), model.active_parameters()
+    say(f"  {format_count(total)} parameters" + (f", {format_count(active)} of them active" if active < total else ""))
 
 
 def _text(shards: Path, split: str, config: Config, tokenizer: Tokenizer) -> tuple[PackedText, float]:
@@ -111,21 +113,27 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write a model directory and metrics.jsonl."""
     tokenizer = _tokenizer(inputs["shards"])
     train, heldout = _data(config, inputs["shards"], tokenizer)
-    model, compiled = prepare_model(_model(config, inputs, tokenizer), config)
-    after_step = balance.after_step(model, config.balance)
-    trainer = Trainer(model, language_modeling(compiled, config.balance), config, train, out, after_step)
-    best = trainer.run(heldout, out.name.removesuffix(".partial"))
-    if best is not None:
-        save_model(best, out, None, [tokenizer.eos_id], tokenizer.eos_id)
-        tokenizer.save(out)
+    model, grown = _model(config, inputs, tokenizer)
+    _describe(model, next(iter(inputs.get("init", [])), None), grown)
+    objective, stops = language_modeling(config.balance), [tokenizer.eos_id]
+
+    def rebuild() -> LanguageModel:
+        return _model(config, inputs, tokenizer)[0]
+
+    train_model(model, rebuild, objective, config, train, heldout, out, tokenizer, stops)
+
+
+def check(config: Config, inputs: Inputs) -> None:
+    config.check()
+    for base in inputs.get("init", []):
+        check_model(base)
 
 
 def estimate(config: Config, sources: Sources) -> Estimate:
-    shape = config.model or shape_of(sources["init"][0])
+    base = to_hf(config.model, "float32", None, None) if config.model else description_of(sources["init"][0])
     entries = vocab_size_of(sources["shards"][0])  # a vocabulary may grow, but does not shrink
-    shape = dataclasses.replace(shape, vocab_size=max(shape.vocab_size, entries))
-    tokens = tokens_of_shards(sources["shards"])
-    return estimate_training(config, shape, tokens, lambda model: language_modeling(False, config.balance))
+    base = base | {"vocab_size": max(base["vocab_size"], entries)}
+    return estimate_training(config, base, tokens_of_shards(sources["shards"]), language_modeling(config.balance))
 
 
 STAGE = Stage(
@@ -133,7 +141,7 @@ STAGE = Stage(
     run=run,
     makes=("model", "tokenizer"),
     estimate=estimate,
-    check=lambda config, inputs: config.check(),
+    check=check,
     resumable=True,
     distributed=True,
     scratch=SCRATCH,

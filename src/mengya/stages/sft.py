@@ -6,25 +6,26 @@ from typing import Annotated
 
 from mengya import ranks
 from mengya.data.conversations import read_conversations
+from mengya.data.mixture import HeldoutPart
 from mengya.data.packing import PackedGroups
 from mengya.data.quarantine import Quarantine
 from mengya.data.rendering import conversation_example, examples_of, write_examples
 from mengya.data.shards import Shards
 from mengya.metrics import say
-from mengya.model.load import load_model, save_model
+from mengya.model.load import check_model, load_model
 from mengya.schema import Input, Share, config
 from mengya.stage import Estimate, Inputs, Sources, Stage
-from mengya.stages.estimates import shape_of, tokens_of_chats
+from mengya.stages.estimates import description_of, tokens_of_chats
 from mengya.text.chat import Chat, TemplateName, check_chat
-from mengya.train.balance import after_step
 from mengya.train.estimate import estimate_training
 from mengya.train.objectives import language_modeling
-from mengya.train.training import SCRATCH, Trainer, TrainingConfig, prepare_model
+from mengya.train.run import SCRATCH, train_model
+from mengya.train.settings import TrainingConfig
 
 
 @config
 class Config(TrainingConfig):
-    """Supervised fine-tuning of all weights."""
+    """Supervised fine-tuning."""
 
     model: Annotated[str, Input("model")] = "@pretrain"
     path: Annotated[str | list[str], Input("file")]
@@ -33,8 +34,6 @@ class Config(TrainingConfig):
     """A chat template of ours, by name (chatml); unset: the model's own."""
     heldout: Share = 0.02
     """Share of the conversations to measure held-out loss on; chosen by content."""
-    freeze_embeddings: bool = False
-    """Keep the embedding (and a tied output projection) as it is."""
 
 
 def _write_shards(config: Config, inputs: Inputs, chat: Chat, out: Path) -> list[Path]:
@@ -57,26 +56,22 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     (base,) = inputs["model"]
     chat = Chat.load(base, config.template)
     splits = [Shards(path) for path in ranks.on_main(lambda: _write_shards(config, inputs, chat, out))]
-    model, compiled = prepare_model(load_model(base), config)
-    model.model.embed_tokens.weight.requires_grad_(not config.freeze_embeddings)
     train, heldout = (PackedGroups(shards, config.seq_len, chat.tokenizer.eos_id, config.seed) for shards in splits)
-    objective, update = language_modeling(compiled, config.balance), after_step(model, config.balance)
-    best = Trainer(model, objective, config, train, out, update).run(heldout, "sft")
-    if best is not None:
-        save_model(best, out, None, sorted(chat.stop_ids), chat.tokenizer.eos_id)
-        chat.tokenizer.save(out)
+    parts, stops = [HeldoutPart("heldout", heldout)], sorted(chat.stop_ids)
+    objective, rebuild = language_modeling(config.balance), partial(load_model, base)
+    train_model(rebuild(), rebuild, objective, config, train, parts, out, chat.tokenizer, stops)
 
 
 def check(config: Config, inputs: Inputs) -> None:
     config.check()
     for base in inputs["model"]:
+        check_model(base)
         check_chat(base, config.template)
 
 
 def estimate(config: Config, sources: Sources) -> Estimate:
-    tokens = tokens_of_chats(sources["path"])
-    shape = shape_of(sources["model"][0])
-    return estimate_training(config, shape, tokens, lambda model: language_modeling(False, config.balance))
+    tokens, (base,) = tokens_of_chats(sources["path"]), sources["model"]
+    return estimate_training(config, description_of(base), tokens, language_modeling(config.balance))
 
 
 STAGE = Stage(

@@ -8,11 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mengya.batch import IGNORE, Batch
+from mengya.batch import IGNORE, Batch, Metric
 from mengya.errors import UserError
-from mengya.model.native.config import ModelConfig
-from mengya.model.native.moe import MoE, Routing
-from mengya.model.native.transformer import CausalLM
+from mengya.model.language_model import LanguageModel, Routing
 from mengya.schema import config
 
 LOAD = "expert_load"
@@ -38,12 +36,12 @@ class Balance:
 DEFAULT = Balance()
 
 
-def check(shape: ModelConfig, balance: Balance) -> None:
-    """ValueError if a model of this shape cannot be trained so."""
+def check(balance: Balance, experts: bool, biased: bool) -> None:
+    """ValueError if a model cannot be trained so. `experts`: it has some; `biased`: their selection has a bias."""
     changed = [f.name for f in dataclasses.fields(balance) if getattr(balance, f.name) != f.default]
-    if not shape.num_experts and changed:
+    if not experts and changed:
         raise ValueError(f"balance.{changed[0]} is set, but the model has no experts; remove it or set num_experts")
-    if balance.bias_update_rate and not shape.norm_topk_prob:
+    if balance.bias_update_rate and not biased:
         raise ValueError(
             f"balance.bias_update_rate={balance.bias_update_rate} needs norm_topk_prob=true: the format of "
             "unnormalised routing (Qwen2-MoE) has no selection bias; set it to 0 and use balance.sequence_loss_coef"
@@ -61,7 +59,7 @@ class RouterLosses(NamedTuple):
 
 
 def router_losses(routings: list[Routing], batch: Batch) -> RouterLosses:
-    """The losses of all MoE layers over the tokens that are no padding.
+    """The losses of all MoE layers over the tokens that are not padding.
 
     With E experts of which each of T tokens takes k, f_i = E / (k T) x how many took expert i, and P_i the mean
     probability of expert i, the balance loss is the sum of f_i P_i: over the tokens of a row (DeepSeekMoE,
@@ -98,7 +96,7 @@ def router_losses(routings: list[Routing], batch: Batch) -> RouterLosses:
     )
 
 
-def weigh(losses: RouterLosses, layers: int, balance: Balance) -> tuple[Tensor, dict[str, Tensor]]:
+def weigh(losses: RouterLosses, layers: int, balance: Balance) -> tuple[Tensor, dict[str, Metric]]:
     """What is added to a summed loss, all layers together (as DeepSeek), and the metrics: means over the layers."""
     total = (
         balance.sequence_loss_coef * losses.sequence
@@ -106,17 +104,19 @@ def weigh(losses: RouterLosses, layers: int, balance: Balance) -> tuple[Tensor, 
         + balance.z_loss_coef * losses.z
     )
     metrics = {"balance_loss": losses.sequence, "batch_balance_loss": losses.batch, "router_z_loss": losses.z}
-    return layers * total, {name: value.detach() for name, value in metrics.items()} | {LOAD: losses.load}
+    return layers * total, {name: Metric(value.detach()) for name, value in metrics.items()} | {
+        LOAD: Metric(losses.load)
+    }
 
 
-def after_step(model: CausalLM, balance: Balance) -> Callable[[dict[str, Any]], None] | None:
+def after_step(model: LanguageModel, balance: Balance) -> Callable[[dict[str, Any]], None] | None:
     """What to call with the metrics of each applied update, if anything. UserError if `balance` does not suit `model`.
 
     Routing without an auxiliary loss (Wang et al. 2024, arXiv:2408.15664, algorithm 1): experts that took less than
     their share are preferred a little more from now on, the others a little less.
     """
     try:
-        check(model.config, balance)
+        check(balance, model.has_experts, bool(model.selection_biases()))
     except ValueError as error:
         raise UserError(str(error)) from error
     if not balance.bias_update_rate:
@@ -124,8 +124,7 @@ def after_step(model: CausalLM, balance: Balance) -> Callable[[dict[str, Any]], 
 
     @torch.no_grad()
     def update(metrics: dict[str, Any]) -> None:
-        # Looked up each time: an engine may have moved them.
-        biases = [m.gate.moe_statics.e_score_correction_bias for m in model.modules() if isinstance(m, MoE)]
+        biases = model.selection_biases()  # asked for each time: an engine may have moved them
         for bias, load in zip(biases, torch.tensor(metrics[LOAD], dtype=torch.float64), strict=True):
             step = balance.bias_update_rate * (load.mean() - load).sign()
             bias += step.to(bias)

@@ -23,7 +23,6 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from mengya import ranks
 from mengya.errors import UserError
 from mengya.metrics import say
-from mengya.model.native.config import ModelConfig, to_hf
 from mengya.train.checkpoint_storage import Saved, Writer, hidden, reader, recover, remove, steps_in, verify
 
 __all__ = ["Checkpoints", "Saved", "read_weights", "steps_in"]
@@ -38,10 +37,12 @@ class Checkpoints:
     rank that gives it and is written by one of them; of a DTensor each rank writes its part. Replicas share the work.
     """
 
-    def __init__(self, root: Path, keep: int, shape: ModelConfig, asynchronous: bool):
-        """`keep`: so many of the newest `step-*` stay. `asynchronous`: `save` returns once the state is copied."""
-        self._root, self._keep = root, keep
-        self._config = to_hf(shape, "float32", None, None)
+    def __init__(self, root: Path, keep: int, config: dict, asynchronous: bool):
+        """`keep`: so many of the newest `step-*` stay. `config`: the content of config.json, which lies in each.
+
+        `asynchronous`: `save` returns once the state is copied.
+        """
+        self._root, self._keep, self._config = root, keep, config
         self._alone = ranks.size() == 1
         if self._alone:
             _expect_one_process()
@@ -175,7 +176,10 @@ class Checkpoints:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The whole weights in a checkpoint, by the model's own names, verified. UserError if it is damaged."""
+    """The weights in a checkpoint (those that were trained), by the model's own names, verified.
+
+    UserError if it is damaged.
+    """
     _expect_one_process()
     saved = verify(path)
     held = reader(saved).read_metadata().state_dict_metadata

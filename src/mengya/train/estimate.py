@@ -2,20 +2,20 @@
 
 import contextlib
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from mengya import runtime
-from mengya.batch import Batch
+from mengya.batch import Batch, Source
 from mengya.errors import UserError
-from mengya.model.native.config import ModelConfig
-from mengya.model.native.transformer import CausalLM, count_active_parameters, count_parameters, flops_per_token
+from mengya.model.language_model import LanguageModel
+from mengya.model.load import implementation_of
 from mengya.stage import Estimate, Training
 from mengya.train.loop import Guard, fit
 from mengya.train.objectives import Objective
-from mengya.train.training import TrainingConfig, make_engine, prepare_model
+from mengya.train.optimizer import freeze
+from mengya.train.settings import TrainingConfig, engine_for, prepare_model
 
 
 class Measured(NamedTuple):
@@ -26,54 +26,50 @@ class Measured(NamedTuple):
 
 
 def estimate_training(
-    settings: TrainingConfig,
-    shape: ModelConfig,
-    tokens: float,
-    make_objective: Callable[[CausalLM], Objective],
-    per_count: int = 0,
+    settings: TrainingConfig, description: dict, tokens: float, objective: Objective, per_count: int = 0
 ) -> Estimate:
-    """`tokens` in an epoch. `make_objective` gets the prepared model. `per_count`: sequences that count as one."""
-    if not shape.vocab_size:
+    """`description`: the model's config.json. `tokens` in an epoch. `per_count`: sequences that count as one."""
+    if not description["vocab_size"]:
         raise UserError("the size of the vocabulary is not known; set model.vocab_size in [pretrain]")
-    measured = measure(settings, shape, make_objective, per_count)
+    model = random_model(description)
+    measured = measure(settings, model, objective, per_count)
     steps = settings.steps or max(1, round(settings.epochs * tokens / settings.batch_tokens))
     heldout = (steps / settings.heldout_every + 1) * settings.heldout_rows / settings.rows * measured.step / 2
-    parameters = count_parameters(shape)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Estimate(
         seconds=3 + max(measured.first, 0) + steps * measured.step + heldout,
-        disk=parameters * 4 + parameters * 12 * settings.keep_checkpoints,
-        model=shape,
-        vocab_size=shape.vocab_size,
+        disk=model.all_parameters() * 4 + trained * 12 * settings.keep_checkpoints,
+        model=description,
+        vocab_size=model.vocab_size,
         training=Training(
-            parameters=parameters,
-            active_parameters=count_active_parameters(shape),
+            parameters=model.all_parameters(),
+            active_parameters=model.active_parameters(),
             tokens=steps * settings.batch_tokens,
             steps=steps,
-            flops=steps * settings.batch_tokens * flops_per_token(shape, settings.seq_len / 2),
+            flops=steps * settings.batch_tokens * model.flops_per_token(settings.seq_len / 2),
             tokens_per_second=settings.batch_tokens / measured.step,
             memory=measured.memory,
         ),
     )
 
 
-def blank_model(shape: ModelConfig) -> CausalLM:
-    """With random weights."""
-    model = CausalLM(shape)
-    model.initialize(torch.Generator().manual_seed(0))
+@torch.no_grad()
+def random_model(description: dict) -> LanguageModel:
+    """A model of this config.json that has learnt nothing."""
+    model = implementation_of(description, "config.json").empty(description, "config.json", torch.float32, "cpu")
+    generator = torch.Generator().manual_seed(0)
+    for weight in model.weights().values():
+        weight.normal_(0.0, 0.02, generator=generator)
     return model
 
 
 def measure(
-    settings: TrainingConfig,
-    shape: ModelConfig,
-    make_objective: Callable[[CausalLM], Objective],
-    per_count: int,
-    seconds: float = 4.0,
+    settings: TrainingConfig, model: LanguageModel, objective: Objective, per_count: int, seconds: float = 4.0
 ) -> Measured:
     """Take real steps for a few seconds."""
-    model, _ = prepare_model(blank_model(shape), settings)
-    engine = make_engine(model, make_objective(model), settings)
-    source = _random_batches(settings, shape.vocab_size, per_count)
+    freeze(model, settings.freeze)
+    engine = engine_for(prepare_model(model, settings), objective, settings)
+    source = _RandomBatches(settings, model.vocab_size, per_count)
     times: list[float] = []
     last = time.perf_counter()
     updates = fit(engine, lambda _: 0.0, source, range(1000), settings.optim.max_grad_norm, Guard())
@@ -87,18 +83,17 @@ def measure(
     return Measured(sum(times[:2]) - 2 * later[len(later) // 2], sum(later) / len(later), runtime.peak_memory())
 
 
-def _random_batches(settings: TrainingConfig, vocab_size: int, per_count: int) -> Callable[[int], list[Batch]]:
-    """A source of random batches; a row holds one document, or as many sequences as count as one."""
-    rows, length = min(settings.micro_batch or settings.rows, settings.rows), settings.seq_len
-    if settings.rows % rows:
-        raise UserError(f"micro_batch={rows} does not divide the {settings.rows} rows of a step; try a divisor")
-    sequences = max(per_count, 1)
-    size = length // sequences
-    starts = (torch.arange(length) // size * size).to(torch.int32).expand(rows, length).contiguous()
-    generator = torch.Generator().manual_seed(0)
+class _RandomBatches(Source):
+    """A row holds one document, or as many sequences as count as one."""
 
-    def source(step: int) -> list[Batch]:
-        ids = torch.randint(0, vocab_size, (rows, length + 1), generator=generator)
+    def __init__(self, settings: TrainingConfig, vocab_size: int, per_count: int):
+        rows, length, sequences = settings.micro_batch or settings.rows, settings.seq_len, max(per_count, 1)
+        rows = min(rows, settings.rows)
+        if settings.rows % rows:
+            raise UserError(f"micro_batch={rows} does not divide the {settings.rows} rows of a step; try a divisor")
+        size = length // sequences
+        starts = (torch.arange(length) // size * size).to(torch.int32).expand(rows, length).contiguous()
+        ids = torch.randint(0, vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(0))
         batch = Batch(
             input_ids=ids[:, :-1],
             labels=ids[:, 1:],
@@ -108,6 +103,7 @@ def _random_batches(settings: TrainingConfig, vocab_size: int, per_count: int) -
             sequences=rows * sequences,
             count=rows if per_count else rows * length,
         )
-        return [batch] * (settings.rows // rows)
+        self._batches = [batch] * (settings.rows // rows)
 
-    return source
+    def __call__(self, step: int) -> list[Batch]:
+        return self._batches

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from mengya import ranks
-from mengya.batch import Batch
+from mengya.batch import Batch, Loss, Metric, Source
 from mengya.data.prefetch import prefetch
 from mengya.errors import UserError
-from mengya.train.objectives import Loss
-from mengya.train.parallel import Engine
+from mengya.train.engines.single import Engine
 from mengya.train.schedule import Schedule
 
 Metrics = dict[str, Any]
@@ -23,7 +22,7 @@ Metrics = dict[str, Any]
 
 @dataclass
 class Guard:
-    """Decides whether an update is applied: not if loss or gradient is no number, nor if the gradient norm spikes."""
+    """Decides whether an update is applied: not if loss or gradient is NaN or infinite, nor if its norm spikes."""
 
     spike: float = 20.0
     """A norm above this multiple of its running mean is a spike."""
@@ -38,7 +37,7 @@ class Guard:
     def verdict(self, loss: float, norm: float, where: str = "") -> str | None:
         """None: apply the update. Otherwise why it is skipped. UserError after `most_skips` in a row.
 
-        `where` the loss is no number, to be told.
+        `where`: on which ranks the loss is not a number, for the message.
         """
         reason = None
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -62,28 +61,48 @@ class _Sums:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._sums: dict[str, Tensor] = {"loss": torch.zeros((), dtype=torch.float64, device=device)}
+        self._sums: dict[str, Tensor] = {"loss": self._wide(0.0)}
+        self._divisors: dict[str, Tensor] = {}
+        """Those that metrics bring themselves."""
+
+    def _wide(self, value: Tensor | float) -> Tensor:
+        return torch.as_tensor(value, device=self._device).detach().double()
 
     def add(self, loss: Loss) -> None:
-        for name, value in {"loss": loss.total, **loss.metrics}.items():
-            wide = value.detach().double()
-            self._sums[name] = self._sums[name] + wide if name in self._sums else wide
+        for name, metric in {"loss": Metric(loss.total), **loss.metrics}.items():
+            given = [(self._sums, metric.sum)] + ([] if metric.divisor is None else [(self._divisors, metric.divisor)])
+            for sums, value in given:
+                sums[name] = sums[name] + self._wide(value) if name in sums else self._wide(value)
 
-    def over_ranks(self, norm: Tensor) -> tuple[dict[str, Tensor], float, list[int]]:
-        """The sums over all ranks, on the CPU; the norm, to the bit the same on all; ranks whose loss is no number."""
+    def over_ranks(self, norm: Tensor) -> tuple[float, list[int]]:
+        """Add up over all ranks. Returns the norm, to the bit the same on all, and which ranks' loss is not finite."""
         wrong = torch.zeros(ranks.size(), dtype=torch.float64, device=self._device)
         wrong[ranks.rank()] = (~self._sums["loss"].isfinite()).double()
-        parts = [norm.to(self._device, torch.float64) / ranks.size(), wrong, *self._sums.values()]
+        parts = [norm.to(self._device, torch.float64) / ranks.size(), wrong]
+        parts += [*self._sums.values(), *self._divisors.values()]
         flat = ranks.sum_in_place(torch.cat([part.flatten() for part in parts])).cpu()
-        found, bad, *sums = flat.split([part.numel() for part in parts])
-        shaped = {name: part.view(old.shape) for (name, old), part in zip(self._sums.items(), sums, strict=True)}
-        return shaped, float(found), bad.nonzero().flatten().tolist()
+        found, bad, *rest = flat.split([part.numel() for part in parts])
+        for sums in (self._sums, self._divisors):
+            for name in sums:
+                sums[name] = rest.pop(0).view(sums[name].shape)
+        return float(found), bad.nonzero().flatten().tolist()
+
+    def means(self, count: int) -> Metrics:
+        """Each sum by its own divisor, or by the step's count; NaN if its own is 0."""
+        return {name: self._mean(name, value, count) for name, value in self._sums.items()}
+
+    def _mean(self, name: str, value: Tensor, count: int) -> Any:
+        if value.ndim:
+            return value.tolist()
+        if name not in self._divisors:
+            return float(value) / max(count, 1)
+        return float(value / self._divisors[name])  # tensors: 0 / 0 is NaN
 
 
 def fit(
     engine: Engine,
     schedule: Schedule,
-    source: Callable[[int], list[Batch]],
+    source: Source,
     steps: range,
     max_grad_norm: float,
     guard: Guard,
@@ -104,13 +123,10 @@ def fit(
             sums = _Sums(engine.device)
             for number, batch in enumerate(batches, 1):
                 sums.add(engine.accumulate(batch, count, last=number == len(batches)))
-            found, norm, wrong = sums.over_ranks(engine.clip(max_grad_norm))
-            metrics = {
-                name: float(value) / max(count, 1) if value.ndim == 0 else value.tolist()
-                for name, value in found.items()
-            }
+            norm, wrong = sums.over_ranks(engine.clip(max_grad_norm))
+            metrics = sums.means(count)
             where = f" (of rank {', '.join(map(str, wrong))})" if wrong and ranks.size() > 1 else ""
-            skipped = guard.verdict(float(found["loss"]) / max(count, 1), norm, where)
+            skipped = guard.verdict(metrics["loss"], norm, where)
             engine.update(apply=skipped is None)
             metrics |= {"lr": rate, "grad_norm": norm, "tokens": tokens}
             yield step, metrics | ({"skipped": skipped} if skipped else {})

@@ -1,31 +1,20 @@
 """Objectives: pure functions `(model, batch) -> Loss`. Hyperparameters are bound by closures."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mengya.batch import Batch
-from mengya.model.log_probs import linear_cross_entropy, token_log_probs
-from mengya.model.native.moe import Routing
-from mengya.model.native.transformer import CausalLM
+from mengya.batch import Batch, Loss, Metric
+from mengya.model.language_model import LanguageModel, Routing
 from mengya.train.balance import DEFAULT, Balance, router_losses, weigh
 
-
-class Loss(NamedTuple):
-    total: Tensor
-    """Summed over the batch, never averaged; the caller divides by Batch.count."""
-    metrics: dict[str, Tensor]
-    """Sums too. One that is no scalar (tokens per expert) stays a sum."""
+Objective = Callable[[LanguageModel, Batch], Loss]
 
 
-Objective = Callable[[CausalLM, Batch], Loss]
-
-
-def _hidden(model: CausalLM, batch: Batch) -> tuple[Tensor, list[Routing]]:
-    return model.model.routed(batch.input_ids, batch.position_ids, batch.starts)
+def _hidden(model: LanguageModel, batch: Batch) -> tuple[Tensor, list[Routing]]:
+    return model.hidden(input_ids=batch.input_ids, position_ids=batch.position_ids, starts=batch.starts)
 
 
 def _balanced(loss: Loss, routings: list[Routing], batch: Batch, balance: Balance) -> Loss:
@@ -33,42 +22,39 @@ def _balanced(loss: Loss, routings: list[Routing], batch: Batch, balance: Balanc
     if not routings or not torch.is_grad_enabled():
         return loss
     extra, metrics = weigh(router_losses(routings, batch), len(routings), balance)
-    return Loss(loss.total + extra, loss.metrics | metrics)
+    return Loss(loss.total + extra, {**loss.metrics, **metrics})
 
 
-def language_modeling(compiled: bool, balance: Balance = DEFAULT) -> Objective:
+def language_modeling(balance: Balance = DEFAULT) -> Objective:
     """Cross-entropy of the labelled tokens: pretraining and supervised fine-tuning alike."""
 
-    def objective(model: CausalLM, batch: Batch) -> Loss:
-        (hidden, routings), weight = _hidden(model, batch), model.lm_head.weight
-        if torch.is_grad_enabled():
-            loss = Loss(linear_cross_entropy(hidden, weight, batch.labels, compiled), {})
-            return _balanced(loss, routings, batch, balance)
-        return Loss(-token_log_probs(hidden, weight, batch.labels).sum(), {})  # forms no gradient on the way
+    def objective(model: LanguageModel, batch: Batch) -> Loss:
+        hidden, routings = _hidden(model, batch)
+        return _balanced(Loss(model.loss(hidden, batch.labels), {}), routings, batch, balance)
 
     return objective
 
 
-def sequence_log_probs(model: CausalLM, batch: Batch) -> Tensor:
+def sequence_log_probs(model: LanguageModel, batch: Batch) -> Tensor:
     """(sequences,) summed log-probability of each sequence's labelled tokens."""
     return _sum_log_probs(model, batch)[0]
 
 
-def _sum_log_probs(model: CausalLM, batch: Batch) -> tuple[Tensor, list[Routing]]:
+def _sum_log_probs(model: LanguageModel, batch: Batch) -> tuple[Tensor, list[Routing]]:
     hidden, routings = _hidden(model, batch)
-    log_p = token_log_probs(hidden, model.lm_head.weight, batch.labels)
+    log_p = model.log_probs(hidden, batch.labels)
     # Padding goes to one more slot. The sum is a product with a 0/1 matrix: unlike scatter-add, its order is fixed.
     slots = F.one_hot(batch.sequence_ids.remainder(batch.sequences + 1).flatten(), batch.sequences + 1)
     return (log_p.flatten() @ slots.to(log_p.dtype))[: batch.sequences], routings
 
 
-def dpo(beta: float, reference: CausalLM, balance: Balance = DEFAULT) -> Objective:
+def dpo(beta: float, reference: LanguageModel, balance: Balance = DEFAULT) -> Objective:
     """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290), the sigmoid loss.
 
     Sequences 2p and 2p + 1 of a batch are the chosen and the rejected completion of pair p.
     """
 
-    def objective(model: CausalLM, batch: Batch) -> Loss:
+    def objective(model: LanguageModel, batch: Batch) -> Loss:
         policy, routings = _sum_log_probs(model, batch)
         with torch.no_grad():
             baseline = sequence_log_probs(reference, batch)
@@ -81,7 +67,7 @@ def dpo(beta: float, reference: CausalLM, balance: Balance = DEFAULT) -> Objecti
             "reward_chosen": chosen.sum(),
             "reward_rejected": rejected.sum(),
         }
-        loss = Loss(-F.logsigmoid(margins).sum(), {name: value.detach() for name, value in metrics.items()})
-        return _balanced(loss, routings, batch, balance)
+        told = {name: Metric(value.detach()) for name, value in metrics.items()}
+        return _balanced(Loss(-F.logsigmoid(margins).sum(), told), routings, batch, balance)
 
     return objective

@@ -1,16 +1,102 @@
-"""AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), fused."""
+"""Which weights are trained, and AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), fused."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import Any, Literal
 
 import torch
-from torch import nn
+
+from mengya.errors import UserError
+from mengya.model.language_model import LanguageModel
+from mengya.schema import Positive, Share, config
 
 
-def make_adamw(
-    model: nn.Module, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
-) -> torch.optim.AdamW:
-    """Weight decay on matrices only; norms and biases have none. Parameters without gradients are left out."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, eps=eps, fused=True)
+@config
+class ParameterGroup:
+    """Weights that have a rate or a decay of their own."""
+
+    pattern: str
+    """Of parameter names, e.g. "*embed_tokens*"; * stands for anything. A name belongs to the first that fits."""
+    lr: Positive | None = None
+    """Peak learning rate; unset: optim.lr."""
+    weight_decay: Share | None = None
+    """For vectors, too; unset: optim.weight_decay for matrices, none for vectors."""
+
+
+@config
+class Optim:
+    """AdamW and its schedule."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    warmup: float = 0.02
+    """Share of all steps in which the rate rises."""
+    decay: float = 0.2
+    """Share of all steps in which a wsd schedule falls; cosine falls all the way."""
+    min_lr: float = 0.1
+    """Where the schedule ends, as a share of lr."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    max_grad_norm: float = 1.0
+    groups: list[ParameterGroup] = dataclasses.field(default_factory=list)
+    """Rates and decay by name, e.g. [{pattern = "*embed_tokens*", lr = 1e-4}]."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "eps", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
+        for name in ("warmup", "decay", "min_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)} must each be at least 0 and below 1, e.g. [0.9, 0.95]")
+
+
+def _check_patterns(key: str, patterns: Iterable[str], names: list[str]) -> None:
+    """UserError for a pattern that fits none of the names."""
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern.strip("*"), names, 3, 0.3)
+            raise UserError(
+                f"{key}: no trained weight has a name like {pattern!r}; close to it: {', '.join(near or names[:3])}"
+            )
+
+
+def _trained(model: LanguageModel) -> dict[str, torch.nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def freeze(model: LanguageModel, patterns: list[str]) -> None:
+    """Train no weight whose name fits a pattern. UserError for one that fits none, and if nothing is left."""
+    trained = _trained(model)
+    _check_patterns("freeze", patterns, list(trained))
+    for name, parameter in trained.items():
+        parameter.requires_grad_(not any(fnmatchcase(name, pattern) for pattern in patterns))
+    if not _trained(model):
+        raise UserError(f"freeze={patterns} leaves nothing to train; remove a pattern")
+
+
+def parameter_groups(model: LanguageModel, optim: Optim) -> list[dict[str, Any]]:
+    """The trained weights as torch's optimizers take them: tables of `params`, `lr` (the peak) and `weight_decay`.
+
+    Decay is on matrices only: norms and biases have none, unless a group says so. UserError for a group that fits none.
+    """
+    trained = _trained(model)
+    _check_patterns("optim.groups", (group.pattern for group in optim.groups), list(trained))
+    found: dict[tuple[float, float], list] = {(optim.lr, optim.weight_decay): [], (optim.lr, 0.0): []}
+    for name, parameter in trained.items():
+        own = next((group for group in optim.groups if fnmatchcase(name, group.pattern)), None)
+        rate, decay = optim.lr, optim.weight_decay if parameter.ndim >= 2 else 0.0
+        if own is not None:
+            rate = rate if own.lr is None else own.lr
+            decay = decay if own.weight_decay is None else own.weight_decay
+        found.setdefault((rate, decay), []).append(parameter)
+    return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in found.items() if p]
+
+
+def make_adamw(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)

@@ -27,8 +27,27 @@ def served(device_type: str, dtype: torch.dtype, *sizes: int) -> bool:
     return right and None not in (weight_gradient_library(), products_library())
 
 
+def _is_plain(*layers: nn.Module) -> bool:
+    """Whether the weights and biases are all there is to these layers, so that reading them is as good as a call."""
+    return all(
+        type(m) is nn.Linear
+        and not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
+        for m in layers
+    )
+
+
+def _call(layer: nn.Module, x: Tensor) -> Tensor:
+    """A layer that is not plain (wrapped by an adapter, parametrised, with hooks), as it is, in the type of x."""
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        return layer(x)
+    with torch.autocast(x.device.type, x.dtype):
+        return layer(x).to(x.dtype)
+
+
 def project(x: Tensor, *layers: nn.Linear) -> list[Tensor]:
     """The outputs of linear layers that share their input."""
+    if not _is_plain(*layers):
+        return [_call(layer, x) for layer in layers]
     if torch.is_grad_enabled():
         return list(project_joined(x, *layers).split([m.out_features for m in layers], dim=-1))
     return [F.linear(x, m.weight.to(x.dtype), None if m.bias is None else m.bias.to(x.dtype)) for m in layers]
@@ -40,7 +59,7 @@ def project_joined(x: Tensor, *layers: nn.Linear) -> Tensor:
     While training they are one matrix product: the weights are cast anyway, and the concatenation rides along. Without
     gradients the weights already have the right type; then the outputs are put together, which are smaller.
     """
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or not _is_plain(*layers):
         return torch.cat(project(x, *layers), dim=-1)
     weights = [m.weight for m in layers]
     if served(x.device.type, x.dtype, x.shape[-1], *(m.out_features for m in layers)):
@@ -149,12 +168,12 @@ def output_gradient(grad_y: Tensor, x: Tensor) -> Tensor:
 
 def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> Tensor:
     """down(silu(gate(x)) * up(x)), as Shazeer 2020 (arXiv:2002.05202)."""
-    sizes = x.shape[-1], gate.out_features, down.out_features
-    if torch.is_grad_enabled() and gate.bias is None and served(x.device.type, x.dtype, *sizes):
+    fused = torch.is_grad_enabled() and _is_plain(gate, up, down) and gate.bias is None
+    if fused and served(x.device.type, x.dtype, x.shape[-1], gate.out_features, down.out_features):
         out = swiglu_groups(x.flatten(0, -2), [gate.weight[None], up.weight[None]], down.weight[None])
         return out.view(*x.shape[:-1], out.shape[-1])
-    opened, raised = project(x, gate, up)
-    return project(F.silu(opened) * raised, down)[0]
+    gate_out, up_out = project(x, gate, up)
+    return project(F.silu(gate_out) * up_out, down)[0]
 
 
 def swiglu_groups(

@@ -4,24 +4,15 @@ The (token, expert) pairs are sorted once, so that each product is one grouped m
 is dropped, and no scatter-add with an order of its own stands in the way of runs that repeat bit by bit.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mengya.model.language_model import Routing
 from mengya.model.native.config import ModelConfig
 from mengya.model.native.linear import served, swiglu_groups
-
-
-class Routing(NamedTuple):
-    """What the router of one layer decided, for the losses that keep the experts equally loaded."""
-
-    logits: Tensor
-    """(B, T, experts) float32, before the softmax."""
-    experts: Tensor
-    """(B, T, num_experts_per_tok) int64, the selected experts."""
-
 
 # ---- grouped matrix products -----------------------------------------------------------------------------------------
 
@@ -182,19 +173,23 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """x (N, C), experts and weights (N, k) -> the weighted sum of the experts' outputs (N, C)."""
-        top_k = experts.shape[1]
+        top_k, gate_up_proj, down_proj = (
+            experts.shape[1],
+            self.gate_up_proj,
+            self.down_proj,
+        )  # once: one may be computed
         chosen, order = experts.flatten().sort(stable=True)
         places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        every = torch.arange(len(self.down_proj), device=chosen.device)
+        every = torch.arange(len(down_proj), device=chosen.device)
         ends = torch.searchsorted(chosen, every, right=True, out_int32=True)
         rows = _Dispatch.apply(x, order, places, top_k)
         # An expert's output is linear in what enters its last product; its weight is applied there, without a pass.
         scale = _Dispatch.apply(weights.flatten(), order, places, 1)
-        if served(x.device.type, x.dtype, *self.down_proj.shape[1:]):
-            out = swiglu_groups(rows, [self.gate_up_proj], self.down_proj, ends, scale)
+        if served(x.device.type, x.dtype, *down_proj.shape[1:]):
+            out = swiglu_groups(rows, [gate_up_proj], down_proj, ends, scale)
         else:
-            gate, up = grouped_linear(rows, self.gate_up_proj, ends).chunk(2, dim=-1)
-            out = grouped_linear(F.silu(gate) * up * scale[:, None].to(x.dtype), self.down_proj, ends)
+            gate, up = grouped_linear(rows, gate_up_proj, ends).chunk(2, dim=-1)
+            out = grouped_linear(F.silu(gate) * up * scale[:, None].to(x.dtype), down_proj, ends)
         return _Combine.apply(out, order, places, top_k)
 
 

@@ -6,20 +6,26 @@ and Qwen3 (arXiv:2505.09388). Parameters may be float32 while activations are bf
 norms and rotations compute in float32.
 """
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.nn.utils.parametrize import type_before_parametrizations
 
+from mengya.errors import UserError
+from mengya.model.language_model import LanguageModel, Routing
 from mengya.model.native.attention import document_mask, packed_attention, uses_kernel
 from mengya.model.native.cache import KVCache
-from mengya.model.native.config import ModelConfig
+from mengya.model.native.config import ModelConfig, from_hf, model_type, to_hf
+from mengya.model.native.families import from_disk, to_disk
 from mengya.model.native.linear import project, project_joined, swiglu
-from mengya.model.native.moe import MoE, Routing
+from mengya.model.native.moe import MoE, Router
 from mengya.model.native.rope import RotaryEmbedding, apply_rotary
+from mengya.model.vocabulary import grown_rows
 
 Tables = tuple[Tensor, Tensor]
 
@@ -126,24 +132,27 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rope = RotaryEmbedding(config)
         self.head_dim = config.head_dim
-        self.compute_dtype: torch.dtype | None = None
-        """Type of the activations; None: that of the weights."""
-        self.activation_checkpointing = False
-        """Keep a layer's input alone and compute the rest again in the backward pass (Chen et al. 2016, 1604.06174)."""
 
     def forward(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor | None = None,
-        starts: Tensor | None = None,
-        cache: KVCache | None = None,
-    ) -> Tensor:
-        """(B, T) ids -> (B, T, hidden_size). `starts` (B, T): column of the first token of each token's document."""
-        if cache is None:
-            return self.routed(input_ids, position_ids, starts)[0]
+        self, input_ids: Tensor, position_ids: Tensor | None, starts: Tensor | None, dtype: torch.dtype | None
+    ) -> tuple[Tensor, list[Routing]]:
+        """(B, T) ids -> (B, T, hidden_size) of `dtype`, and the decisions of every router; see LanguageModel.hidden."""
         if position_ids is None:
-            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device) + cache.lengths[:, None]
-        x, rope = self._embed(input_ids, position_ids)
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        x, rope = self._embed(input_ids, position_ids, dtype)
+        served = uses_kernel(x.device.type, x.dtype, self.head_dim)
+        mask = None if starts is None or served else document_mask(starts)
+        routings = []
+        for layer in self.layers:
+            x, routing = layer(x, rope, starts, mask)
+            if routing is not None:
+                routings.append(routing)
+        return self.norm(x), routings
+
+    def decode(self, input_ids: Tensor, cache: KVCache, dtype: torch.dtype | None) -> Tensor:
+        """(B, T) ids that follow those in the cache -> (B, T, hidden_size)."""
+        position_ids = torch.arange(input_ids.shape[1], device=input_ids.device) + cache.lengths[:, None]
+        x, rope = self._embed(input_ids, position_ids, dtype)
         cache.check_room(input_ids.shape[1])
         mask = cache.mask(input_ids.shape[1])
         for index, layer in enumerate(self.layers):
@@ -151,52 +160,116 @@ class Decoder(nn.Module):
         cache.advance(input_ids.shape[1])
         return self.norm(x)
 
-    def routed(
-        self, input_ids: Tensor, position_ids: Tensor | None = None, starts: Tensor | None = None
-    ) -> tuple[Tensor, list[Routing]]:
-        """As forward without a cache, and the decisions of every router, for the losses that train them."""
-        if position_ids is None:
-            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-        x, rope = self._embed(input_ids, position_ids)
-        served = uses_kernel(x.device.type, x.dtype, self.head_dim)
-        mask = None if starts is None or served else document_mask(starts)
-        routings = []
-        recompute = self.activation_checkpointing and torch.is_grad_enabled()
-        for layer in self.layers:
-            if recompute:
-                x, routing = checkpoint(layer, x, rope, starts, mask, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x, routing = layer(x, rope, starts, mask)
-            if routing is not None:
-                routings.append(routing)
-        return self.norm(x), routings
-
-    def _embed(self, input_ids: Tensor, position_ids: Tensor) -> tuple[Tensor, Tables]:
+    def _embed(self, input_ids: Tensor, position_ids: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tables]:
         x: Tensor = self.embed_tokens(input_ids)
-        return x.to(self.compute_dtype or x.dtype), self.rope(position_ids)
+        return x.to(dtype or x.dtype), self.rope(position_ids)
 
 
-class CausalLM(nn.Module):
-    """A language model; state-dict names are those of transformers' classes in memory."""
+class CausalLM(LanguageModel):
+    """The native implementation; state-dict names are those of transformers' classes in memory."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
+        self._tie()
+
+    def _tie(self) -> None:
+        if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        position_ids: Tensor | None = None,
-        cache: KVCache | None = None,
-        starts: Tensor | None = None,
-    ) -> Tensor:
-        """(B, T) int64 -> (B, T, V) float32 logits of the next token."""
-        hidden = self.model(input_ids, position_ids, starts, cache)
-        return project(hidden, self.lm_head)[0].float()
+    @classmethod
+    def empty(cls, content: dict, source: str, dtype: torch.dtype, device: str) -> "CausalLM":
+        with torch.device("meta"):
+            model = cls(from_hf(content, source))
+        model = model.to(dtype)
+        for module in model.modules():
+            if isinstance(module, Router):  # rounded, close decisions between experts would fall differently
+                module.float()
+        model.to_empty(device=device)
+        model._tie()  # to_empty gives each name its own storage
+        return model
+
+    def description(self) -> dict:
+        return to_hf(self.config, "float32", None, None)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def context(self) -> int:
+        return self.config.max_position_embeddings
+
+    def hidden(
+        self, *, input_ids: Tensor, position_ids: Tensor | None = None, starts: Tensor | None = None
+    ) -> tuple[Tensor, list[Routing]]:
+        return self.model(input_ids, position_ids, starts, self.compute_dtype)
+
+    @property
+    def output_weight(self) -> Tensor:
+        if type_before_parametrizations(self.lm_head) is not nn.Linear:
+            raise UserError(
+                f"lm_head is wrapped in {type(self.lm_head).__name__}, which the output projection would pass over; "
+                "leave lm_head out of what the adapter changes"
+            )
+        return self.lm_head.weight
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.model.layers)
+
+    def compile_blocks(self) -> None:
+        super().compile_blocks()
+        norm = self.model.norm
+        norm.forward = torch.compile(norm.forward, dynamic=False)  # type: ignore[method-assign]
+
+    def flops_per_token(self, context: float) -> float:
+        return flops_per_token(self.config, context)
+
+    def active_parameters(self) -> int:
+        return self.all_parameters() - _idle_parameters(self.config)
+
+    @property
+    def has_experts(self) -> bool:
+        return self.config.num_experts > 0
+
+    def selection_biases(self) -> list[Tensor]:
+        routers = [module for module in self.modules() if isinstance(module, Router) and module.normalised]
+        return [router.moe_statics.e_score_correction_bias for router in routers]
+
+    def new_cache(self, rows: int, max_len: int) -> KVCache:
+        weight = self.output_weight
+        return KVCache(self.config, rows, max_len, self.compute_dtype or weight.dtype, str(weight.device))
+
+    def decode(self, *, input_ids: Tensor, cache: KVCache) -> Tensor:
+        return self.model.decode(input_ids, cache, self.compute_dtype)
+
+    @torch.no_grad()
+    def grow_vocabulary(self, first: int, pieces: Sequence[Sequence[int]]) -> None:
+        """A model that has spare rows after its vocabulary uses them up first."""
+        embedding = grown_rows(self.model.embed_tokens.weight, first, pieces)
+        if not self.config.tie_word_embeddings:
+            self.lm_head.weight = nn.Parameter(grown_rows(self.lm_head.weight, first, pieces))
+        self.model.embed_tokens = nn.Embedding.from_pretrained(embedding, freeze=False)
+        self.lm_head.out_features = len(embedding)
+        self.config = dataclasses.replace(self.config, vocab_size=len(embedding))
+        self._tie()
+
+    def to_disk(self, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        wide = ".mlp.gate."  # routers
+        state = {n: t.detach().to("cpu", None if wide in n else dtype) for n, t in self.weights().items()}
+        return to_disk(state, self.config, model_type(self.config))
+
+    def from_disk(self, state: dict[str, Tensor], content: dict, source: str) -> dict[str, Tensor]:
+        state = {name: tensor for name, tensor in state.items() if not name.endswith("rotary_emb.inv_freq")}
+        if self.config.tie_word_embeddings:
+            head = state.pop("lm_head.weight", None)
+            if head is not None and not torch.equal(head, state.get("model.embed_tokens.weight", head)):
+                raise UserError(
+                    f"{source}: tie_word_embeddings is true, but lm_head.weight is not the embedding; set it to false"
+                )
+        return from_disk(state, self.config, content["model_type"], source)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
@@ -224,9 +297,13 @@ def count_parameters(config: ModelConfig) -> int:
 
 def count_active_parameters(config: ModelConfig) -> int:
     """Those that one token passes through: without the routed experts that it does not take."""
+    return count_parameters(config) - _idle_parameters(config)
+
+
+def _idle_parameters(config: ModelConfig) -> int:
     c = config
     idle = (c.num_experts - c.num_experts_per_tok) * 3 * c.hidden_size * c.moe_intermediate_size
-    return count_parameters(c) - sum(map(c.has_experts, range(c.num_hidden_layers))) * idle
+    return sum(map(c.has_experts, range(c.num_hidden_layers))) * idle
 
 
 def flops_per_token(config: ModelConfig, context: float) -> float:

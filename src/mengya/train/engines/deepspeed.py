@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 
 from mengya import ranks
-from mengya.batch import Batch
+from mengya.batch import Batch, Loss
 from mengya.errors import UserError
-from mengya.model.native.transformer import CausalLM, DecoderLayer
-from mengya.train.objectives import Loss, Objective
-from mengya.train.parallel import Engine, MakeOptimizer, no_moments
+from mengya.model.language_model import LanguageModel
+from mengya.train.engines.single import Engine, no_moments
+from mengya.train.objectives import Objective
+from mengya.train.optimizer import Optim
 
 AUTO = "auto"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -98,30 +99,29 @@ def _unfit(content: dict) -> list[str]:
 
 
 def _without_auto(value: Any) -> Any:
-    """DeepSpeed knows no "auto": what is not filled in gets DeepSpeed's own default."""
+    """DeepSpeed does not know "auto": what is not filled in gets DeepSpeed's own default."""
     if isinstance(value, dict):
         return {name: _without_auto(inner) for name, inner in value.items() if inner != AUTO}
     return value
 
 
-def wanted_values(
-    rows: int, rows_per_batch: int, steps: int, half: bool, schedule: str, warmup: float, adamw: dict, clip: float
-) -> dict[str, Any]:
+def wanted_values(rows: int, rows_per_batch: int, steps: int, half: bool, optim: Optim) -> dict[str, Any]:
     """What the recipe decides, by the keys of ds.json. `steps` 0: not known yet; `half`: bfloat16 activations."""
+    adamw = {"lr": optim.lr, "betas": list(optim.betas), "eps": optim.eps, "weight_decay": optim.weight_decay}
     wanted: dict[str, Any] = {
         "train_batch_size": rows,
         "train_micro_batch_size_per_gpu": rows_per_batch,
         "gradient_accumulation_steps": rows // ranks.size() // rows_per_batch,
-        "gradient_clipping": clip,
+        "gradient_clipping": optim.max_grad_norm,
         "bf16.enabled": half,
         "fp16.enabled": False,
         **{f"optimizer.params.{name}": value for name, value in adamw.items()},
-        "scheduler.type": _SCHEDULERS.get(schedule, "(none)"),
+        "scheduler.type": _SCHEDULERS.get(optim.schedule, "(none)"),
     }
     if steps:
         wanted["scheduler.params.total_num_steps"] = steps
-        wanted["scheduler.params.warmup_num_steps"] = max(1, round(warmup * steps))
-    return wanted | {"scheduler.params.warmup_max_lr": adamw["lr"]}
+        wanted["scheduler.params.warmup_num_steps"] = max(1, round(optim.warmup * steps))
+    return wanted | {"scheduler.params.warmup_max_lr": optim.lr}
 
 
 def _deepspeed() -> ModuleType:
@@ -138,31 +138,34 @@ def _deepspeed() -> ModuleType:
     return deepspeed
 
 
+def _with_gradient(block: torch.nn.Module, inputs: tuple) -> tuple:
+    """Behind frozen weights a block's input has no gradient; ZeRO-3 would then let go of its weights too early."""
+    first, *others = inputs
+    if torch.is_grad_enabled() and not first.requires_grad:
+        first = first.detach().requires_grad_()
+    return first, *others
+
+
 class Zero(Engine):
     """DeepSpeed's engine around the model. `settings` is what `read_settings` gives."""
 
-    def __init__(
-        self,
-        model: CausalLM,
-        objective: Objective,
-        make_optimizer: MakeOptimizer,
-        device: torch.device,
-        settings: dict,
-    ):
+    def __init__(self, model: LanguageModel, objective: Objective, optim: Optim, device: torch.device, settings: dict):
         self._settings, self._device = settings, device
-        # DeepSpeed casts buffers and frozen weights, too; they are to stay as they are.
-        self._fixed = {n: p.detach().clone() for n, p in model.named_parameters() if not p.requires_grad}
+        # DeepSpeed casts buffers, too; they are to stay as they are.
         self._buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-        super().__init__(model, objective, make_optimizer)
+        super().__init__(model, objective, optim)
         self.device = device
         self._start()
 
     def _start(self) -> None:
         deepspeed = _deepspeed()
         if self._settings["zero_optimization"]["stage"] == 3:
+            for block in self.model.blocks():  # before DeepSpeed's own hooks
+                if any(parameter.requires_grad for parameter in block.parameters()):
+                    block.register_forward_pre_hook(_with_gradient)
             # Their weights are read without calling the modules that hold them.
-            deepspeed.utils.set_z3_leaf_modules(self.root, [DecoderLayer])
-            deepspeed.zero.register_external_parameter(self.root, self.model.lm_head.weight)
+            deepspeed.utils.set_z3_leaf_modules(self.root, list({type(block) for block in self.model.blocks()}))
+            deepspeed.zero.register_external_parameter(self.root, self.model.output_weight)
         self.optimizer.state.clear()
         settings = {"zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True, **self._settings}
         if settings["bf16"]["enabled"]:  # sums of gradients keep their digits, as in the other engines
@@ -185,7 +188,7 @@ class Zero(Engine):
         for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups"):
             if hasattr(self.zero, name):
                 return list(getattr(self.zero, name))
-        raise AssertionError(f"{type(self.zero)} is no ZeRO optimizer")
+        raise AssertionError(f"{type(self.zero)} is not a ZeRO optimizer")
 
     def accumulate(self, batch: Batch, count: int, last: bool) -> Loss:
         self.run.set_gradient_accumulation_boundary(last)
@@ -194,7 +197,7 @@ class Zero(Engine):
         return Loss(loss.total.detach(), loss.metrics)
 
     @torch.no_grad()
-    def clip(self, most: float) -> Tensor:
+    def clip(self, maximum: float) -> Tensor:
         """The norm only: DeepSpeed clips as it updates."""
         from deepspeed.runtime.utils import combine_grad_norm_groups
 
@@ -203,7 +206,7 @@ class Zero(Engine):
         else:
             norm = combine_grad_norm_groups(self.zero._get_norm_groups())
         norm = torch.as_tensor(norm)
-        return torch.where(norm < 0, torch.nan, norm)  # its sign of a gradient that is no number
+        return torch.where(norm < 0, torch.nan, norm)  # which is how it marks a gradient that is not a number
 
     def update(self, apply: bool) -> None:
         step = self.optimizer.step
@@ -215,13 +218,13 @@ class Zero(Engine):
         finally:
             self.optimizer.step = step  # type: ignore[method-assign,assignment]
 
-    def _names(self) -> dict[str, Tensor]:
+    def _trained(self) -> dict[str, Tensor]:
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def tensors(self) -> dict[str, Tensor]:
         """Gathered one by one; each stays with one rank, so that none holds them all."""
         tools, found = self._tools, dict(self._plain())
-        for number, (name, parameter) in enumerate(self._names().items()):
+        for number, (name, parameter) in enumerate(self._trained().items()):
             whole = {f"model.{name}": tools.safe_get_full_fp32_param(parameter)}
             for moment in MOMENTS:
                 whole[f"optimizer.{moment}.{name}"] = tools.safe_get_full_optimizer_state(parameter, moment)
@@ -231,10 +234,9 @@ class Zero(Engine):
         return found
 
     def _plain(self) -> dict[str, Tensor]:
-        """What ZeRO does not divide: frozen weights and buffers."""
-        persistent = self.model.state_dict().keys()
-        buffers = {name: buffer for name, buffer in self.model.named_buffers() if name in persistent}
-        return {f"model.{name}": tensor for name, tensor in {**self._fixed, **buffers}.items()}
+        """What ZeRO does not divide: buffers."""
+        buffers = dict(self.model.named_buffers())
+        return {f"model.{name}": buffers[name] for name in self._held if name in buffers}
 
     def _taken(self) -> Tensor:
         """Steps that the optimizer has taken."""
@@ -242,7 +244,7 @@ class Zero(Engine):
 
     def places(self) -> dict[str, Tensor]:
         found = dict(self._plain())
-        for name, parameter in self._names().items():
+        for name, parameter in self._trained().items():
             shape = getattr(parameter, "ds_shape", parameter.shape)
             for key in (f"model.{name}", *(f"optimizer.{moment}.{name}" for moment in MOMENTS)):
                 found[key] = torch.empty(shape)
@@ -251,7 +253,7 @@ class Zero(Engine):
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         tools = self._tools
-        for name, parameter in self._names().items():
+        for name, parameter in self._trained().items():
             tools.safe_set_full_fp32_param(parameter, tensors[f"model.{name}"].to(self._device))
             for moment in MOMENTS:
                 value = tensors[f"optimizer.{moment}.{name}"].to(self._device)
@@ -269,6 +271,6 @@ class Zero(Engine):
         self.zero._partition_all_parameters()
         for number in range(len(self._flat())):
             self.zero._reassign_or_swap_out_partitioned_parameters(number)
-        kept = self.zero.persistent_parameters
-        if kept:
-            kept[0].all_gather(kept)
+        persistent = self.zero.persistent_parameters
+        if persistent:
+            persistent[0].all_gather(persistent)

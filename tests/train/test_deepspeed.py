@@ -1,13 +1,18 @@
 """ds.json: filled in from the recipe, refused where it contradicts it."""
 
+import importlib
 import json
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from mengya import ranks
 from mengya.errors import UserError
-from mengya.train import zero
-from mengya.train.training import Fsdp, Optim, TrainingConfig, deepspeed_settings
+from mengya.train.engines import deepspeed
+from mengya.train.engines.fsdp import Fsdp
+from mengya.train.optimizer import Optim
+from mengya.train.settings import TrainingConfig, deepspeed_settings
 
 STAGE2 = {"zero_optimization": {"stage": 2}}
 
@@ -16,7 +21,7 @@ STAGE2 = {"zero_optimization": {"stage": 2}}
 def settings(tmp_path, monkeypatch):
     """(content of ds.json, **settings) -> what DeepSpeed is given, in a run of two ranks."""
     monkeypatch.setattr(ranks, "size", lambda: 2)
-    monkeypatch.setattr(zero.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(deepspeed.importlib.util, "find_spec", lambda name: name)
 
     def read(content, **changes):
         path = tmp_path / "ds.json"
@@ -85,12 +90,12 @@ def test_all_contradictions_are_told_at_once(settings):
 
 
 def test_a_missing_file_and_a_missing_library(tmp_path, monkeypatch):
-    monkeypatch.setattr(zero.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(deepspeed.importlib.util, "find_spec", lambda name: name)
     with pytest.raises(UserError, match=r"deepspeed='.*none.json' cannot be read .*; correct the path"):
-        zero.read_settings(tmp_path / "none.json", {})
-    monkeypatch.setattr(zero.importlib.util, "find_spec", lambda name: None)
+        deepspeed.read_settings(tmp_path / "none.json", {})
+    monkeypatch.setattr(deepspeed.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs DeepSpeed; install it with: pip install 'mengya\[deepspeed\]'"):
-        zero.read_settings(tmp_path / "none.json", {})
+        deepspeed.read_settings(tmp_path / "none.json", {})
 
 
 def test_settings_that_do_not_fit_together():
@@ -106,3 +111,42 @@ def test_settings_that_do_not_fit_together():
 def test_an_engine_for_several_processes_needs_torchrun(engine):
     with pytest.raises(UserError, match=rf'parallel = "{engine}" .* torchrun --nproc-per-node 2 -m mengya run'):
         TrainingConfig(parallel=engine).check()
+
+
+def test_the_private_members_that_the_engine_uses_are_there():
+    """DeepSpeed promises none of them: what this names, `train/engines/deepspeed.py` leans on."""
+    pytest.importorskip("deepspeed", reason="pip install 'mengya[deepspeed]'")
+    import inspect
+
+    from deepspeed.runtime.engine import DeepSpeedEngine
+    from deepspeed.runtime.utils import combine_grad_norm_groups
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    backend = importlib.import_module("deepspeed.comm.torch")
+    members = {
+        DeepSpeedZeroOptimizer: (
+            "scaled_global_norm", "update_lp_params", "_lazy_init_hp_params_optimizer_state",
+        ),
+        DeepSpeedZeroOptimizer_Stage3: (
+            "_get_norm_groups", "_partition_all_parameters", "_reassign_or_swap_out_partitioned_parameters",
+        ),
+        DeepSpeedEngine: ("set_gradient_accumulation_boundary", "backward", "step"),
+        backend: ("build_shm_op",),
+    }  # fmt: skip
+    missing = [
+        f"{owner.__name__}.{name}" for owner, names in members.items() for name in names if not hasattr(owner, name)
+    ]
+    assert not missing and callable(combine_grad_norm_groups)
+    attributes = {
+        DeepSpeedZeroOptimizer: ("single_partition_of_fp32_groups",),
+        DeepSpeedZeroOptimizer_Stage3: ("fp32_partitioned_groups_flat", "persistent_parameters"),
+    }
+    for owner, names in attributes.items():  # set in their constructors
+        assert all(f"self.{name}" in inspect.getsource(owner) for name in names), owner
+    assert "scale_wrt_gas" in inspect.getsource(DeepSpeedEngine)
+
+
+def test_another_minor_version_is_not_installed_unseen():
+    requirement = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert "deepspeed>=0.18,<0.20" in requirement["optional-dependencies"]["deepspeed"]

@@ -35,6 +35,7 @@ def folder(launch_ranks, tmp_path_factory):
     train(folder, "one", None)
     train(folder, "one-calm", None, trouble=False)
     train(folder, "one-pairs", None, trouble=False, pairs=True)
+    train(folder, "one-frozen", None, trouble=False, **ENGINES["FROZEN"])
     train(folder, "chain", None, trouble=False, checkpoint_every=1)
     return folder
 
@@ -65,6 +66,14 @@ def test_two_processes_train_as_one(folder, engine):
 @pytest.mark.parametrize("engine", ["fsdp", "zero3"])
 def test_preference_pairs_too(folder, engine):
     assert_same(folder, f"{engine}-pairs", "one-pairs", 1e-4)
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp", "zero2", "zero3"])
+def test_frozen_weights_groups_and_recomputed_blocks_too(folder, engine):
+    """Stopped once on the way: what is frozen is in no checkpoint."""
+    assert_same(folder, f"{engine}-frozen", "one-frozen", 2e-5)
+    weights = load_file(folder / f"{engine}-frozen" / "best.safetensors")
+    assert weights and not any("embed_tokens" in name or "layers.0." in name for name in weights)
 
 
 @pytest.mark.parametrize("engine", list(ENGINES["ENGINES"]))

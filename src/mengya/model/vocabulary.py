@@ -1,21 +1,25 @@
 """A larger vocabulary for a trained model."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mengya.errors import UserError
-from mengya.model.native.transformer import CausalLM
+from mengya.model.language_model import LanguageModel
 from mengya.text.extension import first_difference, pieces_of_new, vocabulary
 from mengya.text.tokenizer import read_backend
 
 
-def _grown(weight: Tensor, first: int, pieces: Sequence[Sequence[int]]) -> Tensor:
-    """`weight` with the rows from `first` on made of older ones; at least as many rows as before."""
+def grown_rows(weight: Tensor, first: int, pieces: Sequence[Sequence[int]]) -> Tensor:
+    """An embedding or output projection with rows for the new ids `first`, `first + 1`, ...; all others stay.
+
+    Each new row is the mean of the rows of `pieces`, the old ids that spell the new token (fast vocabulary transfer,
+    Gee et al. 2022, arXiv:2402.09977); without pieces, the mean of all old rows, which bounds how far the new logits
+    move the distribution (Hewitt 2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html). There are at least as
+    many rows as before.
+    """
     rows = max(len(weight), first + len(pieces))
     out = weight.new_empty(rows, weight.shape[1])
     out[: len(weight)] = weight
@@ -25,33 +29,13 @@ def _grown(weight: Tensor, first: int, pieces: Sequence[Sequence[int]]) -> Tenso
     return out
 
 
-@torch.no_grad()
-def grow_vocabulary(model: CausalLM, first: int, pieces: Sequence[Sequence[int]]) -> None:
-    """Give `model`, in place, embeddings for the new ids `first`, `first + 1`, ...; the rows of all others stay.
-
-    Each new row is the mean of the rows of `pieces`, the old ids that spell the new token (fast vocabulary transfer,
-    Gee et al. 2022, arXiv:2402.09977); without pieces, the mean of all old rows, which bounds how far the new logits
-    move the distribution (Hewitt 2021, https://nlp.stanford.edu/~johnhew/vocab-expansion.html). An untied output
-    projection is grown alike. A model that has spare rows after its vocabulary uses them up first.
-    """
-    embedding = _grown(model.model.embed_tokens.weight, first, pieces)
-    head = embedding if model.config.tie_word_embeddings else _grown(model.lm_head.weight, first, pieces)
-    model.model.embed_tokens = nn.Embedding.from_pretrained(embedding, freeze=False)
-    if model.config.tie_word_embeddings:
-        model.lm_head.weight = model.model.embed_tokens.weight
-    else:
-        model.lm_head.weight = nn.Parameter(head)
-    model.lm_head.out_features = len(head)
-    model.config = dataclasses.replace(model.config, vocab_size=len(embedding))
-
-
-def adopt_tokenizer(model: CausalLM, directory: Path, new: tokenizers.Tokenizer) -> int:
+def adopt_tokenizer(model: LanguageModel, directory: Path, new: tokenizers.Tokenizer) -> int:
     """Make `model`, loaded from `directory`, one for the tokenizer `new`; returns how many entries came to it.
 
     `new` must give every id of the directory's own tokenizer the same meaning, checked token by token. UserError
     otherwise, and if the directory has no tokenizer to compare with and the sizes differ.
     """
-    size, rows = len(vocabulary(new)), model.config.vocab_size
+    size, rows = len(vocabulary(new)), model.vocab_size
     if not (directory / "tokenizer.json").is_file():
         if size == rows:
             return 0
@@ -72,5 +56,5 @@ def adopt_tokenizer(model: CausalLM, directory: Path, new: tokenizers.Tokenizer)
     if known > rows:
         raise UserError(f"{directory} has {known} tokens but {rows} embedding rows; copy the model again")
     if size > known:
-        grow_vocabulary(model, known, pieces_of_new(old, new))
+        model.grow_vocabulary(known, pieces_of_new(old, new))
     return size - known

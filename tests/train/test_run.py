@@ -7,31 +7,51 @@ import signal
 import pytest
 import torch
 
+from mengya.batch import Loss
+from mengya.data.mixture import HeldoutPart
+from mengya.data.packing import BatchSource
 from mengya.errors import UserError
 from mengya.metrics import read_jsonl
-from mengya.train import training
+from mengya.train import run as training
 from mengya.train.checkpoint_storage import steps_in
-from mengya.train.objectives import Loss, language_modeling
-from mengya.train.training import Optim, Trainer, TrainingConfig, prepare_model
+from mengya.train.objectives import language_modeling
+from mengya.train.optimizer import Optim, freeze
+from mengya.train.settings import TrainingConfig, engine_for, prepare_model
 
 LENGTHS = [30, 3, 25, 31, 2, 12, 28, 8, 32, 17, 6, 30]
 FIXED = ("step", "loss", "lr", "grad_norm", "tokens", "heldout_loss")
 
 
+class Halves(BatchSource):
+    """After every other step alone a checkpoint may be taken."""
+
+    def whole(self, step):
+        return step % 2 == 1
+
+
 @pytest.fixture
 def start(make_model, make_text, tmp_path):
-    """(name, objective, **settings) -> a trainer in its directory, and a function that runs it."""
+    """(name, objective, **settings) -> a run in its directory, and a function that trains and gives the weights."""
     packer, heldout = make_text(LENGTHS), make_text([20, 20], seed=1)
 
-    def make(name, objective=None, shape=(), **settings):
+    def make(name, objective=None, shape=(), source=BatchSource, best=("heldout_loss", "min"), **settings):
         values = {"seq_len": 32, "batch_tokens": 64, "steps": 24, "heldout_every": 5, "checkpoint_every": 4}
         values |= {"dtype": "float32", "compile": False, "optim": Optim(lr=1e-2)}
         config = TrainingConfig(**(values | settings))
         out = tmp_path / name
         out.mkdir(exist_ok=True)
-        model, compiled = prepare_model(make_model(**dict(shape)), config)
-        trainer = Trainer(model, objective or language_modeling(compiled), config, packer, out)
-        return trainer, lambda: trainer.run(heldout, "toy")
+        model = make_model(**dict(shape))
+        freeze(model, config.freeze)
+        engine = engine_for(prepare_model(model, config), objective or language_modeling(), config)
+        batches = source(packer, config.rows, config.micro_batch, config.seed)
+        evaluate = training.heldout_loss(engine, [HeldoutPart("heldout", heldout)], batches.rows_per_batch, 64)
+        run = training.Run(engine, batches, config.steps, out, config, None, evaluate if best else None, best)
+
+        def train():
+            run.train("toy")
+            return run.weights()
+
+        return run, train
 
     return make
 
@@ -42,12 +62,17 @@ def rows(trainer):
 
 
 def weights(trainer):
-    return [p.detach().clone() for p in trainer.engine.model.parameters()]
+    return {name: p.detach().clone() for name, p in trainer.engine.model.named_parameters()}
 
 
 def assert_same_run(a, b):
     assert rows(a) == rows(b)
-    assert all(torch.equal(x, y) for x, y in zip(weights(a), weights(b), strict=True))
+    assert_equal(weights(a), weights(b))
+
+
+def assert_equal(found, wanted):
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
 class Crash(Exception):
@@ -57,7 +82,7 @@ class Crash(Exception):
 def crashing(at, error=Crash):
     """An objective that raises at its call number `at`."""
     calls = iter(range(10**6))
-    plain = language_modeling(False)
+    plain = language_modeling()
 
     def objective(model, batch):
         if next(calls) == at:
@@ -107,7 +132,7 @@ def test_micro_batches_and_many_crashes(start):
 
 
 def test_a_signal_stops_after_the_step_and_the_same_again_goes_on(start, undisturbed, capsys):
-    plain, calls = language_modeling(False), iter(range(1000))
+    plain, calls = language_modeling(), iter(range(1000))
 
     def objective(model, batch):
         if next(calls) == 9:
@@ -177,7 +202,7 @@ def test_the_best_weights_are_taken(start, monkeypatch, capsys):
     monkeypatch.setattr(training.MetricsLog, "write", remember)
     monkeypatch.setattr(training, "measure", lambda *_: 1.0)
     run()
-    assert all(torch.equal(a, b) for a, b in zip(best.parameters(), seen["weights"], strict=True))
+    assert_equal(best, seen["weights"])
 
 
 def test_best_weights_that_cannot_be_read_leave_the_last(start, monkeypatch, capsys):
@@ -202,7 +227,7 @@ def test_heldout_loss_that_is_never_a_number_ends_with_the_last_weights(start, m
 
 
 def test_skipped_steps_are_logged_as_valid_json(start):
-    plain, calls = language_modeling(False), iter(range(1000))
+    plain, calls = language_modeling(), iter(range(1000))
 
     def objective(model, batch):
         loss = plain(model, batch)
@@ -229,6 +254,67 @@ def test_another_shape_or_a_context_that_is_too_short(start, make_model):
         run()
     with pytest.raises(UserError, match="seq_len=128 is longer than the model's context of 64"):
         start("long", seq_len=128, batch_tokens=128)
+
+
+def test_without_a_measurement_the_last_weights_are_taken(start, undisturbed):
+    trainer, run = start("plain", best=None)
+    assert_equal(run(), weights(undisturbed))
+    assert not any("heldout_loss" in row for row in rows(trainer))
+
+
+def test_the_highest_figure_may_be_the_best(start, monkeypatch, capsys):
+    losses = iter([1.0, 3.0, 2.0, 1.0, 1.0])
+    monkeypatch.setattr(training, "measure", lambda *_: next(losses))
+    _, run = start("highest", best=("heldout_loss", "max"))
+    run()
+    assert "taking the weights of step 10" in capsys.readouterr().out
+
+
+def test_a_checkpoint_waits_until_the_source_is_whole(start, undisturbed):
+    trainer, run = start("halves", crashing(15), source=Halves, checkpoint_every=3, keep_checkpoints=9)
+    with pytest.raises(Crash):
+        run()
+    assert [path.name for path in steps_in(trainer.out / "checkpoints")] == ["step-4", "step-6", "step-10", "step-12"]
+    trainer, run = start("halves", source=Halves, checkpoint_every=3)
+    run()
+    assert_same_run(trainer, undisturbed)
+
+
+def test_a_signal_waits_for_a_whole_step_too(start):
+    plain, calls = language_modeling(), iter(range(1000))
+
+    def objective(model, batch):
+        if next(calls) == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(model, batch)
+
+    trainer, run = start("stopped", objective, source=Halves)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert trainer.done % 2 == 0 and len(rows(trainer)) == trainer.done < 24
+    assert steps_in(trainer.out / "checkpoints")[-1].name == f"step-{trainer.done}"
+
+
+def test_frozen_weights_are_not_in_the_checkpoints_and_a_run_with_them_goes_on(start):
+    patterns = ["*embed_tokens*", "model.layers.0.*"]
+    whole, run = start("frozen", freeze=patterns)
+    before = weights(whole)
+    best = run()
+    trained = [n for n in before if not n.startswith(("model.embed_tokens", "model.layers.0."))]
+    assert sorted(best) == sorted(trained) and trained
+    path = steps_in(whole.out / "checkpoints")[-1]
+    held = json.loads((path / "checkpoint.json").read_text())["shapes"]
+    assert sorted(n for n in held if n.startswith("model.")) == sorted(f"model.{n}" for n in trained)
+    size = sum(before[n].numel() for n in trained)
+    assert (path / "rank-0.safetensors").stat().st_size < 3 * 4 * size + 20_000
+    for name, tensor in weights(whole).items():
+        assert torch.equal(tensor, before[name]) == (name not in trained), name
+    _, run = start("crashed", crashing(11), freeze=patterns)
+    with pytest.raises(Crash):
+        run()
+    again, run = start("crashed", freeze=patterns)
+    run()
+    assert_same_run(again, whole)
 
 
 def test_settings_that_cannot_be(make_model):

@@ -1,0 +1,231 @@
+"""What training, scoring and generation know of a model.
+
+An implementation derives from `LanguageModel`, has all of `PARTS`, and is entered in `model/load.py`.
+"""
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mengya.errors import UserError
+from mengya.model import log_probs
+
+WEIGHTS = "model.safetensors"
+PARTS = {
+    "vocab_size": "entries of the vocabulary",
+    "context": "the longest context, in tokens",
+    "hidden": "hidden states of a packed batch",
+    "output_weight": "the output projection",
+    "blocks": "the repeated parts",
+    "empty": "a model of the shape that a config.json describes",
+    "description": "the content of config.json",
+}
+"""What an implementation must have of its own."""
+
+
+class Routing(NamedTuple):
+    """What the router of one layer decided, for the losses that keep the experts equally loaded."""
+
+    logits: Tensor
+    """(B, T, experts) float32, before the softmax."""
+    experts: Tensor
+    """(B, T, num_experts_per_tok) int64, the selected experts."""
+
+
+class LanguageModel(nn.Module):
+    """Token ids to hidden states, and an output projection. B rows, T tokens, C wide, V entries."""
+
+    compute_dtype: torch.dtype | None = None
+    """Type of the activations, which an implementation has to see to; None: that of the weights."""
+    compiled = False
+
+    # ---- what an implementation must give (PARTS) --------------------------------------------------------------------
+
+    @property
+    def vocab_size(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def context(self) -> int:
+        """The longest context, in tokens."""
+        raise NotImplementedError
+
+    def hidden(
+        self, *, input_ids: Tensor, position_ids: Tensor | None = None, starts: Tensor | None = None
+    ) -> tuple[Tensor, list[Routing]]:
+        """(B, T) ids -> (B, T, C), ready for the output projection, and the decisions of every router, if any.
+
+        `position_ids` and `starts` (B, T) are those of `Batch`; None: every row is one document.
+        """
+        raise NotImplementedError
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(V, C): the output projection, which has no bias."""
+        raise NotImplementedError
+
+    def blocks(self) -> Sequence[nn.Module]:
+        """The repeated parts, which are compiled, divided among ranks and recomputed one by one."""
+        raise NotImplementedError
+
+    @classmethod
+    def empty(cls, content: dict, source: str, dtype: torch.dtype, device: str) -> "LanguageModel":
+        """The model that `content` of config.json describes; its weights are still to be filled in.
+
+        `source` names the directory in errors. UserError for what is not supported.
+        """
+        raise NotImplementedError
+
+    def description(self) -> dict:
+        """The content of config.json, from which `empty` makes the same model."""
+        raise NotImplementedError
+
+    # ---- what an implementation may have -----------------------------------------------------------------------------
+
+    def flops_per_token(self, context: float) -> float:
+        """Floating-point operations of one training token, `context` keys seen on average.
+
+        Here 6 for each weight of the blocks and of the output projection: that is without attention.
+        """
+        return 6.0 * (
+            sum(p.numel() for block in self.blocks() for p in block.parameters()) + self.output_weight.numel()
+        )
+
+    def active_parameters(self) -> int:
+        """Parameters that one token passes through."""
+        return self.all_parameters()
+
+    @property
+    def has_experts(self) -> bool:
+        return False
+
+    def selection_biases(self) -> list[Tensor]:
+        """For each layer with experts (1, experts): what is added to the router's preferences; [] if it cannot be."""
+        return []
+
+    def grow_vocabulary(self, first: int, pieces: Sequence[Sequence[int]]) -> None:
+        """Make rows for the new ids `first`, `first + 1`, ... out of those of `pieces`; see model/vocabulary.py."""
+        self._refuse("grow its vocabulary; tokenize with the model's own tokenizer")
+
+    def new_cache(self, rows: int, max_len: int) -> Any:
+        """An empty cache for `decode`, of the type and on the device that the model computes with."""
+        self._refuse("generate text: it has no cache; leave out what needs answers (chat, evaluate.questions)")
+
+    def decode(self, *, input_ids: Tensor, cache: Any) -> Tensor:
+        """(B, T) ids that follow what the cache holds -> (B, T, C); the cache then holds them, too."""
+        self._refuse("generate text; leave out what needs answers (chat, evaluate.questions)")
+
+    def to_disk(self, dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """The content of model.safetensors, on the CPU; `dtype` None keeps that of the weights."""
+        return {name: tensor.detach().to("cpu", dtype) for name, tensor in self.weights().items()}
+
+    def from_disk(self, state: dict[str, Tensor], content: dict, source: str) -> dict[str, Tensor]:
+        """`weights()` from what a directory's safetensors hold, of whatever type; `content` and `source` as in `empty`.
+
+        UserError for what the model cannot represent.
+        """
+        return state
+
+    # ---- what follows ------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def all_parameters(self) -> int:
+        """A shared one counts once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """(B, T) -> (B, T, V) float32 logits; for small inputs, as they exist whole."""
+        return self.logits(self.hidden(input_ids=input_ids)[0])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., V) float32."""
+        return nn.functional.linear(hidden, self.output_weight.to(hidden.dtype)).float()
+
+    def log_probs(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """(B, T) float32 log p(labels[t]); 0 where IGNORE."""
+        return log_probs.token_log_probs(hidden, self.output_weight, labels)
+
+    def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """The summed cross-entropy of the labels that are not IGNORE, a float32 scalar."""
+        if torch.is_grad_enabled():
+            return log_probs.linear_cross_entropy(hidden, self.output_weight, labels, self.compiled)
+        return -self.log_probs(hidden, labels).sum()  # forms no gradient on the way
+
+    def compile_blocks(self) -> None:
+        """Their forward passes alone: the hooks of engines stay outside."""
+        self.compiled = True
+        for block in self.blocks():
+            block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+
+    def recompute_blocks(self) -> None:
+        """Keep a block's input alone, and compute the rest again in the backward pass (Chen et al. 2016, 1604.06174).
+
+        After `compile_blocks`, if both are wanted.
+        """
+        for block in self.blocks():
+            block.forward = functools.partial(_recomputed, block.forward)  # type: ignore[method-assign]
+
+    def weights(self) -> dict[str, Tensor]:
+        """All parameters, a shared one under its first name alone, and the buffers that are saved; the live tensors."""
+        saved = self.state_dict().keys()
+        return dict(self.named_parameters()) | {n: b for n, b in self.named_buffers() if n in saved}
+
+    def trained_names(self) -> list[str]:
+        """The `weights` that a checkpoint must hold: those that training changes. Frozen ones are not among them."""
+        return [n for n, t in self.weights().items() if t.requires_grad or not isinstance(t, nn.Parameter)]
+
+    @torch.no_grad()
+    def overlay(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy `tensors` into the weights of the same names. UserError if there is none of a name and shape."""
+        own = self.weights()
+        wrong = [name for name, t in tensors.items() if name not in own or own[name].shape != t.shape]
+        if wrong:
+            raise UserError(f"{', '.join(wrong[:3])} do not fit the model; use the version of mengya that wrote them")
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+    def save(
+        self,
+        directory: Path,
+        dtype: torch.dtype | None = None,
+        eos_token_id: int | list[int] | None = None,
+        pad_token_id: int | None = None,
+    ) -> None:
+        """Write config.json, model.safetensors and generation_config.json; `dtype` None keeps that of the weights."""
+        directory.mkdir(parents=True, exist_ok=True)
+        state = self.to_disk(dtype)
+        save_file({n: t.contiguous() for n, t in state.items()}, directory / WEIGHTS, metadata={"format": "pt"})
+        name = str(dtype or self.output_weight.dtype).removeprefix("torch.")
+        tokens = {"bos_token_id": None, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+        config = self.description() | {"dtype": name, "torch_dtype": name} | tokens
+        generation = tokens | {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
+        for file, value in (("config.json", config), ("generation_config.json", generation)):
+            (directory / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise UserError(f"a model of the class {type(self).__name__} cannot {what}")
+
+
+def _recomputed(forward: Callable, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def missing_parts(kind: type) -> list[str]:
+    """What a class lacks to be an implementation, in words."""
+    static = inspect.getattr_static
+    lacks = [name for name in PARTS if static(kind, name, None) in (None, static(LanguageModel, name))]
+    found = [f"{name} ({PARTS[name]})" for name in lacks]
+    return found if issubclass(kind, LanguageModel) else ["LanguageModel as its base class", *found]

@@ -1,0 +1,112 @@
+"""Training in one process, and what the other engines have in common with it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from mengya import ranks
+from mengya.batch import Batch, Loss
+from mengya.model.language_model import LanguageModel
+from mengya.train.objectives import Objective
+from mengya.train.optimizer import Optim, make_adamw, parameter_groups
+
+
+class Root(nn.Module):
+    """A model whose forward pass is the objective, so that an engine's hooks meet everything that it reads."""
+
+    def __init__(self, model: LanguageModel, objective: Objective):
+        super().__init__()
+        self.model = model
+        self._objective = objective
+
+    def forward(self, batch: Batch) -> Loss:
+        return self._objective(self.model, batch)
+
+
+def _total_norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of all of them together, over all ranks if they are divided."""
+    if all(g.device.type == "cpu" and not isinstance(g, DTensor) for g in gradients):
+        # A tensor's norm takes one thread there and loses digits; those of its rows take all, and no sum is divided.
+        gradients = [torch.linalg.vector_norm(g, dim=-1) for g in gradients]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+class Engine:
+    def __init__(self, model: LanguageModel, objective: Objective, optim: Optim):
+        self.model = model
+        self.root = Root(model, objective)
+        self.device = model.device
+        self._held = model.trained_names()
+        self._prepare()
+        groups = parameter_groups(model, optim)
+        self._peak, self._peaks = optim.lr, [group["lr"] for group in groups]
+        self.optimizer: torch.optim.Optimizer = make_adamw(groups, optim)
+        self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        for parameter in self.trained.values():
+            self.optimizer.state[parameter] = no_moments(parameter)
+        self.run: Any = self.root
+
+    def _prepare(self) -> None:
+        """Change the model before its parameters are handed to the optimizer."""
+
+    def set_rate(self, factor: float) -> float:
+        """Set the learning rates to a share of their peaks; returns that of most weights."""
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+        return self._peak * factor
+
+    def accumulate(self, batch: Batch, count: int, last: bool) -> Loss:
+        """Forward and backward pass of a micro-batch: add the gradient of its loss / `count` to that of the step.
+
+        `count` is the whole step's, over all ranks; `last`: no micro-batch follows in this step.
+        """
+        loss: Loss = self.run(batch)
+        # Engines average over the ranks; what is wanted is the sum.
+        (loss.total * ranks.size() / max(count, 1)).backward()
+        return Loss(loss.total.detach(), loss.metrics)
+
+    @torch.no_grad()
+    def clip(self, maximum: float) -> Tensor:
+        """Scale the gradient to a norm of at most `maximum`; returns the norm before, that of the whole model."""
+        parameters = list(self.trained.values())
+        norm = _total_norm([p.grad for p in parameters if p.grad is not None])
+        if not float(norm) <= maximum:
+            torch.nn.utils.clip_grads_with_norm_(parameters, maximum, norm)
+        return norm
+
+    def update(self, apply: bool) -> None:
+        """Take the optimizer's step, or drop the gradient."""
+        if apply:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Loss:
+        """Forward pass only; all ranks together, as with `accumulate`."""
+        return self.run(batch)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: `model.<name>`, `optimizer.<moment>.<name>`; the live tensors."""
+        state = self.root.state_dict()  # of the root, where FSDP's hooks are; its prefix happens to be the checkpoint's
+        found = {f"model.{name}": state[f"model.{name}"] for name in self._held}
+        for name, parameter in self.trained.items():
+            for moment, value in self.optimizer.state[parameter].items():
+                found[f"optimizer.{moment}.{name}"] = value
+        return found
+
+    def places(self) -> dict[str, Tensor]:
+        """The tensors that a checkpoint is to be read into; hand them to `restore` afterwards."""
+        return self.tensors()
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what was read into `places()`; live tensors are already there."""
+
+
+def no_moments(parameter: Tensor) -> dict[str, Tensor]:
+    """AdamW's state before the first step, made now so that a checkpoint has a place to be read into."""
+    step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    moments = {name: torch.zeros_like(parameter, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
+    return {"step": step, **moments}

@@ -1,0 +1,250 @@
+"""One training run: resume, log, measure, save, stop cleanly. What is measured, and what is best, its caller says."""
+
+import contextlib
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mengya import ranks, runtime
+from mengya.batch import Source
+from mengya.data.mixture import HeldoutPart, heldout_metrics
+from mengya.data.packing import BatchSource, Packer, in_order
+from mengya.errors import UserError
+from mengya.metrics import MetricsLog, ProgressLine, format_count, say
+from mengya.model.language_model import LanguageModel
+from mengya.text.tokenizer import Tokenizer
+from mengya.train import balance
+from mengya.train.checkpoint import Checkpoints, read_weights
+from mengya.train.engines import Engine
+from mengya.train.loop import Guard, Metrics, fit, measure
+from mengya.train.objectives import Objective
+from mengya.train.optimizer import freeze
+from mengya.train.schedule import make_schedule
+from mengya.train.settings import TrainingConfig, engine_for, prepare_model
+
+SCRATCH = ("checkpoints", "shards")
+"""What only training needs; a stage deletes it once its artifact is whole."""
+_BEST = "best"
+
+
+def train_model(
+    model: LanguageModel,
+    rebuild: Callable[[], LanguageModel],
+    objective: Objective,
+    settings: TrainingConfig,
+    train: Packer,
+    heldout: Sequence[HeldoutPart],
+    out: Path,
+    tokenizer: Tokenizer,
+    eos_ids: Sequence[int],
+) -> None:
+    """Train `model` on all ranks, and leave in `out` a model directory with the weights best on held-out data.
+
+    `rebuild` makes the model anew, as it was given: what was trained is laid over it. `eos_ids` end an answer.
+    """
+    freeze(model, settings.freeze)
+    engine = engine_for(prepare_model(model, settings), objective, settings)
+    source = BatchSource(train, settings.rows, settings.micro_batch, settings.seed, ranks.rank(), ranks.size())
+    run = Run(
+        engine,
+        source,
+        settings.steps or source.steps(settings.epochs),
+        out,
+        settings,
+        after_step=balance.after_step(model, settings.balance),
+        evaluate=heldout_loss(engine, heldout, source.rows_per_batch, settings.heldout_rows),
+        best=("heldout_loss", "min"),
+    )
+    run.train(out.name.removesuffix(".partial"))
+    if ranks.is_main():
+        finished = rebuild()
+        finished.overlay(run.weights())
+        finished.save(out, None, list(eos_ids), tokenizer.eos_id)
+        tokenizer.save(out)
+
+
+def heldout_loss(
+    engine: Engine, parts: Sequence[HeldoutPart], rows_per_batch: int, max_rows: int
+) -> Callable[[], Metrics]:
+    """What measures the loss of all parts together, by their shares; of several parts each one's by itself as well."""
+
+    def evaluate() -> Metrics:
+        share = ranks.rank(), ranks.size()
+        losses = [measure(engine, in_order(part.packer, rows_per_batch, max_rows, *share)) for part in parts]
+        return heldout_metrics(parts, losses)
+
+    return evaluate
+
+
+class Run:
+    """In one directory, on all ranks. `metrics.jsonl` and `checkpoints/` are its memory."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        source: Source,
+        steps: int,
+        out: Path,
+        settings: TrainingConfig,
+        after_step: Callable[[Metrics], None] | None = None,
+        evaluate: Callable[[], Metrics] | None = None,
+        best: tuple[str, Literal["min", "max"]] | None = None,
+    ):
+        """Functions are called on all ranks alike, and give the same on all.
+
+        `after_step`: with the metrics of each step whose update was applied. `evaluate`: every `heldout_every` steps
+        and after the last; what it gives is logged. `best`: which of those figures is lowest or highest in the weights
+        that are taken in the end; None: the last weights are.
+        """
+        self.engine, self.source, self.steps, self.out, self.settings = engine, source, steps, out, settings
+        self._after_step, self._evaluate, self._best = after_step, evaluate, best
+        torch.manual_seed(settings.seed + ranks.rank())
+        self.speed = _Speed(engine.model, settings)
+        self._root = out / "checkpoints"
+        config = engine.model.description()
+        self.checkpoints = Checkpoints(self._root, settings.keep_checkpoints, config, settings.async_checkpoints)
+        self.guard = Guard()
+        self.done, self.tokens = 0, 0
+        self.best: float | None = None
+        self.best_step = 0
+        self._due = False
+
+    def train(self, title: str) -> None:
+        """To the end, from where an earlier process has stopped. UserError if no update could be applied."""
+        self._resume()
+        try:
+            self._train(title)
+        except BaseException:
+            with contextlib.suppress(Exception):  # a checkpoint that is being written is not lost
+                self.checkpoints.wait()
+            raise
+        self.checkpoints.wait()
+        ranks.barrier()
+        if not self.guard.seen:
+            raise UserError(f"every one of the {self.steps} steps was skipped (see metrics.jsonl); lower optim.lr")
+
+    def weights(self) -> dict[str, Tensor]:
+        """After `train`: what was trained, the best or the last."""
+        try:
+            if self._best is None or not self.best_step:
+                return read_weights(self._root / f"step-{self.done}")
+            found = read_weights(self._root / _BEST)
+        except UserError as error:
+            say(f"keeping the last weights: {error}")
+            return read_weights(self._root / f"step-{self.done}")
+        if self.best_step != self.done:
+            say(f"taking the weights of step {self.best_step}, the best on held-out data")
+        return found
+
+    def _train(self, title: str) -> None:
+        settings, optim = self.settings, self.settings.optim
+        steps = range(self.done, self.steps)
+        updates = fit(
+            self.engine, make_schedule(optim, self.steps), self.source, steps, optim.max_grad_norm, self.guard
+        )
+        log = MetricsLog(self.out / "metrics.jsonl", self.done) if ranks.is_main() else None
+        with (
+            runtime.deferred_interrupt() as asked,
+            ProgressLine(title, self.steps, self.done) as bar,
+            contextlib.closing(log) if log else contextlib.nullcontext(),
+            contextlib.closing(updates),
+        ):
+            self.speed.begin()
+            for step, metrics in updates:
+                row = self._count(step, metrics)
+                last = self.done == self.steps
+                if self._evaluate and (last or self.done % settings.heldout_every == 0):
+                    row |= self._measure(self._evaluate)
+                if log:
+                    log.write(row)
+                bar.update(self.done, f"loss {row['loss']:.3f} {self.speed.text()}")
+                stop = ranks.any_of(asked())
+                if self._save_if_due(stop) and stop and not last:
+                    raise KeyboardInterrupt
+                self.speed.begin()
+
+    def _count(self, step: int, metrics: Metrics) -> Metrics:
+        """Take note of a step; returns its row of the log."""
+        self.done, self.tokens = step + 1, self.tokens + metrics.pop("tokens")
+        if "skipped" not in metrics and self._after_step:
+            self._after_step(metrics)
+        elif "skipped" in metrics and ranks.is_main():
+            logging.getLogger(__name__).warning("step %d skipped: %s", self.done, metrics["skipped"])
+        return {"step": self.done, **metrics, "tokens": self.tokens, "tokens_per_second": self.speed.step()}
+
+    def _measure(self, evaluate: Callable[[], Metrics]) -> Metrics:
+        found = evaluate()
+        if self._best is not None:
+            value, lower = found[self._best[0]], self._best[1] == "min"
+            if math.isfinite(value) and (self.best is None or (value < self.best if lower else value > self.best)):
+                self.best, self.best_step = value, self.done
+                weights = {name: t for name, t in self.engine.tensors().items() if name.startswith("model.")}
+                self.checkpoints.save(_BEST, self.done, weights, {self._best[0]: value})
+        return found
+
+    def _save_if_due(self, asked: bool) -> bool:
+        """Save a checkpoint if it is time, or put it off to the next step after which the source allows one."""
+        last = self.done == self.steps
+        self._due = self._due or last or asked or self.done % self.settings.checkpoint_every == 0
+        if not self._due or not (last or self.source.whole(self.done - 1)):
+            return False
+        state = {"guard": dataclasses.asdict(self.guard), "tokens": self.tokens}
+        state |= {"best": self.best, "best_step": self.best_step}
+        self.checkpoints.save(f"step-{self.done}", self.done, self.engine.tensors() | _random_states(), state)
+        self._due = False
+        return True
+
+    def _resume(self) -> None:
+        found = self.checkpoints.latest()
+        if found is None:
+            return
+        tensors, random_states = self.engine.places(), _random_states()
+        self.checkpoints.load(found, tensors | random_states)
+        self.engine.restore(tensors)
+        _set_random_states(random_states)
+        self.done, self.tokens = found.step, found.state["tokens"]
+        self.best, self.best_step = found.state["best"], found.state["best_step"]
+        self.guard = Guard(**found.state["guard"])
+        say(f"going on after step {self.done}")
+
+
+def _random_states() -> dict[str, Tensor]:
+    """Of this rank's generators; a new tensor each."""
+    states = {f"rng.{ranks.rank()}": torch.get_rng_state()}
+    if torch.cuda.is_initialized():
+        states[f"rng.cuda.{ranks.rank()}"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_states(states: dict[str, Tensor]) -> None:
+    for name, state in states.items():
+        (torch.cuda.set_rng_state if name.startswith("rng.cuda.") else torch.set_rng_state)(state)
+
+
+class _Speed:
+    """Tokens per second and model-FLOPs utilisation, from the time between `begin` and `step`."""
+
+    def __init__(self, model: LanguageModel, settings: TrainingConfig):
+        self._tokens = settings.batch_tokens
+        peak = runtime.peak_flops(model.compute_dtype or torch.float32, runtime.pick_device()) * ranks.size()
+        self._utilisation = model.flops_per_token(settings.seq_len / 2) / peak
+        self._rate = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        self._last = time.perf_counter()
+
+    def step(self) -> float:
+        now = self._tokens / (time.perf_counter() - self._last)
+        self._rate = now if not self._rate else 0.9 * self._rate + 0.1 * now
+        return round(now, 1)
+
+    def text(self) -> str:
+        return f"{format_count(self._rate)} tok/s, MFU {self._rate * self._utilisation:.0%},"

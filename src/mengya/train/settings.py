@@ -1,0 +1,131 @@
+"""The keys that all training stages share, and what they make of a model."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+
+from mengya import ranks, runtime
+from mengya.data.packing import rows_per_rank
+from mengya.errors import UserError
+from mengya.metrics import say
+from mengya.model.language_model import LanguageModel
+from mengya.schema import HOW, Count, Natural, Positive, config
+from mengya.train.balance import Balance
+from mengya.train.engines import Engine, make_engine
+from mengya.train.engines.deepspeed import read_settings, wanted_values
+from mengya.train.engines.fsdp import Fsdp
+from mengya.train.objectives import Objective
+from mengya.train.optimizer import Optim
+
+
+@config
+class TrainingConfig:
+    """The keys that all training stages share."""
+
+    seq_len: Count = 512
+    """Tokens in a packed row."""
+    batch_tokens: Count = 4096
+    """Tokens of one optimizer step, padding included."""
+    micro_batch: Natural = 0
+    """Rows in one forward pass; 0: all rows of a step at once. Smaller needs less memory."""
+    epochs: Positive = 1.0
+    """Passes over the data."""
+    steps: Natural = 0
+    """Optimizer steps; if set, instead of epochs."""
+    freeze: list[str] = dataclasses.field(default_factory=list)
+    """Weights that are not trained, by patterns of their names, e.g. ["*embed_tokens*"]; * stands for anything."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Type of the activations; weights stay float32. auto: bfloat16 where the hardware is fast at it."""
+    compile: bool = True
+    """Compile the layers; needs a C++ compiler on a CPU, and goes on without if there is none."""
+    activation_checkpointing: Annotated[bool, HOW] = False
+    """Keep a layer's input alone and compute the rest again for its gradient: less memory, a third more work."""
+    heldout_every: Count = 100
+    """Steps between measurements of held-out loss."""
+    heldout_rows: Count = 64
+    """Rows of held-out data that are measured."""
+    checkpoint_every: Count = 100
+    """Steps between checkpoints."""
+    keep_checkpoints: Count = 2
+    """Newest checkpoints that are kept while training."""
+    async_checkpoints: Annotated[bool, HOW] = True
+    """Write checkpoints while training goes on; needs host memory for a copy of one."""
+    parallel: Annotated[Literal["auto", "ddp", "fsdp", "deepspeed"], HOW] = "auto"
+    """Engine for several processes, started with torchrun. auto: ddp there, otherwise this process alone."""
+    fsdp: Annotated[Fsdp, HOW] = dataclasses.field(default_factory=Fsdp)
+    deepspeed: Annotated[str, HOW] = ""
+    """The ds.json of parallel = "deepspeed"."""
+    seed: Natural = 0
+    optim: Optim = dataclasses.field(default_factory=Optim)
+    balance: Balance = dataclasses.field(default_factory=Balance)
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens % self.seq_len:
+            better = -(-self.batch_tokens // self.seq_len) * self.seq_len
+            raise ValueError(
+                f"batch_tokens={self.batch_tokens} is not a multiple of seq_len={self.seq_len}; try {better}"
+            )
+
+        if (self.parallel == "deepspeed") != bool(self.deepspeed):
+            raise ValueError(
+                f"parallel={self.parallel!r} and deepspeed={self.deepspeed!r} do not fit; DeepSpeed needs both: "
+                'parallel = "deepspeed" and deepspeed = "ds.json"'
+            )
+        if self.parallel != "fsdp" and self.fsdp != Fsdp():
+            raise ValueError(f'parallel={self.parallel!r} does not use the table fsdp; set parallel = "fsdp"')
+
+    @property
+    def rows(self) -> int:
+        """Rows in an optimizer step."""
+        return self.batch_tokens // self.seq_len
+
+    def check(self) -> None:
+        """UserError if the ranks that there are cannot train so. Called before any stage runs."""
+        if self.parallel != "auto" and not ranks.launched():
+            raise UserError(
+                f'parallel = "{self.parallel}" trains in several processes; start them with '
+                'torchrun --nproc-per-node 2 -m mengya run …, or set parallel = "auto"'
+            )
+        rows_per_rank(self.rows, self.micro_batch, ranks.size())
+        if self.parallel == "deepspeed":
+            deepspeed_settings(self)
+
+
+def deepspeed_settings(settings: TrainingConfig) -> dict:
+    """The user's ds.json, completed from the recipe. UserError if they contradict each other."""
+    share = settings.rows // ranks.size()
+    half = runtime.pick_dtype(settings.dtype, runtime.pick_device()) == torch.bfloat16
+    micro_batch = min(settings.micro_batch or share, share)
+    wanted = wanted_values(settings.rows, micro_batch, settings.steps, half, settings.optim)
+    return read_settings(Path(settings.deepspeed).expanduser(), wanted)
+
+
+def prepare_model(model: LanguageModel, settings: TrainingConfig) -> LanguageModel:
+    """Move to the device, set the activations' type, compile the blocks; on a CPU, set the process's allocator.
+
+    Returns the model. UserError if its context is too short.
+    """
+    if settings.seq_len > model.context:
+        raise UserError(f"seq_len={settings.seq_len} is longer than the model's context of {model.context}; lower it")
+    device = runtime.pick_device()
+    if device == "cpu":
+        runtime.keep_freed_memory()
+    if not (ranks.launched() and settings.parallel in ("fsdp", "deepspeed")):  # which move it part by part
+        model.to(device)
+    model.compute_dtype = runtime.pick_dtype(settings.dtype, device)
+    missing = runtime.compiler_missing(device)
+    if settings.compile and missing:
+        say(f"training uncompiled: {missing}")
+    if settings.compile and not missing:
+        model.compile_blocks()
+    if settings.activation_checkpointing:
+        model.recompute_blocks()
+    return model
+
+
+def engine_for(model: LanguageModel, objective: Objective, settings: TrainingConfig) -> Engine:
+    """The engine that the settings name, around a model from `prepare_model`."""
+    deepspeed = deepspeed_settings(settings) if settings.parallel == "deepspeed" else {}
+    return make_engine(model, objective, settings.optim, settings.parallel, settings.fsdp, deepspeed)

@@ -21,7 +21,8 @@ from mengya.toml_tables import laid_over, read_tables
 ROOT = Path(__file__).parent.parent
 PAIRS = [("README.md", "README.zh.md"), ("docs/guide.md", "docs/guide.zh.md")]
 USER_DOCS = [name for pair in PAIRS for name in pair]
-DOCS = [*USER_DOCS, "CONTRIBUTING.md", "CHANGELOG.md", "docs/LOG.md", "docs/LEADERBOARD.md"]
+STORIES = ("docs/architecture.md", "docs/architecture.zh.md")
+DOCS = [*USER_DOCS, *STORIES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/LOG.md", "docs/LEADERBOARD.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE_SUFFIXES = {"json", "jsonl", "py", "toml", "md"}
 
@@ -61,6 +62,16 @@ def test_both_languages_have_the_same_sections_and_commands(english, chinese):
     for language in ("python", "toml"):
         assert fences(english, language) == fences(chinese, language)
     assert len(re.findall(r"^\|", read(english), re.MULTILINE)) == len(re.findall(r"^\|", read(chinese), re.MULTILINE))
+
+
+def test_the_stories_name_the_same_files_and_all_of_them_exist():
+    named = [sorted({*re.findall(r"`([\w/]+(?:\.py|/))`", read(name))} - {"src/mengya/"}) for name in STORIES]
+    assert named[0] == named[1] and len(named[0]) > 30
+    assert [path for path in named[0] if not (ROOT / "src" / "mengya" / path).exists()] == []
+    assert headings(STORIES[0]) == headings(STORIES[1])
+    assert fences(STORIES[0], "mermaid") == fences(STORIES[1], "mermaid")
+    in_pictures = re.findall(r"[\w/]+\.py", "".join(fences(STORIES[0], "mermaid")))
+    assert in_pictures and all((ROOT / "src" / "mengya" / path).exists() for path in in_pictures)
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh.md"])

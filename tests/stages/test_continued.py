@@ -281,7 +281,7 @@ def test_shards_without_a_document(again, out):
     shutil.copytree(out / "tokenize_zh", out.parent / "elsewhere")
     shutil.rmtree(out / "tokenize_zh")
     code, _, error = again(f'pretrain_zh.shards=["@tokenize_old", "{out.parent.as_posix()}/elsewhere"]')
-    assert code == 2 and "heldout holds no document; give more text or a smaller held-out share" in error
+    assert code == 2 and "heldout does not hold a document; give more text or a smaller held-out share" in error
 
 
 def test_a_foreign_vocabulary_is_refused_with_the_first_id(project, again, out):

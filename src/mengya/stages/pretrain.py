@@ -11,18 +11,19 @@ from mengya.data.shards import Shards
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
 from mengya.model.language_model import LanguageModel
-from mengya.model.load import check_model, load_model
+from mengya.model.load import load_model
 from mengya.model.native.config import ModelConfig, to_hf
 from mengya.model.native.transformer import CausalLM
 from mengya.model.vocabulary import adopt_tokenizer
 from mengya.schema import Input, config
-from mengya.stage import Estimate, Inputs, Sources, Stage
+from mengya.stage import Estimate, Inputs, Sources
 from mengya.stages.estimates import description_of, tokens_of_shards, vocab_size_of
+from mengya.stages.training import training_stage
 from mengya.text.tokenizer import Tokenizer, read_backend
 from mengya.train import balance
 from mengya.train.estimate import estimate_training
 from mengya.train.objectives import language_modeling
-from mengya.train.run import SCRATCH, train_model
+from mengya.train.run import train_model
 from mengya.train.settings import TrainingConfig
 
 
@@ -90,7 +91,7 @@ def _text(shards: Path, split: str, config: Config, tokenizer: Tokenizer) -> tup
     """The rows of a split, and the bytes of text that a predicted token of it stands for."""
     found = Shards(shards / split)
     if not len(found):
-        raise UserError(f"{shards / split} holds no document; give more text or a smaller held-out share")
+        raise UserError(f"{shards / split} does not hold a document; give more text or a smaller held-out share")
     counts = found.meta  # one separator is predicted for each document
     bytes_per_token = counts["bytes"] / (counts["tokens"] + counts["documents"])
     return PackedText(found, config.seq_len, tokenizer.eos_id, config.seed), bytes_per_token
@@ -102,9 +103,9 @@ def _data(config: Config, directories: list[Path], tokenizer: Tokenizer) -> tupl
     train: Packer = sources[0] if len(sources) == 1 else Mixture(sources, config.mixture, config.seed)
     shares = shares_of(config.mixture or [len(source) for source in sources])
     names = names_of([str(shards) for shards in directories])
-    kept = [_text(shards, "heldout", config, tokenizer) for shards in directories]
+    texts = [_text(shards, "heldout", config, tokenizer) for shards in directories]
     heldout = [
-        HeldoutPart(n, packer, share, size) for n, share, (packer, size) in zip(names, shares, kept, strict=True)
+        HeldoutPart(n, packer, share, size) for n, share, (packer, size) in zip(names, shares, texts, strict=True)
     ]
     return train, heldout
 
@@ -123,12 +124,6 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     train_model(model, rebuild, objective, config, train, heldout, out, tokenizer, stops)
 
 
-def check(config: Config, inputs: Inputs) -> None:
-    config.check()
-    for base in inputs.get("init", []):
-        check_model(base)
-
-
 def estimate(config: Config, sources: Sources) -> Estimate:
     base = to_hf(config.model, "float32", None, None) if config.model else description_of(sources["init"][0])
     entries = vocab_size_of(sources["shards"][0])  # a vocabulary may grow, but does not shrink
@@ -136,13 +131,4 @@ def estimate(config: Config, sources: Sources) -> Estimate:
     return estimate_training(config, base, tokens_of_shards(sources["shards"]), language_modeling(config.balance))
 
 
-STAGE = Stage(
-    config=Config,
-    run=run,
-    makes=("model", "tokenizer"),
-    estimate=estimate,
-    check=check,
-    resumable=True,
-    distributed=True,
-    scratch=SCRATCH,
-)
+STAGE = training_stage(Config, run, estimate, base="init")

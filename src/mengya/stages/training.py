@@ -1,0 +1,88 @@
+"""What the training stages share: how they run, and tuning on rows that a chat template renders."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mengya import ranks
+from mengya.data.mixture import HeldoutPart
+from mengya.data.packing import PackedGroups
+from mengya.data.quarantine import Quarantine
+from mengya.data.readers import Row
+from mengya.data.rendering import Example, examples_of, write_examples
+from mengya.data.shards import Shards
+from mengya.metrics import say
+from mengya.model.load import check_model, load_model
+from mengya.schema import config
+from mengya.stage import Estimate, Inputs, Sources, Stage
+from mengya.text.chat import Chat, TemplateName, check_chat
+from mengya.train.objectives import Objective
+from mengya.train.run import SCRATCH, train_model
+from mengya.train.settings import TrainingConfig
+
+
+def training_stage(
+    settings: type[TrainingConfig],
+    run: Callable[[Any, Inputs, Path], None],
+    estimate: Callable[[Any, Sources], Estimate],
+    base: str,
+) -> Stage:
+    """A stage that fills a model directory on all ranks; `base`: the input field of the model to start from."""
+
+    def check(config: TrainingConfig, inputs: Inputs) -> None:
+        config.check()
+        for directory in inputs.get(base, []):
+            check_model(directory)
+            if isinstance(config, TuningConfig):
+                check_chat(directory, config.template)
+
+    makes = ("model", "tokenizer")
+    return Stage(settings, run, makes, estimate, check, resumable=True, distributed=True, scratch=SCRATCH)
+
+
+@config
+class TuningConfig(TrainingConfig):
+    """The keys of the stages that tune a chat model."""
+
+    template: TemplateName | None = None
+    """A chat template of ours, by name (chatml); unset: the model's own."""
+
+
+class Rows(NamedTuple):
+    """The rows of one kind, and how they are trained on."""
+
+    noun: str
+    read: Callable[[list[str], Quarantine], Iterator[Row]]
+    example: Callable[[Chat, Row], Example | None]
+    together: int
+    """Documents of an example, which stay in one row."""
+    nothing: str
+    """What to say if there is none."""
+
+
+def tune(config: Any, inputs: Inputs, out: Path, rows: Rows, objective: Objective) -> None:
+    """Train the model of the input `model` on the rows of the input `path`."""
+    (base,) = inputs["model"]
+    chat = Chat.load(base, config.template)
+    splits = [Shards(path) for path in ranks.on_main(lambda: _render(config, inputs, out, rows, chat))]
+    eos_id = chat.tokenizer.eos_id
+    train, heldout = (PackedGroups(s, config.seq_len, eos_id, config.seed, rows.together) for s in splits)
+    parts, rebuild = [HeldoutPart("heldout", heldout)], partial(load_model, base)
+    train_model(rebuild(), rebuild, objective, config, train, parts, out, chat.tokenizer, sorted(chat.stop_ids))
+
+
+def _render(config: Any, inputs: Inputs, out: Path, rows: Rows, chat: Chat) -> list[Path]:
+    """The shards of both splits, made once."""
+    splits = train, heldout = out / "shards" / "train", out / "shards" / "heldout"
+    if not all((split / "shards.json").exists() for split in splits):
+        with Quarantine(out / "quarantine.jsonl") as quarantine:
+            found = rows.read([str(path) for path in inputs["path"]], quarantine)
+            examples = examples_of(partial(rows.example, chat), found)
+            written = write_examples(examples, chat.tokenizer.vocab_size, train, heldout, config.heldout, rows.nothing)
+        left_out = f", {written.too_long:,} too long" if written.too_long else ""
+        say(f"  {written.train:,} {rows.noun} to train on, {written.heldout:,} held out{left_out}")
+        if divided := sum(int((Shards(split).lengths > config.seq_len + 1).sum()) for split in splits):
+            say(f"  {divided:,} are longer than seq_len and divided: the later parts do not see the question")
+        say(f"  {quarantine.summary()}")
+    return [train, heldout]

@@ -62,3 +62,16 @@ def test_heavy_libraries_are_not_imported_at_the_top():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             assert not heavy & {name.split(".")[0] for name in names}, path
+
+
+def test_a_file_is_read_in_a_sitting():
+    assert [path for path in FILES if len(path.read_text(encoding="utf-8").splitlines()) > 400] == []
+
+
+def test_nothing_outside_reaches_into_a_model():
+    """Training, scoring and generation know what model/language_model.py says, and no more."""
+    inside = {"lm_head", "embed_tokens", "layers", "q_proj", "o_proj", "gate_proj"}
+    for path in FILES:
+        if area(path) != "model":
+            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            assert not inside & {node.attr for node in nodes if isinstance(node, ast.Attribute)}, path

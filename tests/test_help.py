@@ -6,8 +6,8 @@ import tomllib
 import pytest
 from pydantic import TypeAdapter
 
+from mengya.commands.help import stage_help, stages_help
 from mengya.errors import UserError
-from mengya.help import stage_help, stages_help
 from mengya.schema import fields_of
 from mengya.stages import MODULES, load_stage
 

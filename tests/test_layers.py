@@ -18,7 +18,7 @@ LAYERS = [
     {"stages"},
     {"toml_tables"},
     {"recipe"},
-    {"runner", "plan", "help"},
+    {"runner", "plan"},
     {"export"},
     {"commands"},
     {"cli"},

@@ -8,13 +8,11 @@
   ``answer`` ("不知道"), so an evaluator may also accept any response that contains it.
 """
 
-from __future__ import annotations
-
 import random
 from typing import Any
 
 from mengya.data.schoolbook import arithmetic, unknown
-from mengya.data.schoolbook.tables import Fact, Relation
+from mengya.data.schoolbook.tables import Relation
 
 FACTS, ADDITIONS, UNKNOWNS = 400, 200, 60
 
@@ -36,7 +34,7 @@ def _facts(rng: random.Random, relations: list[Relation]) -> list[dict[str, Any]
     while len(rows) < FACTS and any(queue for _, queue in queues):
         for relation, queue in queues:
             if queue and len(rows) < FACTS:
-                fact: Fact = queue.pop()
+                fact = queue.pop()
                 prompt = fact.fill(relation.held[turn % len(relation.held)])
                 rows.append(_question("fact", fact.id, prompt, fact.answer, relation.accept(fact)))
         turn += 1

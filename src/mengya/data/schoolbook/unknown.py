@@ -4,8 +4,6 @@ Names are built from syllables that transliterations of real names seldom use to
 held-out files depends on the name alone, so that no seed mixes the two.
 """
 
-from __future__ import annotations
-
 import random
 
 from mengya.data.schoolbook.tables import Relation, stable_hash

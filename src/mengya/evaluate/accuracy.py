@@ -34,7 +34,7 @@ class Result:
 
 
 def accuracy(scores: Iterable[float]) -> Accuracy:
-    """Mean of scores from 0 to 1 (a bool is one), of which there must be some. E. B. Wilson, JASA 22 (1927), 209-212.
+    """Mean of scores from 0 to 1 (a bool is one), at least one of them. E. B. Wilson, JASA 22 (1927), 209-212.
 
     Unlike the textbook p +- 1.96 s the interval stays within [0, 1] and has a width even at 0 % and 100 %. For scores
     between 0 and 1 it is too wide, if anything: they vary less than decisions of the same mean.

@@ -7,6 +7,7 @@ invented names are split before anything is generated.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from mengya.data.schoolbook.preferences import preferences
 from mengya.data.schoolbook.prose import documents
@@ -28,7 +29,7 @@ def write(out: Path, seed: int) -> dict[str, int]:
     The same seed writes the same bytes.
     """
     relations = load()
-    files = {
+    files: dict[str, list[Any]] = {
         "text.jsonl": [{"text": text} for text in documents(relations, seed)],
         "conversations.jsonl": [{"messages": messages} for messages in conversations(relations, seed)],
         "preferences.jsonl": preferences(relations, seed, PREFERENCES, held_out=False),

@@ -15,7 +15,7 @@ THINGS = ("苹果", "橘子", "气球", "鸡蛋", "皮球", "桃子", "玩具", 
 
 
 def is_held_out(a: int, b: int) -> bool:
-    """Whether the unordered pair of two-digit operands is reserved for the held-out questions (about one pair in ten)."""
+    """Whether the unordered pair of two-digit operands is in the held-out questions only (about one pair in ten)."""
     return min(a, b) >= 10 and max(a, b) <= 99 and stable_hash(f"{min(a, b)}+{max(a, b)}") % 10 == 0
 
 

@@ -8,6 +8,7 @@ from mengya.data.schoolbook import arithmetic, unknown
 from mengya.data.schoolbook.stories import load_plots
 from mengya.data.schoolbook.tables import Fact, Known, Relation, by_subject, grouped, read_sections
 
+Talk = dict[str, dict[str, list[str]]]
 Turn = tuple[str, str]
 Job = tuple[Relation, Fact, str]  # the last is the template of the question
 PHRASINGS = 8
@@ -17,9 +18,6 @@ RELATION_QUESTIONS = 80
 """How many questions a relation gets at least: the fewer its facts, the more phrasings for each, up to all of them."""
 ADDITIONS, ADDITIONS_EN, EXERCISES, STORIES, STORIES_EN, CHATS, HONEST = 2500, 250, 1000, 350, 200, 900, 140
 SYSTEM_SHARE = 0.06
-
-
-Talk = dict[str, dict[str, list[str]]]
 
 
 def load_talk() -> Talk:

@@ -1,11 +1,11 @@
 """The held-out questions.
 
-- ``fact``: a taught fact asked in words that training never uses for it. Right: any string of ``accept``.
-- ``addition``: a pair of two-digit operands that training never adds, in training words. Right: any string of
-  ``accept`` (the bare sum, the equation, the whole worked line); an evaluator may instead accept a response whose last
-  number equals ``answer``.
-- ``unknown``: an invented name that training never mentions. Right: any string of ``accept``; every one contains
-  ``answer`` ("不知道"), so an evaluator may also accept any response that contains it.
+- ``fact``: a taught fact asked in words that training never uses for it.
+- ``addition``: a pair of two-digit operands that training never adds, in training words. An evaluator may also take the
+  last number of a response.
+- ``unknown``: an invented name that training never mentions. All of ``accept`` contain ``answer`` ("不知道").
+
+Every string of ``accept`` is right.
 """
 
 import random

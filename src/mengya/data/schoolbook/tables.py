@@ -107,10 +107,10 @@ def grouped(lines: Iterable[str]) -> dict[str, list[str]]:
 SUBJECTS = ("identity", "geography", "nature", "time_and_people", "words")
 
 
-def _read_facts(name: str) -> dict[str, list[tuple[str, str, dict[str, str]]]]:
+def _read_facts() -> dict[str, list[tuple[str, str, dict[str, str]]]]:
     """relation -> [(subject columns, answers, constant attributes)]."""
-    rows: dict[str, list[tuple[str, str, dict[str, str]]]] = {}
-    for title, rest, body in read_sections(name):
+    facts: dict[str, list[tuple[str, str, dict[str, str]]]] = {}
+    for title, rest, body in (section for name in SUBJECTS for section in read_sections(f"facts_{name}.txt")):
         entries = " ".join(body).split()
         if rest == "chain":
             pairs = list(zip(entries, entries[1:] + entries[:1], strict=True))
@@ -118,40 +118,33 @@ def _read_facts(name: str) -> dict[str, list[tuple[str, str, dict[str, str]]]]:
         else:
             pairs = [(left, right) for left, _, right in (entry.partition("=") for entry in entries)]
             constants = dict(part.split("=") for part in rest.split())
-        rows.setdefault(title, []).extend((left, right, constants) for left, right in pairs)
-    return rows
-
-
-def _facts(relation: str, rows: list[tuple[str, str, dict[str, str]]], columns: list[str]) -> list[Fact]:
-    facts = []
-    for left, right, constants in rows:
-        named = dict(zip(columns, left.replace("_", " ").split("/"), strict=True))
-        subject, answers = named.pop("s"), tuple(right.replace("_", " ").split("|"))
-        facts.append(Fact(relation, subject, answers, (*constants.items(), *named.items())))
+        facts.setdefault(title, []).extend((left, right, constants) for left, right in pairs)
     return facts
 
 
 def load() -> list[Relation]:
     """All relations with their facts, in the order of the phrase files; question templates are already split."""
     frames = {title: grouped(body) for title, _, body in read_sections("frames.txt")}
-    tables: dict[str, list[tuple[str, str, dict[str, str]]]] = {}
-    for name in SUBJECTS:
-        tables.update(_read_facts(f"facts_{name}.txt"))
+    tables = _read_facts()
     relations = []
-    for name in (*SUBJECTS, "english"):
-        for title, rest, body in read_sections(f"phrases_{name}.txt"):
-            options = dict(part.split("=", 1) for part in rest.split())
-            source = options.get("reverse")
-            facts = _facts(title, tables[source or title], options.get("cols", "s").split("/"))
-            # From answer to subject; every accepted answer but the first is left out.
-            turned = [Fact(title, fact.answer, (fact.subject,), fact.attributes) for fact in facts]
-            if source:
-                facts = turned
-            elif "both" in options:
-                facts += turned
-            lang, phrases = options.get("lang", "zh"), grouped(body)
-            train, held = _split_questions(phrases, frames[lang])
-            relations.append(Relation(title, lang, options.get("kind"), facts, phrases, train, held))
+    for title, rest, body in (s for name in (*SUBJECTS, "english") for s in read_sections(f"phrases_{name}.txt")):
+        options = dict(part.split("=", 1) for part in rest.split())
+        source = options.get("reverse")
+        facts = []
+        for left, right, constants in tables[source or title]:
+            columns = options.get("cols", "s").split("/")
+            named = dict(zip(columns, left.replace("_", " ").split("/"), strict=True))
+            subject, answers = named.pop("s"), tuple(right.replace("_", " ").split("|"))
+            facts.append(Fact(title, subject, answers, (*constants.items(), *named.items())))
+        # From answer to subject; every accepted answer but the first is left out.
+        turned = [Fact(title, fact.answer, (fact.subject,), fact.attributes) for fact in facts]
+        if source:
+            facts = turned
+        elif "both" in options:
+            facts += turned
+        lang, phrases = options.get("lang", "zh"), grouped(body)
+        train, held = _split_questions(phrases, frames[lang])
+        relations.append(Relation(title, lang, options.get("kind"), facts, phrases, train, held))
     return relations
 
 

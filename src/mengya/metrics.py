@@ -100,8 +100,8 @@ class ProgressLine:
     def _print(self) -> None:
         self._last = time.monotonic()
         rate = (self._done - self._at_begin) / max(self._last - self._begin, 1e-9)
-        left = (self._total - self._done) / rate if rate else float("inf")
-        eta = f" eta {format_seconds(left)}" if self._done < self._total and left != float("inf") else ""
+        left = self._total - self._done
+        eta = f" eta {format_seconds(left / rate)}" if rate and left > 0 else ""
         print(f"{self._title} {self._done}/{self._total} {self._text}{eta}", flush=True)
 
 

@@ -86,7 +86,7 @@ def write_report(out: Path, report: Report) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    # A question may hold half a surrogate pair, as JSON allows; it must not cost the report.
+    # JSON allows half a surrogate pair, e.g. in a question; the report is written nevertheless.
     path.write_bytes(text.encode("utf-8", errors="replace"))
 
 
@@ -118,9 +118,9 @@ def measures(report: Report) -> dict[str, Result]:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """report.json. Accuracies are plain shares; their counts and intervals stand under `intervals`.
+    """report.json. Accuracies are plain shares; their counts and intervals are under `intervals`.
 
-    At the top stand bits per byte (null if no stage measured them) and every accuracy, of the last stage that has it.
+    Bits per byte (null if no stage measured them) and every accuracy are also at the top, from the last stage with it.
     """
     stages: dict[str, dict[str, Any]] = {}
     for stage in report.stages:
@@ -143,7 +143,7 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Extent, median speed, and first and last figures of a training run; None where nothing was measured."""
+    """Steps, tokens, median speed, first and last figures of a training run; None where nothing was measured."""
     result: dict[str, Any] = {"steps": rows[-1]["step"], "tokens": rows[-1].get("tokens")}
     speeds = [row["tokens_per_second"] for row in rows if charts.is_number(row.get("tokens_per_second"))]
     result["tokens_per_second"] = statistics.median(speeds) if speeds else None
@@ -198,18 +198,11 @@ def training_rows(report: Report) -> list[list[str]]:
 
 
 def to_markdown(report: Report, pictures: Mapping[str, str]) -> str:
-    metrics, shares = metric_keys(report), measures(report)
-    heads = ["stage · 阶段", *metrics, *(_line(" · ".join(result.heading)) for result in shares.values())]
-    results = []
-    for stage in report.stages:
-        cells = [figure(key, stage.metrics[key]) if key in stage.metrics else "–" for key in metrics]
-        cells += [_interval(stage.accuracies[key]) if key in stage.accuracies else "–" for key in shares]
-        results.append([stage.name, *cells])
     parts = [
         f"# {_line(report.title)}",
         _line(report.machine),
         "## Results · 结果",
-        _table(heads, results, right=range(1, len(heads))),
+        _results(report),
         "Intervals are 95 % Wilson score intervals. Bits per byte: lower is better, on held-out text; byte-level "
         f"unigram {report.unigram_bits_per_byte:.3f}, bigram {report.bigram_bits_per_byte:.3f} on the same bytes.",
         "## Training · 训练",
@@ -235,6 +228,17 @@ def to_markdown(report: Report, pictures: Mapping[str, str]) -> str:
         chain = _table(["artifact", "fingerprint", "inputs", "time", "files"], rows, right=[3])
         parts += ["## From raw file to model · 从原文到模型", chain]
     return "\n\n".join(parts) + "\n"
+
+
+def _results(report: Report) -> str:
+    metrics, shares = metric_keys(report), measures(report)
+    heads = ["stage · 阶段", *metrics, *(_line(" · ".join(result.heading)) for result in shares.values())]
+    rows = []
+    for stage in report.stages:
+        cells = [figure(key, stage.metrics[key]) if key in stage.metrics else "–" for key in metrics]
+        cells += [_interval(stage.accuracies[key]) if key in stage.accuracies else "–" for key in shares]
+        rows.append([stage.name, *cells])
+    return _table(heads, rows, right=range(1, len(heads)))
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Container[int]) -> str:

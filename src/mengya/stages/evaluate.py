@@ -85,7 +85,7 @@ def _read_pairs(paths: list[Path], out: Path) -> list[Preference]:
 
 
 class _Measured(NamedTuple):
-    """What one model reached; `responses` and `scores` stand in the order of the questions."""
+    """What one model reached; `responses` and `scores` are in the order of the questions."""
 
     reached: StageResult
     responses: list[str]
@@ -115,15 +115,12 @@ def _samples(questions: list[Question], measured: list[_Measured], per_kind: int
     for i, question in enumerate(questions):
         of_task.setdefault(question.task, []).append(i)
     picked = [i for found in of_task.values() for i in found[:: max(1, len(found) // max(per_kind, 1))][:per_kind]]
-    return [
-        Sample(
-            questions[i].messages()[-1]["content"],
-            {model.reached.name: model.responses[i] for model in measured},
-            questions[i].answer,
-            {model.reached.name: model.scores[i] for model in measured},
-        )
-        for i in picked
-    ]
+    samples = []
+    for i in picked:
+        responses = {model.reached.name: model.responses[i] for model in measured}
+        scores = {model.reached.name: model.scores[i] for model in measured}
+        samples.append(Sample(questions[i].messages()[-1]["content"], responses, questions[i].answer, scores))
+    return samples
 
 
 def _artifacts(paths: list[Path]) -> list[Artifact]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from mengya.data.schoolbook import arithmetic
 from mengya.data.schoolbook.stories import load_plots
-from mengya.data.schoolbook.tables import Fact, Relation, by_subject
+from mengya.data.schoolbook.tables import Fact, Known, Relation, by_subject, grouped, read_sections
 
 ROUNDS = 9
 """How often each fact is told among others of its relation, each time with another phrase as long as there are some."""
@@ -13,7 +13,7 @@ STORIES = 2200
 ENGLISH_STORIES = 700
 DIALOGUES = 1200
 EXCHANGES = 2100
-"""Documents of plain questions and answers, so that the wordings of questions are read before they are asked."""
+"""Documents of plain questions and answers, so that pretraining already reads the wordings that conversations use."""
 SUMS_SHARE = 0.9
 """The share of the arithmetic documents that is used: they are all alike."""
 PUPILS = ("小明", "小红", "老师", "小华", "爸爸", "妈妈", "小丽", "爷爷", "小军", "姐姐")
@@ -75,7 +75,7 @@ def _exchanges(rng: random.Random, relations: list[Relation]) -> Iterator[str]:
     about several subjects. Every fact comes first in a document before any does twice."""
     facts = [(relation, fact) for relation in relations for fact in relation.facts]
     known = by_subject(relations)
-    queue: list[tuple[Relation, Fact]] = []
+    queue: list[Known] = []
     for _ in range(EXCHANGES):
         queue = queue or rng.sample(facts, len(facts))
         relation, fact = queue.pop()
@@ -92,7 +92,7 @@ def _dialogues(rng: random.Random, relations: list[Relation]) -> Iterator[str]:
     """Two people ask and answer, in training words."""
     chosen = [r for r in relations if r.lang == "zh" and not r.name.startswith("about_")]
     facts = [(relation, fact) for relation in chosen for fact in relation.facts]
-    queue: list[tuple[Relation, Fact]] = []
+    queue: list[Known] = []
     for _ in range(DIALOGUES):
         asker, teller = rng.sample(PUPILS, 2)
         lines = []
@@ -116,20 +116,13 @@ def _stories(rng: random.Random, lang: str, count: int) -> Iterator[str]:
 
 def _calendars(rng: random.Random) -> Iterator[str]:
     """Weeks and months as a calendar tells them."""
-    days = ("星期一", "星期二", "星期三", "星期四", "星期五", "星期六", "星期日")
-    doings = "打扫教室 去图书馆看书 上体育课 学唱歌 画画 去公园玩 看望奶奶 写日记 游泳 种花".split()
-    titles = ("我的一周安排：", "小明的计划：", "这几天我很忙。", "日记本上写着：")
+    seasons = {title: body for title, _, body in read_sections("calendar.txt")}
+    week = grouped(seasons.pop("week"))
     for _ in range(250):
         start = rng.randrange(7)
-        week = [days[(start + i) % 7] for i in range(rng.randint(3, 6))]
-        plan = [f"{day}{doing}" for day, doing in zip(week, rng.sample(doings, len(week)), strict=True)]
-        yield rng.choice(titles) + "，".join(plan) + "。"
-    seasons = {
-        "春天": ("冰雪融化，小草发芽", "桃花开了，燕子飞了回来", "农民开始播种", "风轻轻地吹，天气渐渐暖和"),
-        "夏天": ("天气炎热，知了在树上叫", "荷花开满了池塘", "孩子们喜欢去游泳", "常常下雷雨"),
-        "秋天": ("树叶变黄，一片片落下来", "果园里的苹果和梨成熟了", "农民忙着收割庄稼", "大雁向南方飞去"),
-        "冬天": ("北风呼呼地吹", "有的地方下起了大雪", "青蛙和蛇都在冬眠", "孩子们堆雪人、打雪仗"),
-    }
+        days = [week["day"][(start + i) % 7] for i in range(rng.randint(3, 6))]
+        plan = [f"{day}{doing}" for day, doing in zip(days, rng.sample(week["doing"], len(days)), strict=True)]
+        yield rng.choice(week["title"]) + "，".join(plan) + "。"
     for _ in range(120):
         name = rng.choice(list(seasons))
         yield f"{name}来了。" + "。".join(rng.sample(seasons[name], 3)) + f"。我爱{name}。"

@@ -50,7 +50,7 @@ def _messages(turns: list[Turn], system: str | None) -> list[dict[str, str]]:
 
 
 def answer(rng: random.Random, relation: Relation, fact: Fact) -> str:
-    """A full sentence; the first way of saying it twice as often as each other."""
+    """A full sentence; the first way of saying it is twice as frequent as each of the others."""
     return fact.fill(rng.choice([relation.reply[0], *relation.reply]))
 
 

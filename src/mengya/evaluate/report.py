@@ -181,7 +181,7 @@ def metric_keys(report: Report) -> list[str]:
 
 
 def training_rows(report: Report) -> list[list[str]]:
-    """Of each training run: stage, steps, tokens, tokens per second, first and last loss, and the same held out."""
+    """Of each training: stage, steps, tokens, tokens per second, first and last loss, first and last held-out loss."""
     table = []
     for name, rows in report.curves.items():
         if rows:
@@ -198,6 +198,7 @@ def training_rows(report: Report) -> list[list[str]]:
 
 
 def to_markdown(report: Report, pictures: Mapping[str, str]) -> str:
+    training_heads = ["stage", "steps", "tokens", "tokens/s", "loss", "held-out loss"]
     parts = [
         f"# {_line(report.title)}",
         _line(report.machine),
@@ -206,7 +207,7 @@ def to_markdown(report: Report, pictures: Mapping[str, str]) -> str:
         "Intervals are 95 % Wilson score intervals. Bits per byte: lower is better, on held-out text; byte-level "
         f"unigram {report.unigram_bits_per_byte:.3f}, bigram {report.bigram_bits_per_byte:.3f} on the same bytes.",
         "## Training · 训练",
-        _table("stage|steps|tokens|tokens/s|loss|held-out loss".split("|"), training_rows(report), right=range(1, 6)),
+        _table(training_heads, training_rows(report), right=range(1, 6)),
         "## Pictures · 图",
         *(f"![{name}]({name})" for name in pictures),
     ]

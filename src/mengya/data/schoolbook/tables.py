@@ -73,18 +73,19 @@ def stable_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def read_lines(name: str) -> Iterator[str]:
-    """The lines of ``book/name`` without comments and blank lines."""
-    for line in resources.files(__package__).joinpath("book", name).read_text(encoding="utf-8").split("\n"):
-        if line.strip() and not line.startswith("#"):
-            yield line
+def read_lines(*names: str) -> Iterator[str]:
+    """The lines of the files in ``book/`` without comments and blank lines."""
+    for name in names:
+        for line in resources.files(__package__).joinpath("book", name).read_text(encoding="utf-8").split("\n"):
+            if line.strip() and not line.startswith("#"):
+                yield line
 
 
-def read_sections(name: str) -> Iterator[tuple[str, str, list[str]]]:
-    """(title, rest of the title line, body lines) of each ``[title] rest`` section, in order."""
+def read_sections(*names: str) -> Iterator[tuple[str, str, list[str]]]:
+    """(title, rest of the title line, body lines) of each ``[title] rest`` section of the files, in order."""
     title, rest = "", ""
     body: list[str] = []
-    for line in read_lines(name):
+    for line in read_lines(*names):
         if line.startswith("["):
             if title:
                 yield title, rest, body
@@ -110,7 +111,7 @@ SUBJECTS = ("identity", "geography", "nature", "time_and_people", "words")
 def _read_facts() -> dict[str, list[tuple[str, str, dict[str, str]]]]:
     """relation -> [(subject columns, answers, constant attributes)]."""
     facts: dict[str, list[tuple[str, str, dict[str, str]]]] = {}
-    for title, rest, body in (section for name in SUBJECTS for section in read_sections(f"facts_{name}.txt")):
+    for title, rest, body in read_sections(*(f"facts_{name}.txt" for name in SUBJECTS)):
         entries = " ".join(body).split()
         if rest == "chain":
             pairs = list(zip(entries, entries[1:] + entries[:1], strict=True))
@@ -127,7 +128,7 @@ def load() -> list[Relation]:
     frames = {title: grouped(body) for title, _, body in read_sections("frames.txt")}
     tables = _read_facts()
     relations = []
-    for title, rest, body in (s for name in (*SUBJECTS, "english") for s in read_sections(f"phrases_{name}.txt")):
+    for title, rest, body in read_sections(*(f"phrases_{name}.txt" for name in (*SUBJECTS, "english"))):
         options = dict(part.split("=", 1) for part in rest.split())
         source = options.get("reverse")
         facts = []

@@ -70,7 +70,7 @@ def test_damaged_checkpoints_are_passed_over_and_left(unfinished, mengya):
     assert file.exists()
     check_error(mengya("export", checkpoints / "step-5", "other"), "step-5 cannot be read", "delete it")
     (checkpoints / "step-4" / "checkpoint.json").unlink()
-    check_error(mengya("export", "half/pretrain.partial", "other"), "holds no whole checkpoint yet; let it train on")
+    check_error(mengya("export", "half/pretrain.partial", "other"), "has no whole checkpoint yet; let it train on")
     assert not list(unfinished.glob("*other*")) and not list(unfinished.glob(".*other*"))
 
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from mengya.train.checkpoint import read_weights, steps_in
 
 
 def export(source: Path, out: Path, dtype: torch.dtype | None) -> None:
-    """Fill `out`, which must not exist; it is whole or not there. `dtype` None keeps that of the weights.
+    """Fill `out`, which must not exist, and does not exist after an error. `dtype` None keeps that of the weights.
 
     `source`: a stage's directory while or before it is finished (its newest whole checkpoint is taken), a checkpoint,
     or a model directory. UserError if it is none of these.
@@ -46,7 +45,7 @@ def export(source: Path, out: Path, dtype: torch.dtype | None) -> None:
 def _refusal(source: Path) -> str:
     unfinished = [*source.glob("*.partial/checkpoints"), *source.parent.glob(f"{source.name}.partial/checkpoints")]
     if unfinished:
-        return f"{source} is no model; the training in {unfinished[-1].parent} is unfinished: give that directory"
+        return f"{source} is not a model; the training in {unfinished[-1].parent} is unfinished: give that directory"
     kinds = "a stage's directory with checkpoints, one of its checkpoints, or a model directory"
     return f"{source} is not there; give {kinds}" if not source.exists() else f"{source} is none of these: {kinds}"
 
@@ -57,41 +56,34 @@ def _from_run(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, 
             return _from_checkpoint(path, out, dtype)
         except UserError as error:  # the run itself will delete it
             say(f"passing over a damaged checkpoint: {error}")
-    raise UserError(f"{source} holds no whole checkpoint yet; let it train on")
+    raise UserError(f"{source} has no whole checkpoint yet; let it train on")
 
 
 def _from_checkpoint(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, LanguageModel]:
     run = source.parent.parent
-    weights, base = read_weights(source), None
-    for field, path in _inputs(run):
-        if field in ("model", "init"):  # what is frozen is there
-            base = path
-    model = assemble(source, weights, base)
-    tokenizer = _tokenizer_of_run(run, model.vocab_size)
-    if tokenizer is None:
+    note = _note(run)
+    inputs = [
+        (entry["field"], run / entry["path"] if entry["artifact"] else Path(entry["path"]))
+        for entry in note.get("inputs", [])
+    ]
+    base = dict(inputs).get("model", dict(inputs).get("init"))  # it has the weights that were frozen
+    model = assemble(source, read_weights(source), base)
+    # The largest that fits, because a tokenizer may have grown from one input to the next.
+    tokenizers = [Tokenizer.load(path) for _, path in inputs if (path / "tokenizer.json").is_file()]
+    fitting = [tokenizer for tokenizer in tokenizers if tokenizer.vocab_size <= model.vocab_size]
+    if not fitting:
         say(f"{run} does not say which tokenizer it uses: exporting without")
         model.save(out, dtype)
-    else:
-        stops = [tokenizer.eos_id]
-        template = _note(source.parent.parent).get("config", {}).get("template")
-        if template or own_template(tokenizer.files):
-            chat = Chat(tokenizer, template)
-            tokenizer, stops = chat.tokenizer, sorted(chat.stop_ids)
-        model.save(out, dtype, stops, tokenizer.eos_id)
-        tokenizer.save(out)
+        return source.name, model
+    tokenizer = max(fitting, key=lambda tokenizer: tokenizer.vocab_size)
+    stops = [tokenizer.eos_id]
+    template = note.get("config", {}).get("template")
+    if template or own_template(tokenizer.files):
+        chat = Chat(tokenizer, template)
+        tokenizer, stops = chat.tokenizer, sorted(chat.stop_ids)
+    model.save(out, dtype, stops, tokenizer.eos_id)
+    tokenizer.save(out)
     return source.name, model
-
-
-def _tokenizer_of_run(run: Path, entries: int) -> Tokenizer | None:
-    """That of its inputs; the largest that fits, because a tokenizer may have grown from one input to the next."""
-    found = [Tokenizer.load(path) for _, path in _inputs(run) if (path / "tokenizer.json").is_file()]
-    return max((t for t in found if t.vocab_size <= entries), key=lambda t: t.vocab_size, default=None)
-
-
-def _inputs(run: Path) -> Iterator[tuple[str, Path]]:
-    """Field and path of each input of a stage that is not finished."""
-    for entry in _note(run).get("inputs", []):
-        yield entry["field"], run / entry["path"] if entry["artifact"] else Path(entry["path"])
 
 
 def _note(run: Path) -> dict:

@@ -4,10 +4,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,17 +27,24 @@ def read_jsonl(path: Path) -> Iterator[dict]:
                 yield json.loads(line)
 
 
+def finite(value: Any) -> Any:
+    """None for NaN and infinity, which a skipped step may have and JSON has not; also inside of mappings and lists."""
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _line(row: dict) -> str:
-    """JSON has no infinity and no NaN, which a skipped step may hold: null."""
-    values = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    return json.dumps(values, ensure_ascii=False) + "\n"
+    return json.dumps(finite(row), ensure_ascii=False) + "\n"
 
 
 class MetricsLog:
-    """Appends one JSON object a step. Opened to go on after `step`, it first drops what a crash left behind it."""
+    """Appends one JSON object a step. Opened to go on after `step`, it first drops the later rows that a crash left."""
 
     def __init__(self, path: Path, step: int):
-        if path.exists():  # a crash while the rows are copied must not lose them
+        if path.exists():  # a crash while rows are copied must not lose them
             copy = path.with_name(f"{path.name}.partial")
             with open(copy, "w", encoding="utf-8", newline="\n") as file:
                 file.writelines(_line(row) for row in read_jsonl(path) if row["step"] <= step)
@@ -78,7 +84,7 @@ class ProgressLine:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
         if self._bar:
             self._bar.stop()
         elif kind is None and self._text:
@@ -94,8 +100,8 @@ class ProgressLine:
     def _print(self) -> None:
         self._last = time.monotonic()
         rate = (self._done - self._at_begin) / max(self._last - self._begin, 1e-9)
-        left = (self._total - self._done) / rate if rate else float("inf")
-        eta = f" eta {format_seconds(left)}" if self._done < self._total and left != float("inf") else ""
+        left = self._total - self._done
+        eta = f" eta {format_seconds(left / rate)}" if rate and left > 0 else ""
         print(f"{self._title} {self._done}/{self._total} {self._text}{eta}", flush=True)
 
 

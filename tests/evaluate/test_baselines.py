@@ -10,7 +10,7 @@ import pytest
 from mengya.data import byte_pairs
 from mengya.data.byte_pairs import pair_counts
 from mengya.errors import UserError
-from mengya.evaluate.baselines import ByteBaselines
+from mengya.evaluate.bits import ByteBaselines
 
 TRAIN = ["春眠不觉晓，", "", "处处闻啼鸟。", "the cat sat on the mat", "a"]
 HELD_OUT = ["夜来风雨声", "a cat\x00", "", "zebra"]
@@ -45,8 +45,7 @@ def test_against_dictionaries(monkeypatch, chunk: int) -> None:
     monkeypatch.setattr(byte_pairs, "CHUNK_BYTES", chunk)
     fitted = ByteBaselines.fit(pair_counts(iter(TRAIN)))
     unigram, bigram = naive(TRAIN, HELD_OUT)
-    assert fitted.unigram_bits_per_byte(HELD_OUT) == pytest.approx(unigram, rel=1e-12)
-    assert fitted.bigram_bits_per_byte(HELD_OUT) == pytest.approx(bigram, rel=1e-12)
+    assert fitted.bits_per_byte(HELD_OUT) == pytest.approx((unigram, bigram), rel=1e-12)
 
 
 def test_against_dictionaries_on_random_text() -> None:
@@ -54,8 +53,7 @@ def test_against_dictionaries_on_random_text() -> None:
     documents = ["".join(rng.choices("ab春天 \n", (9, 3, 2, 2, 4, 1), k=rng.randrange(60))) for _ in range(80)]
     fitted = ByteBaselines.fit(pair_counts(documents[:60]))
     expected = naive(documents[:60], documents[60:])
-    measured = fitted.unigram_bits_per_byte(documents[60:]), fitted.bigram_bits_per_byte(documents[60:])
-    assert measured == pytest.approx(expected, rel=1e-12)
+    assert fitted.bits_per_byte(documents[60:]) == pytest.approx(expected, rel=1e-12)
 
 
 def test_probabilities_sum_to_one_and_none_is_zero() -> None:
@@ -67,12 +65,13 @@ def test_probabilities_sum_to_one_and_none_is_zero() -> None:
 
 def test_bigram_beats_unigram_where_bytes_depend_on_each_other() -> None:
     fitted = ByteBaselines.fit(pair_counts(["abcd" * 500]))
-    assert fitted.unigram_bits_per_byte(["abcd" * 9]) == pytest.approx(2, abs=0.2)
-    assert fitted.bigram_bits_per_byte(["abcd" * 9]) < 0.1
+    unigram, bigram = fitted.bits_per_byte(["abcd" * 9])
+    assert unigram == pytest.approx(2, abs=0.2)
+    assert bigram < 0.1
 
 
 def test_no_text_is_the_users_fault() -> None:
     with pytest.raises(UserError, match="no training text"):
         ByteBaselines.fit(pair_counts(["", ""]))
     with pytest.raises(UserError, match="no held-out text"):
-        ByteBaselines.fit(pair_counts(["a"])).bigram_bits_per_byte([])
+        ByteBaselines.fit(pair_counts(["a"])).bits_per_byte([])

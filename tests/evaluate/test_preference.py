@@ -35,29 +35,29 @@ def test_against_one_token_at_a_time(make_model, chat) -> None:
     margins = [
         mean_log_prob(model, chat, p.prompt, p.chosen) - mean_log_prob(model, chat, p.prompt, p.rejected) for p in pairs
     ]
-    result = preference_accuracy(model, chat, pairs)
-    assert result.accuracy.correct == sum(margin > 0 for margin in margins)
+    result, margin = preference_accuracy(model, chat, pairs)
+    assert result.accuracy.correct == sum(each > 0 for each in margins)
     assert 0 < result.accuracy.correct < 4, "choose pairs on which the random model disagrees with itself"
     assert result.accuracy.total == 4
-    assert result.margin == pytest.approx(sum(margins) / 4, rel=1e-5)
+    assert margin == pytest.approx(sum(margins) / 4, rel=1e-5)
 
 
 def test_swapping_turns_the_result_round(make_model, chat) -> None:
     model = make_model(context=64)
-    there = preference_accuracy(model, chat, [pair("q", "abc", "d")])
-    back = preference_accuracy(model, chat, [pair("q", "d", "abc")])
+    there, margin_there = preference_accuracy(model, chat, [pair("q", "abc", "d")])
+    back, margin_back = preference_accuracy(model, chat, [pair("q", "d", "abc")])
     assert there.accuracy.correct + back.accuracy.correct == 1
-    assert there.margin == pytest.approx(-back.margin)
+    assert margin_there == pytest.approx(-margin_back)
 
 
 def test_a_tie_is_no_success(make_model, chat) -> None:
-    result = preference_accuracy(make_model(context=64), chat, [pair("q", "same", "same")])
-    assert (result.accuracy.correct, result.margin) == (0, 0.0)
+    result, margin = preference_accuracy(make_model(context=64), chat, [pair("q", "same", "same")])
+    assert (result.accuracy.correct, margin) == (0, 0.0)
 
 
 def test_a_long_prompt_keeps_the_completion_and_loses_its_beginning(make_model, chat) -> None:
     model = make_model(context=16).eval()
-    result = preference_accuracy(model, chat, [pair("p" * 100, "chosen", "no")])
+    _, margin = preference_accuracy(model, chat, [pair("p" * 100, "chosen", "no")])
     prompt, _ = chat.encode([{"role": "user", "content": "p" * 100}], add_generation_prompt=True)
 
     def tail(completion: str) -> float:
@@ -67,11 +67,11 @@ def test_a_long_prompt_keeps_the_completion_and_loses_its_beginning(make_model, 
             logs = torch.log_softmax(model(torch.tensor([(kept + body)[:-1]]))[0].double(), dim=1)
         return sum(logs[len(kept) - 1 + i, token].item() for i, token in enumerate(body)) / len(body)
 
-    assert result.margin == pytest.approx(tail("chosen") - tail("no"), rel=1e-5)
+    assert margin == pytest.approx(tail("chosen") - tail("no"), rel=1e-5)
 
 
 def test_a_completion_beyond_the_context_is_scored_as_far_as_it_fits(make_model, chat) -> None:
-    result = preference_accuracy(make_model(context=16), chat, [pair("q", "c" * 50, "r" * 90)])
+    result, _ = preference_accuracy(make_model(context=16), chat, [pair("q", "c" * 50, "r" * 90)])
     assert result.accuracy.total == 1
 
 

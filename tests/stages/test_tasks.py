@@ -13,7 +13,7 @@ import mengya as package
 from mengya import runtime
 from mengya.infer.request import Sampling
 from mengya.infer.session import generate
-from mengya.model.load import load_model, save_model
+from mengya.model.load import load_model
 from mengya.tasks import TASKS
 from mengya.tasks.questions import read_questions
 from mengya.text.chat import Chat
@@ -51,7 +51,7 @@ def talkative(grown, tiny_model, chat) -> Path:
         model.initialize(torch.Generator().manual_seed(seed))
         with torch.no_grad():
             model.lm_head.weight[sorted(chat.stop_ids)] = 0  # never the likeliest among 300 random logits
-        save_model(model, grown / "models" / name)
+        model.save(grown / "models" / name)
         chat.tokenizer.save(grown / "models" / name)
     return grown
 

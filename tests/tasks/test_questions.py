@@ -71,7 +71,7 @@ def test_a_bad_row_is_named_with_its_line(tmp_path: Path, row: object, message: 
 def test_missing_or_empty_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing\.jsonl: No such file"):
         read_questions(tmp_path / "missing.jsonl")
-    with pytest.raises(UserError, match="holds no question"):
+    with pytest.raises(UserError, match="has no questions"):
         read_questions(write(tmp_path / "empty.jsonl"))
 
 

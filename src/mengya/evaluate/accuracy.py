@@ -34,10 +34,10 @@ class Result:
 
 
 def accuracy(scores: Iterable[float]) -> Accuracy:
-    """Mean of scores from 0 to 1 (a bool is one), of which there must be some. E. B. Wilson, JASA 22 (1927), 209-212.
+    """Mean of scores from 0 to 1 (a bool is one), at least one of them. E. B. Wilson, JASA 22 (1927), 209-212.
 
     Unlike the textbook p +- 1.96 s the interval stays within [0, 1] and has a width even at 0 % and 100 %. For scores
-    between 0 and 1 it is too wide, if anything: they vary less than decisions of the same mean.
+    between 0 and 1 it is a little too wide: they vary less than decisions of the same mean.
     """
     each = list(scores)
     assert each, "the accuracy of nothing is undefined; leave the metric out instead"
@@ -45,6 +45,6 @@ def accuracy(scores: Iterable[float]) -> Accuracy:
     share, z2 = correct / total, Z_95**2
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = Z_95 / (1 + z2 / total) * sqrt(share * (1 - share) / total + z2 / (4 * total**2))
-    low = 0.0 if correct == 0 else centre - half  # exactly 0 and 1 at the ends, not 1e-17 beside them
+    low = 0.0 if correct == 0 else centre - half  # exactly 0 and 1 at the ends, despite rounding
     high = 1.0 if correct == total else centre + half
     return Accuracy(correct, total, share, low, high)

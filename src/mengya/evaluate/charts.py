@@ -34,8 +34,7 @@ Rows = Sequence[Mapping[str, Any]]
 def themed(svg: str) -> str:
     """The <svg> element for embedding in a page: colours as CSS variables, size left to the page."""
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r' (width|height)="[^"]*"', "", svg, count=2)  # those of the <svg> element come first
     for colour, name in CSS_NAMES.items():
         svg = svg.replace(colour, f"var({name})")
     return svg
@@ -52,16 +51,7 @@ def training_curve(name: str, rows: Rows) -> str:
     loss_axes.plot(steps[::every], smooth[::every], color=SERIES[0], linewidth=2, label="train, running median")
     held_steps, held = _series(rows, "heldout_loss")
     if len(held):
-        loss_axes.plot(
-            held_steps,
-            held,
-            color=SERIES[1],
-            linewidth=1.2,
-            marker="o",
-            markersize=4.5,
-            linestyle=":",
-            label="held out",
-        )
+        loss_axes.plot(held_steps, held, ":o", color=SERIES[1], linewidth=1.2, markersize=4.5, label="held out")
     _limit(loss_axes, losses, np.concatenate([smooth, held]))
     loss_axes.set_ylabel("loss (nats)")
     loss_axes.legend(frameon=False, labelcolor=INK, fontsize=10)
@@ -81,18 +71,10 @@ def bits_curve(name: str, rows: Rows, baselines: Mapping[str, float]) -> str:
     axes = figure.subplots()
     steps, bits = _series(rows, "heldout_bits_per_byte")
     axes.plot(steps, bits, color=SERIES[0], linewidth=2, marker="o", markersize=4.5)
+    above: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (0, 4), "textcoords": "offset points"}
     for baseline, value in baselines.items():
         axes.axhline(value, color=FAINT, linewidth=1.2, linestyle="--")
-        axes.annotate(
-            f"{baseline} {value:.2f}",
-            xy=(1, value),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="right",
-            color=FAINT,
-            fontsize=10,
-        )
+        axes.annotate(f"{baseline} {value:.2f}", (1, value), ha="right", color=FAINT, fontsize=10, **above)
     axes.set_ylim(0, 1.1 * max(*bits, *baselines.values()))
     axes.set_ylabel("held-out bits per byte")
     axes.set_xlabel(f"step of {label(name)}")
@@ -121,18 +103,12 @@ def accuracy_chart(stages: Mapping[str, Mapping[str, Accuracy]], names: Mapping[
     width = 0.8 / len(stages)
     for i, (stage, results) in enumerate(stages.items()):
         shown = [(at, results[key]) for at, key in enumerate(names) if key in results]
-        places = [at + (i - (len(stages) - 1) / 2) * width for at, _ in shown]
-        below = [result.value - result.low for _, result in shown]
-        above = [result.high - result.value for _, result in shown]
-        axes.bar(
-            places,
-            [result.value for _, result in shown],
-            width * 0.9,
-            yerr=[below, above],
-            color=SERIES[i % len(SERIES)],
-            error_kw={"ecolor": INK, "elinewidth": 1.1, "capsize": 3},
-            label=label(stage),
-        )
+        centres = [at + (i - (len(stages) - 1) / 2) * width for at, _ in shown]
+        values = [result.value for _, result in shown]
+        errors = [[r.value - r.low for _, r in shown], [r.high - r.value for _, r in shown]]
+        style = {"ecolor": INK, "elinewidth": 1.1, "capsize": 3}
+        colour = SERIES[i % len(SERIES)]
+        axes.bar(centres, values, width * 0.9, yerr=errors, color=colour, error_kw=style, label=label(stage))
     axes.set_xticks(range(len(names)), [label(name).replace(" ", "\n") for name in names.values()])
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
@@ -141,7 +117,7 @@ def accuracy_chart(stages: Mapping[str, Mapping[str, Accuracy]], names: Mapping[
 
 
 def running_median(values: np.ndarray, reach: int) -> np.ndarray:
-    """Median of the values at most `reach` places away: unlike a mean, deaf to the spike of a single step."""
+    """Median of the values at most `reach` places away: unlike a mean, it ignores the spike of a single step."""
     if len(values) == 0:
         return values
     padded = np.pad(values, reach, constant_values=np.nan)
@@ -153,11 +129,14 @@ def label(name: str) -> str:
     return name.encode("ascii", "replace").decode().replace("$", r"\$")
 
 
+def is_number(value: Any) -> bool:
+    """Whether a figure was measured and is finite: a skipped step may have null or NaN."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def _series(rows: Rows, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values) of the rows that hold a finite number under `key`; a skipped step may hold null or NaN."""
-    points = [
-        (row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float) and math.isfinite(row[key])
-    ]
+    """(steps, values) of the rows that have a finite number under `key`."""
+    points = [(row["step"], row[key]) for row in rows if is_number(row.get(key))]
     array = np.array(points, dtype=float).reshape(-1, 2)
     return array[:, 0], array[:, 1]
 

@@ -1,12 +1,11 @@
 """Preference accuracy: does the model rate the chosen completion above the rejected one?"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from mengya.data.preferences import Preference
 from mengya.data.rendering import Rendered, render_pair
 from mengya.errors import UserError
-from mengya.evaluate.accuracy import Accuracy, Result, accuracy
+from mengya.evaluate.accuracy import Result, accuracy
 from mengya.evaluate.scoring import Row, log_probs
 from mengya.model.language_model import LanguageModel
 from mengya.tasks.task import Words
@@ -19,32 +18,21 @@ NOTE = Words(
 )
 
 
-@dataclass(frozen=True)
-class PreferenceAccuracy:
-    """`accuracy`: share of pairs with a positive margin. `margin`: its mean, in nats per token."""
+def preference_accuracy(model: LanguageModel, chat: Chat, pairs: Sequence[Preference]) -> tuple[Result, float]:
+    """The share of pairs whose chosen completion has the higher log-probability, and the mean margin.
 
-    accuracy: Accuracy
-    margin: float
-
-    @property
-    def result(self) -> Result:
-        return Result("preference_accuracy", HEADING, NOTE, self.accuracy)
-
-
-def preference_accuracy(model: LanguageModel, chat: Chat, pairs: Sequence[Preference]) -> PreferenceAccuracy:
-    """Compare the completions by log-probability *per token*, so that a longer one has no handicap.
-
-    The tokens of a completion are those that training supervises: its text and the end of its turn, given the
-    prompt. A tie is not a success. Of a pair that does not fit in the context, both prompts lose the same number of
-    tokens on the left; of a completion that alone is longer, the part that fits counts. UserError without pairs.
+    Log-probabilities and the margin are in nats *per token*, so that a longer completion has no handicap. The tokens of
+    a completion are those that training supervises: its text and the end of its turn, given the prompt. A tie is not a
+    success. Of a pair that does not fit in the context, both prompts lose the same number of tokens on the left; of a
+    completion that alone is longer, the part that fits counts. UserError without pairs.
     """
     if not pairs:
         raise UserError("no held-out preference pairs to measure; hold out some, or leave the metric out")
-    context = model.context
-    rows = [row for pair in pairs for row in _rows(chat, pair, context)]
+    rows = [row for pair in pairs for row in _rows(chat, pair, model.context)]
     scores = [total / (row.last - row.first) for total, row in zip(log_probs(model, rows), rows, strict=True)]
     margins = [chosen - rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
-    return PreferenceAccuracy(accuracy(margin > 0 for margin in margins), sum(margins) / len(margins))
+    result = Result("preference_accuracy", HEADING, NOTE, accuracy(margin > 0 for margin in margins))
+    return result, sum(margins) / len(margins)
 
 
 def _rows(chat: Chat, pair: Preference, context: int) -> tuple[Row, Row]:

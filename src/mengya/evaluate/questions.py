@@ -14,19 +14,17 @@ from mengya.text.chat import Chat
 def ask(model: LanguageModel, chat: Chat, questions: Sequence[Question], *, max_new_tokens: int = 64) -> list[str]:
     """Greedy responses in the order of `questions`; each is asked alone, in a new conversation.
 
-    Raises UserError for a question that leaves no room in the context for a response.
+    UserError for a question that leaves no room in the context for a response.
     """
     prompts = [chat.encode(question.messages(), add_generation_prompt=True)[0] for question in questions]
-    context = model.context
     for question, prompt in zip(questions, prompts, strict=True):
-        if len(prompt) >= context:
+        if len(prompt) >= model.context:
             raise UserError(
-                f"question {question.id!r} has {len(prompt)} tokens, which fill the context of {context}; "
+                f"question {question.id!r} has {len(prompt)} tokens, which fill the context of {model.context}; "
                 "shorten it, or train a model with a longer context"
             )
     sampling = Sampling(temperature=0, max_new_tokens=max_new_tokens)
-    outputs = generate(model, prompts, sampling, chat.stop_ids)
-    return [chat.tokenizer.decode(output).strip() for output in outputs]
+    return [chat.tokenizer.decode(ids).strip() for ids in generate(model, prompts, sampling, chat.stop_ids)]
 
 
 def results(questions: Sequence[Question], scores: Sequence[float]) -> list[Result]:

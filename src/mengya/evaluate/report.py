@@ -2,10 +2,9 @@
 
 import dataclasses
 import json
-import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -16,7 +15,7 @@ from markupsafe import Markup
 
 from mengya.evaluate import charts
 from mengya.evaluate.accuracy import Accuracy, Result
-from mengya.metrics import format_duration, format_size
+from mengya.metrics import finite, format_duration, format_size
 
 BITS = "bits_per_byte"
 HELDOUT_BITS = "heldout_bits_per_byte"
@@ -80,31 +79,29 @@ def write_report(out: Path, report: Report) -> None:
     pictures = draw(report)
     for name, svg in pictures.items():
         _write(out / name, svg)
-    _write(
-        out / "report.json", json.dumps(_finite(to_json(report)), ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-    )
+    data = json.dumps(finite(to_json(report)), ensure_ascii=False, indent=2, allow_nan=False)
+    _write(out / "report.json", data + "\n")
     _write(out / "report.md", to_markdown(report, pictures))
     _write(out / "report.html", to_html(report, pictures))
 
 
 def _write(path: Path, text: str) -> None:
-    # A question may hold half a surrogate pair, as JSON allows; it must not cost the report.
+    # JSON allows half a surrogate pair, e.g. in a question; the report is written nevertheless.
     path.write_bytes(text.encode("utf-8", errors="replace"))
 
 
 def draw(report: Report) -> dict[str, str]:
     """File name -> SVG, in the order of the report; a picture without data is left out."""
-    pictures = {}
     bits = {stage.name: stage.metrics[BITS] for stage in report.stages if BITS in stage.metrics}
     baselines = {"unigram": report.unigram_bits_per_byte, "bigram": report.bigram_bits_per_byte}
-    pictures["bits_per_byte.svg"] = charts.bits_chart(baselines, bits)
+    pictures = {"bits_per_byte.svg": charts.bits_chart(baselines, bits)}
     measured = {stage.name: stage.accuracies for stage in report.stages if stage.accuracies}
     if measured:
         names = {key: result.heading.english for key, result in measures(report).items()}
         pictures["accuracy.svg"] = charts.accuracy_chart(measured, names)
     for name, rows in report.curves.items():
         file_name = re.sub(r"[^A-Za-z0-9_-]", "_", name)
-        if any(_is_number(row.get(HELDOUT_BITS)) for row in rows):
+        if any(charts.is_number(row.get(HELDOUT_BITS)) for row in rows):
             pictures[f"bits-{file_name}.svg"] = charts.bits_curve(name, rows, baselines)
         if rows:
             pictures[f"loss-{file_name}.svg"] = charts.training_curve(name, rows)
@@ -121,9 +118,9 @@ def measures(report: Report) -> dict[str, Result]:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """report.json. Accuracies are plain shares; their counts and intervals stand under `intervals`.
+    """report.json. Accuracies are plain shares; their counts and intervals are under `intervals`.
 
-    At the top stand bits per byte (null if no stage measured them) and every accuracy, of the last stage that has it.
+    Bits per byte (null if no stage measured them) and every accuracy are also at the top, from the last stage with it.
     """
     stages: dict[str, dict[str, Any]] = {}
     for stage in report.stages:
@@ -146,27 +143,14 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Extent, median speed, and first and last figures of a training run; None where nothing was measured."""
+    """Steps, tokens, median speed, first and last figures of a training run; None where nothing was measured."""
     result: dict[str, Any] = {"steps": rows[-1]["step"], "tokens": rows[-1].get("tokens")}
-    speeds = [row["tokens_per_second"] for row in rows if _is_number(row.get("tokens_per_second"))]
+    speeds = [row["tokens_per_second"] for row in rows if charts.is_number(row.get("tokens_per_second"))]
     result["tokens_per_second"] = statistics.median(speeds) if speeds else None
     for key in ("loss", "heldout_loss", HELDOUT_BITS):
-        values = [row[key] for row in rows if _is_number(row.get(key))]
+        values = [row[key] for row in rows if charts.is_number(row.get(key))]
         result[f"first_{key}"], result[f"last_{key}"] = (values[0], values[-1]) if values else (None, None)
     return result
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity as None: JSON has neither."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # -- tables and words that the page and the Markdown share
@@ -196,20 +180,17 @@ def metric_keys(report: Report) -> list[str]:
     return sorted(present, key=lambda key: key != BITS)
 
 
-def training(report: Report) -> dict[str, dict[str, str]]:
-    """Stage -> the cells of its row in the table of training runs."""
-    table = {}
+def training_rows(report: Report) -> list[list[str]]:
+    """Of each training: stage, steps, tokens, tokens per second, first and last loss, first and last held-out loss."""
+    table = []
     for name, rows in report.curves.items():
-        if not rows:
-            continue
-        run = summary(rows)
-        cells = {
-            key: "–" if run[key] is None else f"{run[key]:,.0f}" for key in ("steps", "tokens", "tokens_per_second")
-        }
-        for key in ("loss", "heldout_loss"):
-            first, last = run[f"first_{key}"], run[f"last_{key}"]
-            cells[key] = "–" if first is None else f"{first:.3f} → {last:.3f}"
-        table[name] = cells
+        if rows:
+            run = summary(rows)
+            numbers = [run[key] for key in ("steps", "tokens", "tokens_per_second")]
+            losses = [(run[f"first_{key}"], run[f"last_{key}"]) for key in ("loss", "heldout_loss")]
+            cells = ["–" if number is None else f"{number:,.0f}" for number in numbers]
+            cells += ["–" if first is None else f"{first:.3f} → {last:.3f}" for first, last in losses]
+            table.append([name, *cells])
     return table
 
 
@@ -217,12 +198,16 @@ def training(report: Report) -> dict[str, dict[str, str]]:
 
 
 def to_markdown(report: Report, pictures: Mapping[str, str]) -> str:
-    parts = [f"# {_line(report.title)}", _line(report.machine), "## Results · 结果", _markdown_table(report)]
-    parts += [
+    training_heads = ["stage", "steps", "tokens", "tokens/s", "loss", "held-out loss"]
+    parts = [
+        f"# {_line(report.title)}",
+        _line(report.machine),
+        "## Results · 结果",
+        _results(report),
         "Intervals are 95 % Wilson score intervals. Bits per byte: lower is better, on held-out text; byte-level "
         f"unigram {report.unigram_bits_per_byte:.3f}, bigram {report.bigram_bits_per_byte:.3f} on the same bytes.",
         "## Training · 训练",
-        _markdown_training(report),
+        _table(training_heads, training_rows(report), right=range(1, 6)),
         "## Pictures · 图",
         *(f"![{name}]({name})" for name in pictures),
     ]
@@ -236,45 +221,37 @@ def to_markdown(report: Report, pictures: Mapping[str, str]) -> str:
             mark = f" {verdict(sample.correct[name])}" if name in sample.correct else ""
             parts += [f"**{_line(name)}**{mark}", _fenced(answer)]
     if report.artifacts:
-        parts += ["## From raw file to model · 从原文到模型", _markdown_chain(report.artifacts)]
+        rows = []
+        for made in report.artifacts:
+            files = ", ".join(f"{name} ({format_size(n)})" for name, n in made.files.items())
+            time = format_duration(made.seconds)
+            rows.append([made.name, made.fingerprint, ", ".join(made.inputs), time, files])
+        chain = _table(["artifact", "fingerprint", "inputs", "time", "files"], rows, right=[3])
+        parts += ["## From raw file to model · 从原文到模型", chain]
     return "\n\n".join(parts) + "\n"
 
 
-def _markdown_table(report: Report) -> str:
+def _results(report: Report) -> str:
     metrics, shares = metric_keys(report), measures(report)
     heads = ["stage · 阶段", *metrics, *(_line(" · ".join(result.heading)) for result in shares.values())]
-    rows = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
+    rows = []
     for stage in report.stages:
-        cells = [stage.name, *(figure(key, stage.metrics[key]) if key in stage.metrics else "–" for key in metrics)]
+        cells = [figure(key, stage.metrics[key]) if key in stage.metrics else "–" for key in metrics]
         cells += [_interval(stage.accuracies[key]) if key in stage.accuracies else "–" for key in shares]
-        rows.append([_line(cell) for cell in cells])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+        rows.append([stage.name, *cells])
+    return _table(heads, rows, right=range(1, len(heads)))
 
 
-def _markdown_training(report: Report) -> str:
-    rows = [
-        "| stage | steps | tokens | tokens/s | loss | held-out loss |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, run in training(report).items():
-        cells = [name, *(run[key] for key in ("steps", "tokens", "tokens_per_second", "loss", "heldout_loss"))]
-        rows.append("| " + " | ".join(_line(cell) for cell in cells) + " |")
-    return "\n".join(rows)
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Container[int]) -> str:
+    """A Markdown table; the columns with an index in `right` are aligned to the right. `heads` are Markdown already."""
+    rule = ["---:" if column in right else "---" for column in range(len(heads))]
+    lines = [heads, rule, *([_line(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _interval(result: Accuracy) -> str:
     low, high = 100 * result.low, 100 * result.high
     return f"{percent(result.value)} [{low:.1f}, {high:.1f}] ({round(result.correct, 2)}/{result.total})"
-
-
-def _markdown_chain(artifacts: Sequence[Artifact]) -> str:
-    rows = ["| artifact | fingerprint | inputs | time | files |", "| --- | --- | --- | ---: | --- |"]
-    for artifact in artifacts:
-        files = ", ".join(f"{name} ({format_size(n)})" for name, n in artifact.files.items())
-        sources, time = ", ".join(artifact.inputs), format_duration(artifact.seconds)
-        cells = [artifact.name, artifact.fingerprint, sources, time, files]
-        rows.append("| " + " | ".join(_line(cell) for cell in cells) + " |")
-    return "\n".join(rows)
 
 
 def _line(text: str) -> str:
@@ -283,7 +260,7 @@ def _line(text: str) -> str:
 
 
 def _fenced(text: str) -> str:
-    """Text as a code block, whatever back-ticks it holds."""
+    """Text as a code block, whatever back-ticks it contains."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
@@ -293,7 +270,7 @@ def _fenced(text: str) -> str:
 
 
 def to_html(report: Report, pictures: Mapping[str, str]) -> str:
-    """One file that asks for no other. All text is escaped: samples are model output and may hold anything."""
+    """One file that needs no other. All text is escaped: samples are model output and may contain anything."""
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -303,7 +280,7 @@ def to_html(report: Report, pictures: Mapping[str, str]) -> str:
     return environment.from_string(template).render(
         report=report,
         figure=figure,
-        training=training(report),
+        training=training_rows(report),
         overview=[drawn[name] for name in drawn if not name.startswith(CURVES)],
         curves=[drawn[name] for name in drawn if name.startswith(CURVES)],
         colours={name: colour for colour, name in charts.CSS_NAMES.items()},
@@ -316,12 +293,13 @@ def to_html(report: Report, pictures: Mapping[str, str]) -> str:
 
 
 def _cards(report: Report) -> list[dict[str, Any]]:
-    """Each accuracy of the last stage that has it, and how far it stands above that of the stage before."""
+    """Each accuracy of the last stage that has it, and how far it is above that of the stage before."""
     cards = []
     for key, measure in measures(report).items():
-        measured = [stage for stage in report.stages if key in stage.accuracies]
-        result, before = measured[-1].accuracies[key], measured[-2] if len(measured) > 1 else None
-        gain = result.value - before.accuracies[key].value if before else None
-        card = {"heading": measure.heading, "result": result, "correct": round(result.correct, 2), "gain": gain}
-        cards.append({**card, "before": before.name if before else None})
+        *earlier, last = [stage for stage in report.stages if key in stage.accuracies]
+        result = last.accuracies[key]
+        card = {"heading": measure.heading, "result": result, "correct": round(result.correct, 2), "gain": None}
+        if earlier:
+            card |= {"gain": result.value - earlier[-1].accuracies[key].value, "before": earlier[-1].name}
+        cards.append(card)
     return cards

@@ -8,8 +8,7 @@ from mengya.data.corpus import Corpus
 from mengya.data.preferences import Preference, read_preferences
 from mengya.data.quarantine import Quarantine
 from mengya.errors import UserError
-from mengya.evaluate.baselines import ByteBaselines
-from mengya.evaluate.bits import bits_per_byte
+from mengya.evaluate.bits import ByteBaselines, bits_per_byte
 from mengya.evaluate.preference import preference_accuracy
 from mengya.evaluate.questions import ask, results
 from mengya.evaluate.report import Artifact, Report, Sample, StageResult, write_report
@@ -36,9 +35,9 @@ class Config:
     preferences: Annotated[str, Input("file")] | None = None
     """Held-out preference pairs."""
     heldout_bytes: Count = 1_000_000
-    """Held-out text to measure bits per byte on, about; spread over all of it."""
+    """About how much held-out text bits per byte are measured on; spread over all of it."""
     samples_per_kind: Natural = 3
-    """Questions of each kind that the report shows with everyone's answers."""
+    """Questions of each kind that the report shows with the answers of all models."""
     title: str = "Mengya 萌芽"
 
 
@@ -49,23 +48,20 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     questions = [question for path in inputs.get("questions", []) for question in read_questions(path)]
     pairs = _read_pairs(inputs.get("preferences", []), out)
     texts = list(corpus.sample("heldout", config.heldout_bytes)) or corpus.first("heldout", 1)
-    baselines = ByteBaselines.fit(corpus.byte_pairs())
+    unigram, bigram = ByteBaselines.fit(corpus.byte_pairs()).bits_per_byte(texts)
     measured = [_measure(path, texts, questions, pairs) for path in models]
     report = Report(
         title=config.title,
         stages=[model.reached for model in measured],
-        unigram_bits_per_byte=baselines.unigram_bits_per_byte(texts),
-        bigram_bits_per_byte=baselines.bigram_bits_per_byte(texts),
+        unigram_bits_per_byte=unigram,
+        bigram_bits_per_byte=bigram,
         samples=_samples(questions, measured, config.samples_per_kind),
         curves={path.name: list(read_jsonl(log)) for path in models if (log := path / "metrics.jsonl").is_file()},
         artifacts=_artifacts([path for paths in inputs.values() for path in paths]),
         machine=runtime.describe_machine(),
     )
     write_report(out, report)
-    say(
-        f"  bits per byte of the baselines: unigram {report.unigram_bits_per_byte:.3f}, "
-        f"bigram {report.bigram_bits_per_byte:.3f}"
-    )
+    say(f"  bits per byte of the baselines: unigram {unigram:.3f}, bigram {bigram:.3f}")
 
 
 def _check_directories(models: list[Path]) -> None:
@@ -81,15 +77,15 @@ def _read_pairs(paths: list[Path], out: Path) -> list[Preference]:
     if not paths:
         return []
     with Quarantine(out / "quarantine.jsonl") as quarantine:
-        pairs = [row.value for row in read_preferences([str(path) for path in paths], quarantine)]
+        pairs = [row.value for row in read_preferences(paths, quarantine)]
     say(f"  {quarantine.summary()}")
     if not pairs:
-        raise UserError("evaluate.preferences holds no usable pair; correct the path or unset it")
+        raise UserError("evaluate.preferences has no usable pair; correct the path or unset it")
     return pairs
 
 
 class _Measured(NamedTuple):
-    """What one model reached; `responses` and `scores` stand in the order of the questions."""
+    """What one model reached; `responses` and `scores` are in the order of the questions."""
 
     reached: StageResult
     responses: list[str]
@@ -105,9 +101,8 @@ def _measure(path: Path, texts: list[str], questions: list[Question], pairs: lis
     scores = [question.score(response) for question, response in zip(questions, responses, strict=True)]
     found = results(questions, scores)
     if pairs:
-        preference = preference_accuracy(model, Chat(tokenizer), pairs)
-        found.append(preference.result)
-        metrics["preference_margin"] = preference.margin
+        preference, metrics["preference_margin"] = preference_accuracy(model, Chat(tokenizer), pairs)
+        found.append(preference)
     figures = [f"{key} {value:.4g}" for key, value in metrics.items()]
     figures += [f"{result.key} {result.accuracy.value:.1%}" for result in found]
     say(f"  {path.name}: {', '.join(figures)}")
@@ -120,32 +115,31 @@ def _samples(questions: list[Question], measured: list[_Measured], per_kind: int
     for i, question in enumerate(questions):
         of_task.setdefault(question.task, []).append(i)
     picked = [i for found in of_task.values() for i in found[:: max(1, len(found) // max(per_kind, 1))][:per_kind]]
-    return [
-        Sample(
-            questions[i].messages()[-1]["content"],
-            {model.reached.name: model.responses[i] for model in measured},
-            questions[i].answer,
-            {model.reached.name: model.scores[i] for model in measured},
-        )
-        for i in picked
-    ]
+    samples = []
+    for i in picked:
+        responses = {model.reached.name: model.responses[i] for model in measured}
+        scores = {model.reached.name: model.scores[i] for model in measured}
+        samples.append(Sample(questions[i].messages()[-1]["content"], responses, questions[i].answer, scores))
+    return samples
 
 
 def _artifacts(paths: list[Path]) -> list[Artifact]:
     """The manifest chain from the raw files to the models."""
-    links = []
+    artifacts = []
     for link in manifest.chain(paths):
-        sources = [
-            f"{Path(entry['path']).name if entry['artifact'] else entry['path']} ({entry['fingerprint'][:8]})"
-            for entry in link["inputs"]
-        ]
-        links.append(Artifact(link["stage"], link["fingerprint"], sources, link["seconds"], link["files"]))
-    return links
+        sources = []
+        for entry in link["inputs"]:
+            name = Path(entry["path"]).name if entry["artifact"] else entry["path"]
+            sources.append(f"{name} ({entry['fingerprint'][:8]})")
+        artifacts.append(Artifact(link["stage"], link["fingerprint"], sources, link["seconds"], link["files"]))
+    return artifacts
 
 
+_TOKENS_PER_SECOND = 5_000.0
+"""Of a model whose training is not part of the recipe."""
 _TOKENS_PER_QUESTION = 25
 _STEPS_PER_TOKEN = 4
-"""A token of an answer costs as much as so many that are read."""
+"""Writing one token of an answer takes as long as reading this many."""
 
 
 def estimate(config: Config, sources: Sources) -> Estimate:
@@ -155,10 +149,6 @@ def estimate(config: Config, sources: Sources) -> Estimate:
     trained = [model.training for model in sources["models"] if isinstance(model, Estimate)]
     rate = max((training.tokens_per_second for training in trained if training), default=_TOKENS_PER_SECOND)
     return Estimate(seconds=4 + len(sources["models"]) * (1 + tokens / (2 * rate)))
-
-
-_TOKENS_PER_SECOND = 5_000.0
-"""Of a model whose training is not part of the recipe."""
 
 
 def check(config: Config, inputs: Inputs) -> None:

@@ -9,12 +9,6 @@ from typing import Any
 from mengya.tasks.task import Question, Task, Words, short
 
 
-def first_letter(text: str, letters: str) -> str | None:
-    """The first of `letters` that stands alone in the text: B of "B", "（B）", "答案是B。" and "B. Vitamin A"."""
-    found = re.search(f"(?<![A-Za-z0-9])[{letters}](?![A-Za-z0-9])", unicodedata.normalize("NFKC", text))
-    return found.group() if found else None
-
-
 def letters_of(row: Mapping[str, Any]) -> str:
     return string.ascii_uppercase[: len(row["choices"])]
 
@@ -37,7 +31,10 @@ def messages(question: Question) -> list[dict[str, str]]:
 
 
 def grade(question: Question, completion: str) -> bool:
-    return first_letter(completion, letters_of(question.row)) == question.row["answer"]
+    """By the first letter of a choice that stands alone: B of "B", "（B）", "答案是B。" and "B. Vitamin A"."""
+    alone = f"(?<![A-Za-z0-9])[{letters_of(question.row)}](?![A-Za-z0-9])"
+    found = re.search(alone, unicodedata.normalize("NFKC", completion))
+    return found is not None and found.group() == question.row["answer"]
 
 
 NOTE = Words("the first letter of a choice in the response must be the right one.", "以回答中最先出现的选项字母为准。")

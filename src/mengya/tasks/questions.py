@@ -33,7 +33,7 @@ def read_questions(path: Path) -> list[Question]:
         more = [f"and {len(problems) - SHOWN:,} more rows with problems"] if len(problems) > SHOWN else []
         raise UserError("\n".join(problems[:SHOWN] + more))
     if not questions:
-        raise UserError(f"{path} holds no question; write one JSON object a line with kind, prompt and answer")
+        raise UserError(f"{path} has no questions; write one JSON object a line with kind, prompt and answer")
     return questions
 
 

@@ -19,8 +19,8 @@ class Task:
     """How one kind of question is checked, asked and graded.
 
     `name` is the `kind` of a row, `key` names the result in report.json, `heading` and `note` (what counts as right)
-    stand in the report. `check` raises ValueError, with the value and the remedy, if a row lacks what `grade` needs.
-    `grade` scores a completion from 0 (wrong) to 1 (right); a bool is one of the two. `messages` are the conversation
+    are in the report. `check` raises ValueError, with the value and the remedy, if a row lacks what `grade` needs.
+    `grade` scores a completion from 0 (wrong) to 1 (right); a bool is also a score. `messages` are the conversation
     that the completion answers.
     """
 

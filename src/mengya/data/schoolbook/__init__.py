@@ -5,10 +5,7 @@ questions. What the held-out files ask is disjoint from training by construction
 invented names are split before anything is generated.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +29,15 @@ def write(out: Path, seed: int) -> dict[str, int]:
     The same seed writes the same bytes.
     """
     relations = load()
-    files: dict[str, Iterable[dict[str, Any]]] = {
-        "text.jsonl": ({"text": text} for text in documents(relations, seed)),
-        "conversations.jsonl": ({"messages": messages} for messages in conversations(relations, seed)),
+    files: dict[str, list[Any]] = {
+        "text.jsonl": [{"text": text} for text in documents(relations, seed)],
+        "conversations.jsonl": [{"messages": messages} for messages in conversations(relations, seed)],
         "preferences.jsonl": preferences(relations, seed, PREFERENCES, held_out=False),
         "questions.jsonl": questions(relations, seed),
         "heldout_preferences.jsonl": preferences(relations, seed, HELD_OUT_PREFERENCES, held_out=True),
     }
     out.mkdir(parents=True, exist_ok=True)
-    return {name: _write_rows(out / name, rows) for name, rows in files.items()}
-
-
-def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    count = 0
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
-    return count
+    for name, rows in files.items():
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (out / name).write_text("".join(lines), encoding="utf-8", newline="\n")
+    return {name: len(rows) for name, rows in files.items()}

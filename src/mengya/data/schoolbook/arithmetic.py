@@ -4,41 +4,18 @@ A worked addition is one line in which every step can be copied digit by digit:
 ``37+45`` -> ``个位7+5=12，写2进1；十位3+4+1=8。所以37+45=82。``
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 
-from mengya.data.schoolbook.tables import stable_hash
+from mengya.data.schoolbook.tables import grouped, read_lines, stable_hash
 
-ASK = (
-    "{a}+{b}=?",
-    "{a}+{b}等于多少？",
-    "{a}加{b}等于多少？",
-    "{a}加上{b}是多少？",
-    "请计算{a}+{b}。",
-    "请问{a}加{b}等于几？",
-    "算一算：{a}+{b}=?",
-    "{a}和{b}的和是多少？",
-    "你知道{a}+{b}是多少吗？",
-    "{a}与{b}相加得多少？",
-    "请告诉我{a}+{b}的结果。",
-)
-ASK_EN = ("What is {a} plus {b}?", "What is {a}+{b}?", "Please add {a} and {b}.", "How much is {a}+{b}?")
-PROBLEMS = (
-    "{name}有{a}个{thing}，又买了{b}个，一共有多少个？",
-    "{name}有{a}个{thing}，妈妈又给了{b}个，现在有多少个？",
-    "左边有{a}个{thing}，右边有{b}个{thing}，一共有几个？",
-    "商店上午卖出{a}个{thing}，下午卖出{b}个，一天卖出多少个？",
-    "篮子里有{a}个{thing}，再放进{b}个，篮子里有多少个？",
-    "{name}昨天数了{a}个{thing}，今天数了{b}个，两天共数了多少个？",
-)
+PHRASES = grouped(read_lines("sums.txt"))
 NAMES = ("小明", "小红", "小华", "小丽", "小军", "小芳", "小强", "小雨")
 THINGS = ("苹果", "橘子", "气球", "鸡蛋", "皮球", "桃子", "玩具", "面包", "西瓜", "盒子")
 
 
 def is_held_out(a: int, b: int) -> bool:
-    """Whether the unordered pair of two-digit operands is kept for the held-out questions (about one pair in ten)."""
+    """Whether the unordered pair of two-digit operands is in the held-out questions only (about one pair in ten)."""
     return min(a, b) >= 10 and max(a, b) <= 99 and stable_hash(f"{min(a, b)}+{max(a, b)}") % 10 == 0
 
 
@@ -71,8 +48,8 @@ def wrong(a: int, b: int) -> str:
 def question(rng: random.Random, a: int, b: int) -> str:
     """A Chinese wording of a+b, every fourth one a word problem."""
     if rng.random() < 0.25:
-        return rng.choice(PROBLEMS).format(a=a, b=b, name=rng.choice(NAMES), thing=rng.choice(THINGS))
-    return rng.choice(ASK).format(a=a, b=b)
+        return rng.choice(PHRASES["problem"]).format(a=a, b=b, name=rng.choice(NAMES), thing=rng.choice(THINGS))
+    return rng.choice(PHRASES["ask"]).format(a=a, b=b)
 
 
 def _subtraction(rng: random.Random) -> tuple[str, str]:
@@ -89,10 +66,9 @@ def _small_sum(rng: random.Random) -> tuple[str, str]:
     a, b = rng.randint(0, 9), rng.randint(0, 9)
     if rng.random() < 0.35:
         a, b = max(a, b), min(a, b)
-        return rng.choice(("{a}-{b}=?", "{a}减{b}等于几？", "{a}减去{b}是多少？")).format(
-            a=a, b=b
-        ), f"{a}-{b}={a - b}。"
-    return rng.choice(ASK).format(a=a, b=b), f"{a}+{b}={a + b}。"
+        ask = rng.choice(("{a}-{b}=?", "{a}减{b}等于几？", "{a}减去{b}是多少？"))
+        return ask.format(a=a, b=b), f"{a}-{b}={a - b}。"
+    return rng.choice(PHRASES["ask"]).format(a=a, b=b), f"{a}+{b}={a + b}。"
 
 
 def _product(rng: random.Random) -> tuple[str, str]:

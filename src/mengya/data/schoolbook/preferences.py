@@ -1,7 +1,5 @@
 """Preference pairs: honesty about invented names, without unlearning the facts and the sums."""
 
-from __future__ import annotations
-
 import random
 from typing import Any
 
@@ -9,14 +7,12 @@ from mengya.data.schoolbook import arithmetic, unknown
 from mengya.data.schoolbook.tables import Fact, Relation
 from mengya.data.schoolbook.talk import answer
 
-SHARES = (("honest", 0.35), ("fact", 0.30), ("addition", 0.15), ("known", 0.20))
-
 
 def preferences(relations: list[Relation], seed: int, count: int, held_out: bool) -> list[dict[str, Any]]:
-    """``count`` pairs in the proportions of `SHARES`; held-out ones use held-out names, phrasings and operands."""
+    """``count`` pairs; held-out ones use held-out names, phrasings and operands."""
     rng = random.Random(f"{seed}/preferences/{held_out}")
-    makers = {"honest": _honest, "fact": _right_fact, "addition": _addition, "known": _known}
-    rows = [makers[kind](rng, relations, held_out) for kind, share in SHARES for _ in range(round(count * share))]
+    shares = {_honest: 0.35, _right_fact: 0.30, _addition: 0.15, _known: 0.20}
+    rows = [make(rng, relations, held_out) for make, share in shares.items() for _ in range(round(count * share))]
     rng.shuffle(rows)
     for row in rows:
         if rng.random() < 0.1:  # both shapes that a preference file may have

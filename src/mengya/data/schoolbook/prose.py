@@ -1,13 +1,11 @@
 """The running text of the schoolbook: facts in paragraphs, stories, dialogues, sums, calendars, some English."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 
 from mengya.data.schoolbook import arithmetic
 from mengya.data.schoolbook.stories import load_plots
-from mengya.data.schoolbook.tables import Fact, Relation
+from mengya.data.schoolbook.tables import Fact, Known, Relation, by_subject, grouped, read_sections
 
 ROUNDS = 9
 """How often each fact is told among others of its relation, each time with another phrase as long as there are some."""
@@ -15,9 +13,9 @@ STORIES = 2200
 ENGLISH_STORIES = 700
 DIALOGUES = 1200
 EXCHANGES = 2100
-"""Documents of plain questions and answers, so that the wordings of questions are read before they are asked."""
+"""Documents of plain questions and answers, so that pretraining already reads the wordings that conversations use."""
 SUMS_SHARE = 0.9
-"""The share kept of the arithmetic documents, which are all alike."""
+"""The share of the arithmetic documents that is used: they are all alike."""
 PUPILS = ("小明", "小红", "老师", "小华", "爸爸", "妈妈", "小丽", "爷爷", "小军", "姐姐")
 
 EXCHANGE_FORMS = {
@@ -32,7 +30,7 @@ def documents(relations: list[Relation], seed: int) -> list[str]:
     rng = random.Random(f"{seed}/prose")
     texts = [
         *_by_relation(rng, relations),
-        *_by_subject(rng, relations),
+        *_subjects(rng, relations),
         *_dialogues(rng, relations),
         *_exchanges(rng, relations),
         *_stories(rng, "zh", STORIES),
@@ -42,10 +40,6 @@ def documents(relations: list[Relation], seed: int) -> list[str]:
     ]
     rng.shuffle(texts)
     return texts
-
-
-def _join(lang: str, sentences: list[str]) -> str:
-    return (" " if lang == "en" else "").join(sentences)
 
 
 def _by_relation(rng: random.Random, relations: list[Relation]) -> Iterator[str]:
@@ -59,24 +53,19 @@ def _by_relation(rng: random.Random, relations: list[Relation]) -> Iterator[str]
             while order:
                 chunk = [order.pop() for _ in range(min(len(order), rng.randint(3, 5)))]
                 sentences = [fact.fill(ways[(offsets[fact.id] + turn) % len(ways)]) for fact in chunk]
-                yield _join(relation.lang, sentences)
+                yield (" " if relation.lang == "en" else "").join(sentences)
 
 
-def _by_subject(rng: random.Random, relations: list[Relation]) -> Iterator[str]:
+def _subjects(rng: random.Random, relations: list[Relation]) -> Iterator[str]:
     """Paragraphs that tell all that is known about one subject of several relations."""
-    known: dict[str, list[tuple[Relation, Fact]]] = {}
-    for relation in relations:
-        if relation.lang == "zh":
-            for fact in relation.facts:
-                known.setdefault(fact.subject, []).append((relation, fact))
-    for about in known.values():
+    for about in by_subject([relation for relation in relations if relation.lang == "zh"]).values():
         for _ in range(4 if len(about) > 1 else 0):
             rng.shuffle(about)
             yield "".join(fact.fill(rng.choice(relation.say)) for relation, fact in about)
 
 
 def _asked(rng: random.Random, relation: Relation, fact: Fact) -> tuple[str, str]:
-    """(question, answer), mostly in the relation's own words: the shared frames come by often enough."""
+    """(question, answer), mostly in the relation's own words: the shared frames occur often enough."""
     wordings = relation.phrases["ask"] if rng.random() < 0.7 else relation.train
     return fact.fill(rng.choice(wordings)), fact.fill(rng.choice(relation.reply))
 
@@ -85,14 +74,12 @@ def _exchanges(rng: random.Random, relations: list[Relation]) -> Iterator[str]:
     """Questions with their answers: different ones about one subject where there are several, otherwise one relation's
     about several subjects. Every fact comes first in a document before any does twice."""
     facts = [(relation, fact) for relation in relations for fact in relation.facts]
-    about: dict[str, list[tuple[Relation, Fact]]] = {}
-    for relation, fact in facts:
-        about.setdefault(fact.subject, []).append((relation, fact))
-    queue: list[tuple[Relation, Fact]] = []
+    known = by_subject(relations)
+    queue: list[Known] = []
     for _ in range(EXCHANGES):
         queue = queue or rng.sample(facts, len(facts))
         relation, fact = queue.pop()
-        others = [pair for pair in about[fact.subject] if pair[1] != fact]
+        others = [pair for pair in known[fact.subject] if pair[1] != fact]
         if not others or rng.random() < 0.4:
             others = [(relation, other) for other in relation.facts if other != fact]
         rest = rng.sample(others, min(len(others), rng.randint(2, 3)))
@@ -103,9 +90,9 @@ def _exchanges(rng: random.Random, relations: list[Relation]) -> Iterator[str]:
 
 def _dialogues(rng: random.Random, relations: list[Relation]) -> Iterator[str]:
     """Two people ask and answer, in training words."""
-    facts = [(relation, fact) for relation in relations if relation.lang == "zh" for fact in relation.facts]
-    facts = [(relation, fact) for relation, fact in facts if not relation.name.startswith("about_")]
-    queue: list[tuple[Relation, Fact]] = []
+    chosen = [r for r in relations if r.lang == "zh" and not r.name.startswith("about_")]
+    facts = [(relation, fact) for relation in chosen for fact in relation.facts]
+    queue: list[Known] = []
     for _ in range(DIALOGUES):
         asker, teller = rng.sample(PUPILS, 2)
         lines = []
@@ -129,32 +116,13 @@ def _stories(rng: random.Random, lang: str, count: int) -> Iterator[str]:
 
 def _calendars(rng: random.Random) -> Iterator[str]:
     """Weeks and months as a calendar tells them."""
-    days = ("星期一", "星期二", "星期三", "星期四", "星期五", "星期六", "星期日")
-    doings = (
-        "打扫教室",
-        "去图书馆看书",
-        "上体育课",
-        "学唱歌",
-        "画画",
-        "去公园玩",
-        "看望奶奶",
-        "写日记",
-        "游泳",
-        "种花",
-    )
+    seasons = {title: body for title, _, body in read_sections("calendar.txt")}
+    week = grouped(seasons.pop("week"))
     for _ in range(250):
         start = rng.randrange(7)
-        week = [days[(start + i) % 7] for i in range(rng.randint(3, 6))]
-        plan = [f"{day}{doing}" for day, doing in zip(week, rng.sample(doings, len(week)), strict=True)]
-        yield (
-            rng.choice(("我的一周安排：", "小明的计划：", "这几天我很忙。", "日记本上写着：")) + "，".join(plan) + "。"
-        )
-    seasons = {
-        "春天": ("冰雪融化，小草发芽", "桃花开了，燕子飞了回来", "农民开始播种", "风轻轻地吹，天气渐渐暖和"),
-        "夏天": ("天气炎热，知了在树上叫", "荷花开满了池塘", "孩子们喜欢去游泳", "常常下雷雨"),
-        "秋天": ("树叶变黄，一片片落下来", "果园里的苹果和梨成熟了", "农民忙着收割庄稼", "大雁向南方飞去"),
-        "冬天": ("北风呼呼地吹", "有的地方下起了大雪", "青蛙和蛇都在冬眠", "孩子们堆雪人、打雪仗"),
-    }
+        days = [week["day"][(start + i) % 7] for i in range(rng.randint(3, 6))]
+        plan = [f"{day}{doing}" for day, doing in zip(days, rng.sample(week["doing"], len(days)), strict=True)]
+        yield rng.choice(week["title"]) + "，".join(plan) + "。"
     for _ in range(120):
         name = rng.choice(list(seasons))
         yield f"{name}来了。" + "。".join(rng.sample(seasons[name], 3)) + f"。我爱{name}。"

@@ -1,20 +1,18 @@
 """The held-out questions.
 
-- ``fact``: a taught fact asked in words that training never uses for it. Right: any string of ``accept``.
-- ``addition``: a pair of two-digit operands that training never adds, in training words. Right: any string of
-  ``accept`` (the bare sum, the equation, the whole worked line); an evaluator may instead accept a response whose last
-  number equals ``answer``.
-- ``unknown``: an invented name that training never mentions. Right: any string of ``accept``; every one contains
-  ``answer`` ("不知道"), so an evaluator may also accept any response that contains it.
-"""
+- ``fact``: a taught fact asked in words that training never uses for it.
+- ``addition``: a pair of two-digit operands that training never adds, in training words. An evaluator may also take the
+  last number of a response.
+- ``unknown``: an invented name that training never mentions. All of ``accept`` contain ``answer`` ("不知道").
 
-from __future__ import annotations
+Every string of ``accept`` is right.
+"""
 
 import random
 from typing import Any
 
 from mengya.data.schoolbook import arithmetic, unknown
-from mengya.data.schoolbook.tables import Fact, Relation
+from mengya.data.schoolbook.tables import Relation
 
 FACTS, ADDITIONS, UNKNOWNS = 400, 200, 60
 
@@ -36,7 +34,7 @@ def _facts(rng: random.Random, relations: list[Relation]) -> list[dict[str, Any]
     while len(rows) < FACTS and any(queue for _, queue in queues):
         for relation, queue in queues:
             if queue and len(rows) < FACTS:
-                fact: Fact = queue.pop()
+                fact = queue.pop()
                 prompt = fact.fill(relation.held[turn % len(relation.held)])
                 rows.append(_question("fact", fact.id, prompt, fact.answer, relation.accept(fact)))
         turn += 1

@@ -1,24 +1,22 @@
 """Short stories from a grammar of plots (``book/stories.txt``): a plot is a row of steps, each told in several ways
 that all fit together, with slots that stay bound from the first sentence to the last."""
 
-from __future__ import annotations
-
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from mengya.data.schoolbook.tables import read_sections
+from mengya.data.schoolbook.tables import grouped, read_sections
 
 Slots = list[tuple[list[str], list[list[str]]]]  # ((slot names), [(their values)]) for each "@" line
 
 
-@dataclass
+@dataclass(frozen=True)
 class Plot:
     """One plot; ``slots`` holds what its text may vary, ``steps`` the ways to tell each step."""
 
     lang: str
-    slots: Slots = field(default_factory=list)
-    about: str = ""
-    steps: list[list[str]] = field(default_factory=list)
+    slots: Slots
+    about: str
+    steps: list[list[str]]
 
     def tell(self, rng: random.Random) -> tuple[str, str]:
         """(topic, story)."""
@@ -33,29 +31,20 @@ class Plot:
         return topic, story
 
 
-def _slot(line: str) -> tuple[list[str], list[list[str]]]:
-    names, _, rest = line[1:].partition(" ")
-    values = rest.split("|") if "|" in rest else rest.split()
-    return names.split("/"), [value.split("/") for value in values]
-
-
 def load_plots(lang: str) -> list[Plot]:
     """The plots of one language; the slots of [shared] belong to every Chinese plot."""
     plots: list[Plot] = []
     shared: Slots = []
     for title, plot_lang, body in read_sections("stories.txt"):
-        plot = Plot(plot_lang)
-        for line in body:
-            if line.startswith("@"):
-                plot.slots.append(_slot(line))
-            elif line.startswith("about "):
-                plot.about = line.removeprefix("about ")
-            else:
-                plot.steps.append(line.removeprefix("- ").split("|"))
+        lines = grouped(body)
+        slots: Slots = []
+        for key, texts in lines.items():
+            if key.startswith("@"):
+                values = texts[0].split("|") if "|" in texts[0] else texts[0].split()
+                slots.append((key[1:].split("/"), [value.split("/") for value in values]))
         if title == "shared":
-            shared = plot.slots
-            continue
-        if plot_lang == "zh":
-            plot.slots = shared + plot.slots
-        plots.append(plot)
-    return [plot for plot in plots if plot.lang == lang]
+            shared = slots
+        elif plot_lang == lang:
+            slots = shared + slots if lang == "zh" else slots
+            plots.append(Plot(lang, slots, lines["about"][0], [ways.split("|") for ways in lines["-"]]))
+    return plots

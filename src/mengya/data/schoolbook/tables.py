@@ -4,11 +4,9 @@ A fact is a subject with one right answer (and other accepted renderings of it);
 asked about all of its facts. The formats are described in the first lines of the files themselves.
 """
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from importlib import resources
 
 
@@ -37,28 +35,21 @@ class Fact:
         return text[0].upper() + text[1:] if text.isascii() and text[-1] in ".?" else text
 
 
-@dataclass
+@dataclass(frozen=True)
 class Relation:
     """Facts of one kind with their phrases; every phrase is a template for `Fact.fill`.
 
-    ``train`` and ``held`` are question templates: no held one is ever used outside the held-out files.
+    ``kind`` is the type of subject that can be invented (see `unknown.py`), or None. ``train`` and ``held`` are
+    question templates: no held one is ever used outside the held-out files.
     """
 
     name: str
-    options: dict[str, str]
-    facts: list[Fact] = field(default_factory=list)
-    phrases: dict[str, list[str]] = field(default_factory=dict)
-    train: list[str] = field(default_factory=list)
-    held: list[str] = field(default_factory=list)
-
-    @property
-    def lang(self) -> str:
-        return self.options.get("lang", "zh")
-
-    @property
-    def kind(self) -> str | None:
-        """The type of subject that can be invented (see `unknown.py`), or None."""
-        return self.options.get("kind")
+    lang: str
+    kind: str | None
+    facts: list[Fact]
+    phrases: dict[str, list[str]]
+    train: list[str]
+    held: list[str]
 
     @property
     def say(self) -> list[str]:
@@ -67,11 +58,6 @@ class Relation:
     @property
     def reply(self) -> list[str]:
         return self.phrases["reply"]
-
-    @property
-    def follow(self) -> list[str]:
-        """Questions about the subject of the turn before ("它…")."""
-        return self.phrases.get("it", [])
 
     def accept(self, fact: Fact) -> list[str]:
         """Every rendering of the right answer, the bare answer first."""
@@ -87,18 +73,19 @@ def stable_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def read_lines(name: str) -> Iterator[str]:
-    """The lines of ``book/name`` without comments and blank lines."""
-    for line in resources.files(__package__).joinpath("book", name).read_text(encoding="utf-8").split("\n"):
-        if line.strip() and not line.startswith("#"):
-            yield line
+def read_lines(*names: str) -> Iterator[str]:
+    """The lines of the files in ``book/`` without comments and blank lines."""
+    for name in names:
+        for line in resources.files(__package__).joinpath("book", name).read_text(encoding="utf-8").split("\n"):
+            if line.strip() and not line.startswith("#"):
+                yield line
 
 
-def read_sections(name: str) -> Iterator[tuple[str, str, list[str]]]:
-    """(title, rest of the title line, body lines) of each ``[title] rest`` section, in order."""
+def read_sections(*names: str) -> Iterator[tuple[str, str, list[str]]]:
+    """(title, rest of the title line, body lines) of each ``[title] rest`` section of the files, in order."""
     title, rest = "", ""
     body: list[str] = []
-    for line in read_lines(name):
+    for line in read_lines(*names):
         if line.startswith("["):
             if title:
                 yield title, rest, body
@@ -109,13 +96,22 @@ def read_sections(name: str) -> Iterator[tuple[str, str, list[str]]]:
     yield title, rest, body
 
 
+def grouped(lines: Iterable[str]) -> dict[str, list[str]]:
+    """{"say": [...], "ask": [...], ...} from lines that start with the key."""
+    groups: dict[str, list[str]] = {}
+    for line in lines:
+        key, _, text = line.partition(" ")
+        groups.setdefault(key, []).append(text)
+    return groups
+
+
 SUBJECTS = ("identity", "geography", "nature", "time_and_people", "words")
 
 
-def _read_facts(name: str) -> dict[str, list[tuple[str, str, dict[str, str]]]]:
+def _read_facts() -> dict[str, list[tuple[str, str, dict[str, str]]]]:
     """relation -> [(subject columns, answers, constant attributes)]."""
-    rows: dict[str, list[tuple[str, str, dict[str, str]]]] = {}
-    for title, rest, body in read_sections(name):
+    facts: dict[str, list[tuple[str, str, dict[str, str]]]] = {}
+    for title, rest, body in read_sections(*(f"facts_{name}.txt" for name in SUBJECTS)):
         entries = " ".join(body).split()
         if rest == "chain":
             pairs = list(zip(entries, entries[1:] + entries[:1], strict=True))
@@ -123,65 +119,53 @@ def _read_facts(name: str) -> dict[str, list[tuple[str, str, dict[str, str]]]]:
         else:
             pairs = [(left, right) for left, _, right in (entry.partition("=") for entry in entries)]
             constants = dict(part.split("=") for part in rest.split())
-        rows.setdefault(title, []).extend((left, right, constants) for left, right in pairs)
-    return rows
-
-
-def _facts(relation: str, rows: list[tuple[str, str, dict[str, str]]], columns: list[str]) -> list[Fact]:
-    facts = []
-    for left, right, constants in rows:
-        named = dict(zip(columns, left.replace("_", " ").split("/"), strict=True))
-        subject = named.pop("s")
-        facts.append(
-            Fact(relation, subject, tuple(right.replace("_", " ").split("|")), (*constants.items(), *named.items()))
-        )
+        facts.setdefault(title, []).extend((left, right, constants) for left, right in pairs)
     return facts
-
-
-def _turned(relation: str, facts: list[Fact]) -> list[Fact]:
-    """The facts read from answer to subject; each answer rendering but the first is dropped as a subject."""
-    return [Fact(relation, fact.answer, (fact.subject,), fact.attributes) for fact in facts]
 
 
 def load() -> list[Relation]:
     """All relations with their facts, in the order of the phrase files; question templates are already split."""
-    frames = {title: _grouped(body) for title, _, body in read_sections("frames.txt")}
-    tables: dict[str, list[tuple[str, str, dict[str, str]]]] = {}
-    for name in SUBJECTS:
-        tables.update(_read_facts(f"facts_{name}.txt"))
+    frames = {title: grouped(body) for title, _, body in read_sections("frames.txt")}
+    tables = _read_facts()
     relations = []
-    for name in (*SUBJECTS, "english"):
-        for title, rest, body in read_sections(f"phrases_{name}.txt"):
-            relation = Relation(title, dict(part.split("=", 1) for part in rest.split()), phrases=_grouped(body))
-            columns = relation.options.get("cols", "s").split("/")
-            source = relation.options.get("reverse")
-            facts = _facts(title, tables[source or title], columns)
-            if source:
-                facts = _turned(title, facts)
-            elif "both" in relation.options:
-                facts += _turned(title, facts)
-            relation.facts = facts
-            _split_questions(relation, frames[relation.lang])
-            relations.append(relation)
+    for title, rest, body in read_sections(*(f"phrases_{name}.txt" for name in (*SUBJECTS, "english"))):
+        options = dict(part.split("=", 1) for part in rest.split())
+        source = options.get("reverse")
+        facts = []
+        for left, right, constants in tables[source or title]:
+            columns = options.get("cols", "s").split("/")
+            named = dict(zip(columns, left.replace("_", " ").split("/"), strict=True))
+            subject, answers = named.pop("s"), tuple(right.replace("_", " ").split("|"))
+            facts.append(Fact(title, subject, answers, (*constants.items(), *named.items())))
+        # From answer to subject; every accepted answer but the first is left out.
+        turned = [Fact(title, fact.answer, (fact.subject,), fact.attributes) for fact in facts]
+        if source:
+            facts = turned
+        elif "both" in options:
+            facts += turned
+        lang, phrases = options.get("lang", "zh"), grouped(body)
+        train, held = _split_questions(phrases, frames[lang])
+        relations.append(Relation(title, lang, options.get("kind"), facts, phrases, train, held))
     return relations
 
 
-def _grouped(body: list[str]) -> dict[str, list[str]]:
-    """{"say": [...], "ask": [...], ...} from lines that start with the key."""
-    groups: dict[str, list[str]] = {}
-    for line in body:
-        key, _, text = line.partition(" ")
-        groups.setdefault(key, []).append(text)
-    return groups
-
-
-def _split_questions(relation: Relation, frames: dict[str, list[str]]) -> None:
-    """Fill ``train`` and ``held``. Which noun-phrase frame is held out depends on the noun phrase alone, because two
+def _split_questions(phrases: dict[str, list[str]], frames: dict[str, list[str]]) -> tuple[list[str], list[str]]:
+    """(train, held) templates. Which noun-phrase frame is held out depends on the noun phrase alone, because two
     relations may share one ("{s}所在的洲")."""
-    phrases = relation.phrases
     noun = phrases["np"][0]
     held = frames["turn"][stable_hash(noun) % len(frames["turn"])]
-    relation.train = [frame.replace("{c}", clause) for clause in phrases["c"] for frame in frames["core"]]
-    relation.train += [frame.replace("{np}", noun) for frame in frames["turn"] if frame != held]
-    relation.train += phrases["ask"]
-    relation.held = [*phrases["held"], held.replace("{np}", noun)]
+    train = [frame.replace("{c}", clause) for clause in phrases["c"] for frame in frames["core"]]
+    train += [frame.replace("{np}", noun) for frame in frames["turn"] if frame != held]
+    return train + phrases["ask"], [*phrases["held"], held.replace("{np}", noun)]
+
+
+Known = tuple[Relation, Fact]
+
+
+def by_subject(relations: list[Relation]) -> dict[str, list[Known]]:
+    """All that is known about each subject."""
+    known: dict[str, list[Known]] = {}
+    for relation in relations:
+        for fact in relation.facts:
+            known.setdefault(fact.subject, []).append((relation, fact))
+    return known

@@ -1,16 +1,16 @@
 """The conversations of the schoolbook: facts asked in training words, sums, stories on request, small talk."""
 
-from __future__ import annotations
-
 import itertools
 import random
 from collections.abc import Iterator
 
 from mengya.data.schoolbook import arithmetic, unknown
 from mengya.data.schoolbook.stories import load_plots
-from mengya.data.schoolbook.tables import Fact, Relation, read_sections
+from mengya.data.schoolbook.tables import Fact, Known, Relation, by_subject, grouped, read_sections
 
+Talk = dict[str, dict[str, list[str]]]
 Turn = tuple[str, str]
+Job = tuple[Relation, Fact, str]  # the last is the template of the question
 PHRASINGS = 8
 """In how many different training phrasings each fact is asked at least (English ones in two more), half of them from
 the relation's own ``ask`` lines: the shared frames say little about how people ask for this relation."""
@@ -20,15 +20,10 @@ ADDITIONS, ADDITIONS_EN, EXERCISES, STORIES, STORIES_EN, CHATS, HONEST = 2500, 2
 SYSTEM_SHARE = 0.06
 
 
-def load_talk() -> dict[str, dict[str, list[str]]]:
-    """topic -> {"lang": [..], "user": [..], "bot": [..]} of ``book/talk.txt``."""
-    talk = {}
-    for title, lang, body in read_sections("talk.txt"):
-        talk[title] = {"lang": [lang]}
-        for line in body:
-            key, _, text = line.partition(" ")
-            talk[title][key] = text.split("|")
-    return talk
+def load_talk() -> Talk:
+    """topic -> {"user": [..], "bot": [..]} of ``book/talk.txt``; some topics have only one of the two."""
+    topics = {title: grouped(body) for title, _, body in read_sections("talk.txt")}
+    return {title: {key: line.split("|") for key, (line,) in lines.items()} for title, lines in topics.items()}
 
 
 def conversations(relations: list[Relation], seed: int) -> list[list[dict[str, str]]]:
@@ -40,7 +35,7 @@ def conversations(relations: list[Relation], seed: int) -> list[list[dict[str, s
         *_sums(rng),
         *_stories(rng, talk),
         *_chats(rng, talk, relations),
-        *([_honest(rng, relations)] for _ in range(HONEST)),
+        *([(unknown.ask(rng, relations, held_out=False)[2], rng.choice(unknown.HONEST))] for _ in range(HONEST)),
     ]
     rng.shuffle(dialogues)
     systems = talk["system"]["bot"]
@@ -55,16 +50,13 @@ def _messages(turns: list[Turn], system: str | None) -> list[dict[str, str]]:
 
 
 def answer(rng: random.Random, relation: Relation, fact: Fact) -> str:
-    """A full sentence; the first way of saying it twice as often as each other."""
+    """A full sentence; the first way of saying it is twice as frequent as each of the others."""
     return fact.fill(rng.choice([relation.reply[0], *relation.reply]))
 
 
 def _about_facts(rng: random.Random, relations: list[Relation]) -> Iterator[list[Turn]]:
     """Each fact in the words of `_phrasings`; about every fifth conversation has two to four turns."""
-    by_subject: dict[str, list[tuple[Relation, Fact]]] = {}
-    for relation in relations:
-        for fact in relation.facts:
-            by_subject.setdefault(fact.subject, []).append((relation, fact))
+    known = by_subject(relations)
     jobs = [(relation, fact, template) for relation in relations for fact, template in _phrasings(rng, relation)]
     rng.shuffle(jobs)
     while jobs:
@@ -73,7 +65,7 @@ def _about_facts(rng: random.Random, relations: list[Relation]) -> Iterator[list
         seen = {fact.id}
         if rng.random() < 0.22:
             for _ in range(rng.randint(1, 3)):
-                question, relation, fact = _next_question(rng, relation, fact, by_subject, jobs, seen)
+                question, relation, fact = _next_question(rng, relation, fact, known[fact.subject], jobs, seen)
                 seen.add(fact.id)
                 turns.append((question, answer(rng, relation, fact)))
         yield turns
@@ -97,19 +89,14 @@ def _phrasings(rng: random.Random, relation: Relation) -> Iterator[tuple[Fact, s
 
 
 def _next_question(
-    rng: random.Random,
-    relation: Relation,
-    fact: Fact,
-    by_subject: dict[str, list[tuple[Relation, Fact]]],
-    jobs: list[tuple[Relation, Fact, str]],
-    seen: set[str],
+    rng: random.Random, relation: Relation, fact: Fact, known: list[Known], jobs: list[Job], seen: set[str]
 ) -> tuple[str, Relation, Fact]:
-    """After a turn about ``fact``: more about its subject, the same about another subject, or a new topic."""
+    """After a turn about ``fact``: more that is known about its subject, the same about another, or a new topic."""
     pick = rng.random()
-    others = [(r, f) for r, f in by_subject[fact.subject] if r.follow and f.id not in seen]
+    others = [(r, f) for r, f in known if "it" in r.phrases and f.id not in seen]
     if others and pick < 0.45:
         other, same = rng.choice(others)
-        return same.fill(rng.choice(other.follow)), other, same
+        return same.fill(rng.choice(other.phrases["it"])), other, same
     alike = [f for f in relation.facts if f.id not in seen and f.attributes == fact.attributes]
     if relation.lang == "zh" and alike and pick < 0.75:
         another = rng.choice(alike)
@@ -135,12 +122,12 @@ def _sums(rng: random.Random) -> Iterator[list[Turn]]:
             total += more
         yield turns
     for a, b in rng.sample(arithmetic.TRAIN_PAIRS, ADDITIONS_EN):
-        yield [(rng.choice(arithmetic.ASK_EN).format(a=a, b=b), arithmetic.worked(a, b, lang="en"))]
+        yield [(rng.choice(arithmetic.PHRASES["ask_en"]).format(a=a, b=b), arithmetic.worked(a, b, lang="en"))]
     for _ in range(EXERCISES):
         yield [arithmetic.exercise(rng)]
 
 
-def _stories(rng: random.Random, talk: dict[str, dict[str, list[str]]]) -> Iterator[list[Turn]]:
+def _stories(rng: random.Random, talk: Talk) -> Iterator[list[Turn]]:
     for lang, topic, count in (("zh", "story_request", STORIES), ("en", "story_request_en", STORIES_EN)):
         plots = load_plots(lang)
         for i in range(count):
@@ -148,9 +135,7 @@ def _stories(rng: random.Random, talk: dict[str, dict[str, list[str]]]) -> Itera
             yield [(rng.choice(talk[topic]["user"]).replace("{about}", about), story)]
 
 
-def _chats(
-    rng: random.Random, talk: dict[str, dict[str, list[str]]], relations: list[Relation]
-) -> Iterator[list[Turn]]:
+def _chats(rng: random.Random, talk: Talk, relations: list[Relation]) -> Iterator[list[Turn]]:
     """Greetings and the like alone, and whole visits: a greeting, a question, thanks."""
     topics = [name for name, lines in talk.items() if "user" in lines and not name.startswith("story")]
 
@@ -167,8 +152,3 @@ def _chats(
         question = (fact.fill(rng.choice(relation.train)), answer(rng, relation, fact))
         visit = [chat("greet" + suffix), question, chat("thanks" + suffix), chat("bye" + suffix)]
         yield visit[rng.randrange(2) : rng.randint(3, 4)]
-
-
-def _honest(rng: random.Random, relations: list[Relation]) -> Turn:
-    _, _, question = unknown.ask(rng, relations, held_out=False)
-    return question, rng.choice(unknown.HONEST)

@@ -1,10 +1,8 @@
 """Invented names, about which the only honest answer is that one does not know.
 
-Names are built from syllables that transliterations of real names seldom use together; which names are kept for the
+Names are built from syllables that transliterations of real names seldom use together; which names are for the
 held-out files depends on the name alone, so that no seed mixes the two.
 """
-
-from __future__ import annotations
 
 import random
 
@@ -28,12 +26,12 @@ FORMS = {
 
 
 def is_held_out(name: str) -> bool:
-    """Whether an invented name is kept for the held-out files (about one in five)."""
+    """Whether an invented name is for the held-out files only (about one in five)."""
     return stable_hash(f"name {name}") % 5 == 0
 
 
 def invent(rng: random.Random, kind: str, held_out: bool) -> str:
-    """A name of something of this kind that does not exist, on the asked side of the split."""
+    """A name of something of this kind that does not exist, on the wanted side of the split."""
     while True:
         x, y, z = rng.choice(FIRST), rng.choice(SECOND), rng.choice(SECOND) + rng.choice(SECOND)
         name = rng.choice(FORMS[kind]).format(x=x, y=y, z=z)

@@ -10,7 +10,7 @@ from mengya import runtime
 from mengya.errors import UserError
 from mengya.metrics import console, format_count, format_seconds, say
 from mengya.recipe import Recipe, StageSpec
-from mengya.stage import Estimate, FileSize, Sources, Training
+from mengya.stage import Estimate, Sources, Training
 
 COLUMNS = ("stage", "parameters", "tokens", "steps", "FLOPs", "tok/s", "memory", "disk", "time")
 
@@ -53,10 +53,7 @@ def _source(value: str, above: dict[str, Estimate], root: Path) -> Estimate | Pa
     if (root / value[1:]).exists():
         return root / value[1:]
     target, _, inside = value[1:].partition("/")
-    if not inside:
-        return above[target]
-    size = above[target].files.get(inside, FileSize(0, 0))
-    return Estimate(seconds=0, text=size.bytes, rows=size.rows)
+    return above[target].files.get(inside, Estimate()) if inside else above[target]
 
 
 def _cells(training: Training) -> list[str]:

@@ -10,14 +10,6 @@ Inputs = Mapping[str, list[Path]]
 
 
 @dataclass(frozen=True)
-class FileSize:
-    """Of a file that a stage will write."""
-
-    bytes: int
-    rows: int
-
-
-@dataclass(frozen=True)
 class Training:
     """What a training stage will do."""
 
@@ -36,13 +28,13 @@ class Training:
 class Estimate:
     """What a stage will need, and the size of what it makes; 0 or None where a number does not apply."""
 
-    seconds: float
+    seconds: float = 0
     disk: float = 0
     """Bytes."""
     text: float = 0
     """Bytes of text that a corpus, or a file of rows, will hold."""
     rows: int = 0
-    files: Mapping[str, FileSize] = field(default_factory=dict)
+    files: Mapping[str, "Estimate"] = field(default_factory=dict)
     """Files beside the main result that other stages may read."""
     tokens: float = 0
     vocab_size: int = 0

@@ -16,7 +16,7 @@ from mengya.data.workers import ordered_map
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
 from mengya.schema import Count, Input, Natural, config
-from mengya.stage import Estimate, FileSize, Inputs, Sources, Stage
+from mengya.stage import Estimate, Inputs, Sources, Stage
 from mengya.stages.estimates import bytes_of_files
 
 
@@ -105,14 +105,14 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
 def estimate(config: Config, sources: Sources) -> Estimate:
     """From rates measured on two cores."""
     book = _schoolbook_sizes(config.seed) if config.schoolbook else {}
-    text = bytes_of_files(sources.get("path", [])) + (book["text.jsonl"].bytes if book else 0)
+    text = bytes_of_files(sources.get("path", [])) + (book["text.jsonl"].text if book else 0)
     return Estimate(seconds=2 + text / 20e6 + (6 if book else 0), disk=text, text=text, files=book)
 
 
-def _schoolbook_sizes(seed: int) -> dict[str, FileSize]:
+def _schoolbook_sizes(seed: int) -> dict[str, Estimate]:
     with tempfile.TemporaryDirectory() as folder:
         rows = schoolbook.write(Path(folder), seed)
-        return {name: FileSize((Path(folder) / name).stat().st_size, count) for name, count in rows.items()}
+        return {n: Estimate(text=(Path(folder) / n).stat().st_size, rows=count) for n, count in rows.items()}
 
 
 STAGE = Stage(config=Config, run=run, makes=("corpus",), estimate=estimate, missing=missing)

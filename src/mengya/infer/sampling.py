@@ -34,7 +34,7 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator, seen:
     """(B,) int64 next tokens from (B, V) float32 `logits`; `seen` (B, V) bool: tokens that the penalty applies to.
 
     Draws one uniform number a row and inverts the cumulative distribution: `torch.multinomial` would draw V of them."""
-    if sampling.penalised:
+    if sampling.repetition_penalty != 1:
         assert seen is not None, "a repetition penalty needs the tokens seen so far"
         logits = penalise(logits, sampling.repetition_penalty, seen)
     if sampling.temperature < _GREEDY:

@@ -30,6 +30,11 @@ def _check_finite(logits: Tensor) -> None:
         raise UserError("the model computes NaN or infinite logits: its training diverged; use an earlier checkpoint")
 
 
+def _seen(model: LanguageModel, ids: Tensor) -> Tensor:
+    """(B, V) bool: which tokens are in `ids` (B, T), for the repetition penalty."""
+    return torch.zeros(len(ids), model.vocab_size, dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
+
+
 # ---- many prompts ----------------------------------------------------------------------------------------------------
 
 
@@ -48,82 +53,72 @@ def generate(
     as many as fit into a cache of `batch_tokens` (memory: that many keys and values in every layer); rows that have
     ended leave the batch."""
     assert all(len(prompt) > 0 for prompt in prompts), "a prompt needs at least one token"
-    context = model.context
     generator = make_generator(sampling.seed, model.device)
     results: list[list[int]] = [[] for _ in prompts]
-    longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    waiting = [i for i in longest_first if len(prompts[i]) < context]
+    waiting = [i for i, prompt in enumerate(prompts) if len(prompt) < model.context]
+    waiting.sort(key=lambda i: -len(prompts[i]))
     while waiting:
-        columns = min(len(prompts[waiting[0]]) + sampling.max_new_tokens, context)
+        columns = min(len(prompts[waiting[0]]) + sampling.max_new_tokens, model.context)
         rows = max(1, batch_tokens // columns)
         batch, waiting = waiting[:rows], waiting[rows:]
-        _generate_batch(model, batch, prompts, results, sampling, stop_ids, generator)
+        completions = _generate_batch(model, [prompts[i] for i in batch], columns, sampling, stop_ids, generator)
+        for i, completion in zip(batch, completions, strict=True):
+            results[i] = completion
     return results
 
 
 def _generate_batch(
     model: LanguageModel,
-    batch: list[int],
     prompts: Sequence[Sequence[int]],
-    results: list[list[int]],
+    columns: int,
     sampling: Sampling,
     stop_ids: set[int],
     generator: torch.Generator,
-) -> None:
-    """Extend `results[i]` for every i of `batch`; row r of all tensors belongs to `batch[r]`."""
-    device = model.device
-    context = model.context
-    limits = {i: min(sampling.max_new_tokens, context - len(prompts[i])) for i in batch}
-    cache = model.new_cache(len(batch), max(len(prompts[i]) + limits[i] for i in batch))
-    input_ids, lengths = _padded([prompts[i] for i in batch], device)
-    seen = None
-    if sampling.penalised:
-        seen = torch.zeros(len(batch), model.vocab_size, dtype=torch.bool, device=device)
-        seen.scatter_(1, input_ids, True)
-    logits = _logits(model, input_ids, cache, lengths - 1)
+) -> list[list[int]]:
+    """The completion of each prompt, of all at once; the longest prompt and its completion fit into `columns`."""
+    completions: list[list[int]] = [[] for _ in prompts]
+    limits = [min(sampling.max_new_tokens, model.context - len(prompt)) for prompt in prompts]
+    lengths = [len(prompt) for prompt in prompts]
+    # Padding repeats a row's first token, which leaves its set of tokens unchanged.
+    padded = [[*prompt, *[prompt[0]] * (max(lengths) - len(prompt))] for prompt in prompts]
+    input_ids, true_lengths = torch.tensor(padded, device=model.device), torch.tensor(lengths, device=model.device)
+    cache = model.new_cache(len(prompts), columns)
+    seen = _seen(model, input_ids)
+    logits = _logits(model, input_ids, cache, true_lengths - 1)
     _check_finite(logits)
-    cache.set_lengths(lengths)
+    cache.set_lengths(true_lengths)
+    rows = list(range(len(prompts)))  # which prompt each row of the tensors belongs to
     while True:
         tokens = sample(logits, sampling, generator, seen)
+        seen.scatter_(1, tokens[:, None], True)
         ended = set()
-        for row, (i, token) in enumerate(zip(batch, tokens.tolist(), strict=True)):
+        for row, (i, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             if token not in stop_ids:
-                results[i].append(token)
-            if token in stop_ids or len(results[i]) == limits[i]:
+                completions[i].append(token)
+            if token in stop_ids or len(completions[i]) == limits[i]:
                 ended.add(row)
-        if seen is not None:
-            seen.scatter_(1, tokens[:, None], True)
+        if len(ended) == len(rows):
+            return completions
         if ended:
             order = _drop_rows(cache, ended)
-            if not order:
-                return
-            batch, tokens = [batch[row] for row in order], tokens[order]
-            seen = None if seen is None else seen[order]
+            rows, tokens, seen = [rows[row] for row in order], tokens[order], seen[order]
         logits = _logits(model, tokens[:, None], cache)
 
 
-def _padded(rows: list[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(B, T) ids and (B,) lengths. Padding repeats a row's first token, which leaves its set of tokens unchanged."""
-    longest = max(len(row) for row in rows)
-    ids = torch.tensor([[*row, *[row[0]] * (longest - len(row))] for row in rows], device=device)
-    return ids, torch.tensor([len(row) for row in rows], device=device)
-
-
 def _drop_rows(cache: KVCache, ended: set[int]) -> list[int]:
-    """Take the `ended` rows out of `cache`; the former places of those that stay, in their new order.
+    """Take the `ended` rows out of `cache`; the old numbers of the others, in their new order.
 
     The last rows move into the holes: one row's used columns are copied for each hole, not the whole cache."""
-    total = len(cache.lengths)
-    alive = total - len(ended)
-    order = list(range(alive))
-    movers = (row for row in range(alive, total) if row not in ended)
-    for hole, mover in zip(sorted(row for row in ended if row < alive), movers, strict=True):
-        order[hole] = mover
-        for store in (cache.keys, cache.values):
-            store[:, hole, :, : cache.longest] = store[:, mover, :, : cache.longest]
-    if alive:
-        cache.keys, cache.values = cache.keys[:, :alive], cache.values[:, :alive]
-        cache.set_lengths(cache.lengths[order])
+    alive = [row for row in range(len(cache.lengths)) if row not in ended]
+    size = len(alive)
+    holes = [row for row in range(size) if row in ended]
+    movers = alive[size - len(holes) :]
+    moved = dict(zip(holes, movers, strict=True))
+    order = [moved.get(row, row) for row in range(size)]
+    for store in (cache.keys, cache.values):
+        store[:, holes, :, : cache.longest] = store[:, movers, :, : cache.longest]
+    cache.keys, cache.values = cache.keys[:, :size], cache.values[:, :size]
+    cache.set_lengths(cache.lengths[order])
     return order
 
 
@@ -143,17 +138,14 @@ class TextStream:
     def push(self, token: int) -> str:
         self._pending.append(token)
         text = self._tokenizer.decode(self._pending)
-        if text.endswith("\ufffd"):
-            piece, self._emitted = text[self._emitted : -1], len(text) - 1
-            return piece
-        return self._release(text)
+        if not text.endswith("\ufffd"):
+            return self.flush()
+        piece, self._emitted = text[self._emitted : -1], len(text) - 1
+        return piece
 
     def flush(self) -> str:
         """What is left at the end, an unfinished character as U+FFFD."""
-        return self._release(self._tokenizer.decode(self._pending))
-
-    def _release(self, text: str) -> str:
-        piece = text[self._emitted :]
+        piece = self._tokenizer.decode(self._pending)[self._emitted :]
         self._pending, self._emitted = [], 0
         return piece
 
@@ -167,8 +159,7 @@ class Session:
 
     def __init__(self, model: LanguageModel, chat: Chat, sampling: Sampling, system: str | None = None):
         self._model, self._chat, self._sampling = model, chat, sampling
-        self._device = model.device
-        self._generator = make_generator(sampling.seed, self._device)
+        self._generator = make_generator(sampling.seed, model.device)
         self.context: int = model.context
         self.reserve: int = min(sampling.max_new_tokens, max(1, self.context // 4))
         """Tokens of the context that a question may not take, so that there is room for an answer."""
@@ -194,8 +185,7 @@ class Session:
         assert not self._streaming, "finish or close the previous answer first"
         question = {"role": "user", "content": _valid(user_text)}
         ids = self._render(question)
-        said = ""
-        finished = False
+        said, finished = "", False
         self._streaming = True
         self.tokens_per_second = 0.0
         try:
@@ -228,42 +218,27 @@ class Session:
             )
 
     def _pieces(self, ids: list[int]) -> Iterator[str]:
-        """Text of the answer to `ids`, never empty; keeps the time."""
+        """Text of the answer to `ids`, never empty, up to a stop token, `max_new_tokens` or the end of the context."""
         text = TextStream(self._chat.tokenizer)
-        tokens = self._decode(ids)
-        count, seconds = 0, 0.0
-        while True:
-            started = time.perf_counter()
-            token = next(tokens, None)
-            seconds += time.perf_counter() - started  # the reader's own time does not count
-            if token is None:
+        seen = _seen(self._model, torch.tensor([ids], device=self._model.device))
+        room = min(self._sampling.max_new_tokens, self.context - len(ids))
+        seconds, started = 0.0, time.perf_counter()
+        logits = self._prefill(ids)
+        _check_finite(logits)
+        for count in range(1, room + 1):
+            token = int(sample(logits, self._sampling, self._generator, seen))
+            if token in self._chat.stop_ids:
                 break
-            count += 1
+            seconds += time.perf_counter() - started
             self.tokens_per_second = count / seconds
             if piece := text.push(token):
                 yield piece
+            started = time.perf_counter()  # the reader's own time does not count
+            seen[0, token] = True
+            if count < room:
+                logits = self._feed([token])
         if piece := text.flush():
             yield piece
-
-    def _decode(self, ids: list[int]) -> Iterator[int]:
-        """Tokens that follow `ids`, up to a stop token, `max_new_tokens` or the end of the context."""
-        logits = self._prefill(ids)
-        _check_finite(logits)
-        seen = None
-        if self._sampling.penalised:
-            seen = torch.zeros(1, self._model.vocab_size, dtype=torch.bool, device=self._device)
-            seen[0, ids] = True
-        stop_ids = self._chat.stop_ids
-        room = min(self._sampling.max_new_tokens, self.context - len(ids))
-        for left in range(room - 1, -1, -1):
-            token = int(sample(logits, self._sampling, self._generator, seen))
-            if token in stop_ids:
-                return
-            yield token
-            if seen is not None:
-                seen[0, token] = True
-            if left:
-                logits = self._feed([token])
 
     def _prefill(self, ids: list[int]) -> Tensor:
         """Logits (1, V) after `ids`, computing only what differs from the cache."""
@@ -280,7 +255,7 @@ class Session:
     def _feed(self, tokens: list[int]) -> Tensor:
         """Append `tokens` to the cache; (1, V) logits. Interrupted anywhere in here, `_cached` stays true."""
         self._grow(len(self._cached) + len(tokens))
-        logits = _logits(self._model, torch.tensor([tokens], device=self._device), self._cache)
+        logits = _logits(self._model, torch.tensor([tokens], device=self._model.device), self._cache)
         self._cached += tokens
         return logits
 

@@ -59,7 +59,7 @@ def load_chat_model(model_dir: Path | str) -> tuple[LanguageModel, Chat]:
     float32 on a processor, where single rows decode faster than in bfloat16; bfloat16 on a GPU."""
     directory = Path(model_dir)
     if not directory.is_dir():
-        raise UserError(f"{directory} is no directory; give a model directory, such as one that the sft stage wrote")
+        raise UserError(f"{directory} is not a directory; give a model directory, such as one that the sft stage wrote")
     device = pick_device()
     chat = Chat.load(directory)
     model = load_model(directory, torch.float32 if device == "cpu" else torch.bfloat16, device)
@@ -88,7 +88,8 @@ def chat(
     session = Session(model, spoken, sampling, system)
     screen = Screen(sink)
     interactive = source.isatty() and sink.isatty()
-    screen.write(_banner(model_dir, model) + "\n")
+    size = format_parameters(sum(p.numel() for p in model.parameters()))
+    screen.write(f"萌芽 Mengya · {model_dir} · {size} 参数 parameters · 上下文 context {model.context}\n")
     for question in questions:
         screen.write(f"{YOU}{question}\n")
         if interactive:
@@ -137,12 +138,6 @@ def _answer(session: Session, text: str, screen: Screen) -> None:
     screen.note(f"({session.tokens_per_second:.0f} tokens/s)")
 
 
-def _banner(model_dir: Path | str, model: LanguageModel) -> str:
-    size = format_parameters(sum(p.numel() for p in model.parameters()))
-    context = model.context
-    return f"萌芽 Mengya · {model_dir} · {size} 参数 parameters · 上下文 context {context}"
-
-
 def _typed(source: TextIO, sink: TextIO) -> Iterator[str]:
     """What the user types, edited with prompt_toolkit: wide characters, history, pasted lines; to Ctrl-C or Ctrl-D."""
     from prompt_toolkit import PromptSession  # only here: piped questions should not pay for it
@@ -160,7 +155,7 @@ def _typed(source: TextIO, sink: TextIO) -> Iterator[str]:
 
 
 def _lines(source: TextIO, screen: Screen) -> Iterator[str]:
-    """The lines of `source` that are not empty, echoed; bytes that are no text become U+FFFD."""
+    """The lines of `source` that are not empty, echoed; bytes that are not text become U+FFFD."""
     raw = getattr(source, "buffer", None)
     encoding = source.encoding or "utf-8"
     for line in source if raw is None else (data.decode(encoding, "replace") for data in raw):

@@ -161,8 +161,8 @@ def reference_merges(words, wanted):
 
 def test_a_token_reached_on_another_way_costs_no_entry():
     tokens = ["a", "b", "c", "bc", "abc"]
-    merges = _learn(_Words([[0, 3], [0, 3, 1]], [5, 1]), tokens, 1, 9, set())
-    assert merges == [(0, 3), (4, 1)] and tokens[5:] == ["abcb"]
+    merges = _learn(_Words({"\0\3": 5, "\0\3\1": 1}), tokens, 6, 9, set())
+    assert merges == [("a", "bc"), ("abc", "b")] and tokens[5:] == ["abcb"]
 
 
 def test_growing_is_deterministic_and_can_be_repeated(old, directory, tmp_path):

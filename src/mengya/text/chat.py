@@ -1,6 +1,8 @@
 """Conversations as tokens: a tokenizer and a chat template, and which tokens the assistant is taught."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,9 +42,16 @@ class Chat:
         """UserError if there is no template, or it fails on a small conversation."""
         own = own_template(tokenizer.files)
         if template is not None and own != Template(TEMPLATES[template].source):
-            _check_needs(tokenizer, template)
-            tokenizer = Tokenizer(_with_template(tokenizer.files, TEMPLATES[template].source), tokenizer.origin)
             own = TEMPLATES[template]
+            missing = [token for token in own.needs if token not in tokenizer.control_ids]
+            if missing:
+                raise UserError(
+                    f"{tokenizer.origin} lacks {', '.join(missing)}, which the template {template!r} writes; unset "
+                    "template to use the model's own, or grow the tokenizer (tokenizer.extend), which adds them"
+                )
+            files = {name: content for name, content in tokenizer.files.items() if not name.startswith(_TEMPLATE_FILES)}
+            config = json_object(files, CONFIG) | {"chat_template": own.source}
+            tokenizer = Tokenizer(files | {CONFIG: as_json(config)}, tokenizer.origin)
         if own is None:
             raise UserError(f"{tokenizer.origin} has no chat template; {_REMEDY}")
         self.tokenizer = tokenizer
@@ -65,13 +74,13 @@ class Chat:
         """
         text, spans = self._render(messages, tools, add_generation_prompt)
         (encoding,) = self.tokenizer.encode_structure([text])
-        return encoding.ids, _mask(encoding, spans, len(text))
+        return encoding.ids, _mask(encoding, spans)
 
     def encode_many(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[list[int], list[int]]]:
         """`encode` of each; faster, on several cores."""
         rendered = [self._render(messages) for messages in conversations]
         encodings = self.tokenizer.encode_structure([text for text, _ in rendered])
-        return [(e.ids, _mask(e, spans, len(text))) for e, (text, spans) in zip(encodings, rendered, strict=True)]
+        return [(e.ids, _mask(e, spans)) for e, (_, spans) in zip(encodings, rendered, strict=True)]
 
     def _render(
         self, messages: Sequence[Message], tools: Sequence[dict] | None = None, add_generation_prompt: bool = False
@@ -144,53 +153,29 @@ class Chat:
         return {number for token, number in self.tokenizer.control_ids.items() if token in ends or number in last}
 
 
-def _mask(encoding: tokenizers.Encoding, spans: Sequence[Span], size: int) -> list[int]:
+def _mask(encoding: tokenizers.Encoding, spans: Sequence[Span]) -> list[int]:
     """1 for each token with a character in one of the spans."""
     mask = [0] * len(encoding)
+    offsets = encoding.offsets  # in order; some white space belongs to no token, and one character to several
     for begin, end in spans:
         if begin < end:
-            first, after = _token_from(encoding, begin, size), _token_from(encoding, end, size)
-            last = encoding.char_to_token(end - 1)  # it may go on beyond the span
-            after = after if last is None else max(after, last + 1)
+            first = bisect_right(offsets, begin, key=itemgetter(1))
+            after = bisect_left(offsets, end, key=itemgetter(0))
             mask[first:after] = [1] * (after - first)
     return mask
 
 
-def _token_from(encoding: tokenizers.Encoding, begin: int, size: int) -> int:
-    """The first token with a character at `begin` or later; some white space belongs to no token."""
-    for place in range(begin, size):
-        token = encoding.char_to_token(place)
-        if token is not None:
-            return token
-    return len(encoding)
-
-
 def own_template(files: Mapping[str, bytes]) -> Template | None:
     """The template in the files of a tokenizer, where transformers looks for it; None if there is none."""
-    stored = json_object(files, "chat_template.json").get("chat_template")
-    stored = json_object(files, CONFIG).get("chat_template") or stored
-    named = {"default": stored} if isinstance(stored, str) else {}
-    if isinstance(stored, list):
-        named = {entry["name"]: entry["template"] for entry in stored}
-    jinja = {name: content.decode(errors="replace") for name, content in files.items() if name.endswith(".jinja")}
-    if "chat_template.jinja" in jinja:
-        named["default"] = jinja.pop("chat_template.jinja")
-    named |= {Path(name).stem: source for name, source in jinja.items()}
+    stored = json_object(files, CONFIG).get("chat_template")
+    stored = stored or json_object(files, "chat_template.json").get("chat_template") or []
+    if isinstance(stored, str):
+        stored = [{"name": "default", "template": stored}]
+    named = {entry["name"]: entry["template"] for entry in stored}
+    for name, content in files.items():
+        if name.endswith(".jinja"):
+            named["default" if name == "chat_template.jinja" else Path(name).stem] = content.decode(errors="replace")
     return Template(named["default"], named.get("tool_use")) if "default" in named else None
-
-
-def _check_needs(tokenizer: Tokenizer, template: str) -> None:
-    missing = [token for token in TEMPLATES[template].needs if token not in tokenizer.control_ids]
-    if missing:
-        raise UserError(
-            f"{tokenizer.origin} lacks {', '.join(missing)}, which the template {template!r} writes; unset template"
-            " to use the model's own, or grow the tokenizer (tokenizer.extend), which adds them"
-        )
-
-
-def _with_template(files: Mapping[str, bytes], source: str) -> dict[str, bytes]:
-    kept = {name: content for name, content in files.items() if not name.startswith(_TEMPLATE_FILES)}
-    return kept | {CONFIG: as_json(json_object(files, CONFIG) | {"chat_template": source})}
 
 
 def with_template_of(old: Path, grown: Tokenizer) -> Tokenizer:

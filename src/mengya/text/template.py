@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ Span = tuple[int, int]
 
 ROLES = ("system", "user", "assistant", "tool")
 
-# What `{% generation %}` puts around its body. No text can contain it: it is another one in each process.
-_BEGIN, _END = (f"\ufdd0{secrets.token_hex(8)}{side}\ufdd0" for side in "<>")
-_MARKS = re.compile(f"({_BEGIN}|{_END})")
+# What `{% generation %}` puts before and after its body. No text can contain it: it is another one in each process.
+_MARK = f"\ufdd0{secrets.token_hex(8)}\ufdd0"
+_GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\b")
 
 
 class _Generation(Extension):
@@ -40,8 +41,8 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        begin, end = (nodes.Output([nodes.TemplateData(mark)]) for mark in (_BEGIN, _END))
-        return nodes.Scope([begin, *body, end]).set_lineno(line)
+        mark = nodes.Output([nodes.TemplateData(_MARK)])
+        return nodes.Scope([mark, *body, mark]).set_lineno(line)
 
 
 def _raise_exception(message: str) -> None:
@@ -54,14 +55,14 @@ def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
 
 
 @lru_cache
-def _compiled(source: str) -> tuple[jinja2.Template, bool]:
-    """With what transformers gives a template (utils/chat_template_utils.py); whether it marks what is generated."""
+def _compiled(source: str) -> jinja2.Template:
+    """With what transformers gives a template (utils/chat_template_utils.py)."""
     extensions: list[Any] = [_Generation, "jinja2.ext.loopcontrols"]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(source), re.search(r"\{%[-+]?\s*generation\b", source) is not None
+    return environment.from_string(source)
 
 
 @dataclass(frozen=True)
@@ -87,18 +88,12 @@ class Template:
         `special_tokens` are names for the template, such as bos_token. It may raise anything: somebody else wrote it.
         """
         source = self.tool_use if tools and self.tool_use is not None else self.source
-        template, has_marks = _compiled(source)
         conversation = {"messages": messages, "tools": tools, "documents": None}
-        rendered = template.render(conversation, add_generation_prompt=add_generation_prompt, **special_tokens)
-        text, spans = "", []
-        for piece in _MARKS.split(rendered):
-            if piece == _BEGIN:
-                begin = len(text)
-            elif piece == _END:
-                spans.append((begin, len(text)))
-            else:
-                text += piece
-        return text, spans if has_marks else None
+        rendered = _compiled(source).render(conversation, add_generation_prompt=add_generation_prompt, **special_tokens)
+        pieces = rendered.split(_MARK)  # in turn what the template writes and what the assistant says
+        ends = list(accumulate(map(len, pieces)))
+        spans = list(zip(ends[::2], ends[1::2], strict=False))
+        return "".join(pieces), spans if _GENERATION_TAG.search(source) else None
 
 
 @contextmanager
@@ -119,9 +114,6 @@ def time_limit(seconds: float) -> Iterator[None]:
         sys.settrace(before)
 
 
-def _ours(name: str, *needs: str) -> Template:
-    return Template((Path(__file__).parent / "templates" / name).read_text(encoding="utf-8"), needs=needs)
-
-
-TEMPLATES = {"chatml": _ours("chatml.jinja", "<|im_start|>", "<|im_end|>")}
+_CHATML = (Path(__file__).parent / "templates" / "chatml.jinja").read_text(encoding="utf-8")
+TEMPLATES = {"chatml": Template(_CHATML, needs=("<|im_start|>", "<|im_end|>"))}
 """Ours, by the name that a recipe gives."""

@@ -66,7 +66,7 @@ def test_a_template_of_ours_is_one_entry_of_a_list(base, mengya):
 
 def test_what_is_trained_on_is_the_rendering_of_the_template(base, mengya):
     partial = base / "tuned" / "sft.partial"
-    stop = "import mengya.stages.sft as s\ndef stop(*_, **__): raise KeyboardInterrupt\ns.prepare_model = stop\n"
+    stop = "import mengya.stages.sft as s\ndef stop(*_, **__): raise KeyboardInterrupt\ns.train_model = stop\n"
     assert mengya("run", "tune.toml", "sft.template=plain", "--out", "tuned", setup=ADD_PLAIN + stop).code == 130
     shards = Shards(partial / "shards" / "train")
     chat = Chat.load(base / "base", "chatml")

@@ -16,7 +16,7 @@ from mengya.model.load import check_model, load_model
 from mengya.schema import Input, Positive, Share, config
 from mengya.stage import Estimate, Inputs, Sources, Stage
 from mengya.stages.estimates import description_of, tokens_of_chats
-from mengya.text.chat import Chat, TemplateName, check_chat
+from mengya.text.chat import Chat, TemplateName
 from mengya.train.estimate import estimate_training, random_model
 from mengya.train.objectives import dpo
 from mengya.train.run import SCRATCH, train_model
@@ -70,7 +70,7 @@ def check(config: Config, inputs: Inputs) -> None:
     config.check()
     for base in inputs["model"]:
         check_model(base)
-        check_chat(base, config.template)
+        Chat.load(base, config.template)
 
 
 _PROMPT_TWICE = 1.4

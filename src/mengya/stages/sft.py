@@ -16,7 +16,7 @@ from mengya.model.load import check_model, load_model
 from mengya.schema import Input, Share, config
 from mengya.stage import Estimate, Inputs, Sources, Stage
 from mengya.stages.estimates import description_of, tokens_of_chats
-from mengya.text.chat import Chat, TemplateName, check_chat
+from mengya.text.chat import Chat, TemplateName
 from mengya.train.estimate import estimate_training
 from mengya.train.objectives import language_modeling
 from mengya.train.run import SCRATCH, train_model
@@ -66,7 +66,7 @@ def check(config: Config, inputs: Inputs) -> None:
     config.check()
     for base in inputs["model"]:
         check_model(base)
-        check_chat(base, config.template)
+        Chat.load(base, config.template)
 
 
 def estimate(config: Config, sources: Sources) -> Estimate:

@@ -13,7 +13,7 @@ from mengya.errors import UserError
 from mengya.text.template import ROLES, TEMPLATES, Message, Span, Template, time_limit
 from mengya.text.tokenizer import CONFIG, END_OF_TEXT, Tokenizer, as_json, json_object, read_files
 
-__all__ = ["Chat", "Message", "TemplateName", "check_chat", "own_template", "with_template_of"]
+__all__ = ["Chat", "Message", "TemplateName", "own_template", "with_template_of"]
 
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/")
 _REMEDY = 'name one of ours in the recipe, e.g. sft.template = "chatml"'
@@ -28,11 +28,6 @@ def _known(name: str) -> str:
 
 TemplateName = Annotated[str, AfterValidator(_known)]
 """A template of ours, in a config."""
-
-
-def check_chat(directory: Path, template: str | None = None) -> None:
-    """UserError if `directory` cannot be talked to with its own template, or with the named one of ours."""
-    Chat.load(directory, template)
 
 
 class Chat:

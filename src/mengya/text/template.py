@@ -30,7 +30,6 @@ ROLES = ("system", "user", "assistant", "tool")
 
 # What `{% generation %}` puts before and after its body. No text can contain it: it is another one in each process.
 _MARK = f"\ufdd0{secrets.token_hex(8)}\ufdd0"
-_GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\b")
 
 
 class _Generation(Extension):
@@ -55,14 +54,14 @@ def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
 
 
 @lru_cache
-def _compiled(source: str) -> jinja2.Template:
-    """With what transformers gives a template (utils/chat_template_utils.py)."""
+def _compiled(source: str) -> tuple[jinja2.Template, bool]:
+    """With what transformers gives a template (utils/chat_template_utils.py); whether it marks what is generated."""
     extensions: list[Any] = [_Generation, "jinja2.ext.loopcontrols"]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(source)
+    return environment.from_string(source), re.search(r"\{%[-+]?\s*generation\b", source) is not None
 
 
 @dataclass(frozen=True)
@@ -88,12 +87,13 @@ class Template:
         `special_tokens` are names for the template, such as bos_token. It may raise anything: somebody else wrote it.
         """
         source = self.tool_use if tools and self.tool_use is not None else self.source
+        template, has_marks = _compiled(source)
         conversation = {"messages": messages, "tools": tools, "documents": None}
-        rendered = _compiled(source).render(conversation, add_generation_prompt=add_generation_prompt, **special_tokens)
+        rendered = template.render(conversation, add_generation_prompt=add_generation_prompt, **special_tokens)
         pieces = rendered.split(_MARK)  # in turn what the template writes and what the assistant says
         ends = list(accumulate(map(len, pieces)))
         spans = list(zip(ends[::2], ends[1::2], strict=False))
-        return "".join(pieces), spans if _GENERATION_TAG.search(source) else None
+        return "".join(pieces), spans if has_marks else None
 
 
 @contextmanager

@@ -102,11 +102,14 @@ class Tokenizer:
         return self.control_ids[token]
 
     def encode(self, text: str) -> list[int]:
-        return self._checked(text, self._backend.encode(text, add_special_tokens=False).ids)
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [self._checked(text, encoding.ids) for text, encoding in zip(texts, encodings, strict=True)]
+        rows = [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        for number, text in enumerate(texts):
+            if not self._forbidden.isdisjoint(rows[number]):
+                rows[number] = self._backend.encode(self._broken(self._backend, text), add_special_tokens=False).ids
+        return rows
 
     def encode_structure(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
         """Encodings in which a control token that stands in a text is one. What users wrote must be `defuse`d."""
@@ -120,9 +123,9 @@ class Tokenizer:
 
     def defuse(self, text: str) -> str:
         """`text` with each control token broken by a space, so that `encode_structure` finds none."""
-        text = self._control.sub(lambda match: _broken(match[0]), text)
+        text = self._control.sub(lambda match: _spaced(match[0]), text)
         # A normalizer may make a control token out of other characters, such as full-width ones.
-        return self._without_control(self._structure, text) if self._backend.normalizer else text
+        return self._broken(self._structure, text) if self._backend.normalizer else text
 
     def save(self, directory: Path) -> None:
         """Write the files that the tokenizer came from, its chat template among them."""
@@ -141,25 +144,19 @@ class Tokenizer:
         """Another copy, because the switch must not be turned while somebody encodes."""
         return tokenizers.Tokenizer.from_str(self._backend.to_str())
 
-    def _checked(self, text: str, ids: list[int]) -> list[int]:
-        if self._forbidden.isdisjoint(ids):
-            return ids
-        text = self._without_control(self._backend, text)
-        return self._backend.encode(text, add_special_tokens=False).ids
-
-    def _without_control(self, backend: tokenizers.Tokenizer, text: str) -> str:
-        """`text` with spaces where `backend` found control tokens."""
+    def _broken(self, backend: tokenizers.Tokenizer, text: str) -> str:
+        """`text` with a space behind the first character of each control token that `backend` finds."""
         for _ in range(8):  # breaking one may let another appear
             encoding = backend.encode(text, add_special_tokens=False)
-            places = [o[0] for i, o in zip(encoding.ids, encoding.offsets, strict=True) if i in self._forbidden]
-            if not places:
+            found = [o[0] for i, o in zip(encoding.ids, encoding.offsets, strict=True) if i in self._forbidden]
+            if not found:
                 return text
-            for place in reversed(places):
-                text = f"{text[: place + 1]} {text[place + 1 :]}"
+            for begin in reversed(found):
+                text = f"{text[: begin + 1]} {text[begin + 1 :]}"
         raise UserError(f"{self.origin} makes a control token of plain text ({text[:40]!r}); use another tokenizer")
 
 
-def _broken(token: str) -> str:
+def _spaced(token: str) -> str:
     """`<| x |>` of `<|x|>`, `< /s>` of `</s>`."""
     if token.startswith("<|"):
         return token.replace("<|", "<| ").replace("|>", " |>")
@@ -183,13 +180,14 @@ def _content(token: Any) -> str | None:
 def _add_tokens(backend: tokenizers.Tokenizer, files: Mapping[str, bytes], names: Mapping[str, str]) -> None:
     """Those that the files beside tokenizer.json add to it, with the ids that transformers gives them."""
     config = json_object(files, CONFIG)
-    entries = {int(number): entry for number, entry in (config.get("added_tokens_decoder") or {}).items()}
-    older = json_object(files, "added_tokens.json").items()
-    entries |= {number: {"content": token, "special": token in names.values()} for token, number in older}
+    numbered = {
+        int(number): AddedToken(**token) for number, token in (config.get("added_tokens_decoder") or {}).items()
+    }
+    for token, number in json_object(files, "added_tokens.json").items():
+        numbered[number] = AddedToken(token, special=token in names.values())
     listed = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    extra = listed.values() if isinstance(listed, dict) else listed
-    tokens = [AddedToken(**entry) for _, entry in sorted(entries.items())]
-    tokens += [AddedToken(t, special=True) for t in (*names.values(), *map(_content, extra)) if t]
+    special = [*names.values(), *map(_content, listed.values() if isinstance(listed, dict) else listed)]
+    tokens = [numbered[number] for number in sorted(numbered)] + [AddedToken(t, special=True) for t in special if t]
     present = {token.content: token.special for token in backend.get_added_tokens_decoder().values()}
     for token in tokens:
         if token.content not in present or (token.special and not present[token.content]):

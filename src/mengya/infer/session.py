@@ -18,16 +18,14 @@ from mengya.text.tokenizer import Tokenizer
 def _logits(model: LanguageModel, input_ids: Tensor, cache: KVCache, last: Tensor | None = None) -> Tensor:
     """Feed (B, T) tokens; (B, V) float32 logits after column `last` (B,) of each row, or after the final one.
 
-    Only those columns are projected: over a long prompt the logits would outweigh everything else in memory."""
+    Only those columns are projected: over a long prompt the logits would outweigh everything else in memory.
+    UserError if they are not finite."""
     hidden = model.decode(input_ids=input_ids, cache=cache)
-    return model.logits(
-        hidden[:, -1] if last is None else hidden[torch.arange(len(hidden), device=hidden.device), last]
-    )
-
-
-def _check_finite(logits: Tensor) -> None:
+    hidden = hidden[:, -1] if last is None else hidden[torch.arange(len(hidden), device=hidden.device), last]
+    logits = model.logits(hidden)
     if not logits.isfinite().all():
         raise UserError("the model computes NaN or infinite logits: its training diverged; use an earlier checkpoint")
+    return logits
 
 
 def _seen(model: LanguageModel, ids: Tensor) -> Tensor:
@@ -85,7 +83,6 @@ def _generate_batch(
     cache = model.new_cache(len(prompts), columns)
     seen = _seen(model, input_ids)
     logits = _logits(model, input_ids, cache, true_lengths - 1)
-    _check_finite(logits)
     cache.set_lengths(true_lengths)
     rows = list(range(len(prompts)))  # which prompt each row of the tensors belongs to
     while True:
@@ -168,7 +165,6 @@ class Session:
         """The conversation so far, as `Chat.encode` takes it."""
         self._cached: list[int] = []  # columns of the cache that are certainly right
         self._cache = model.new_cache(1, min(self.context, 512))
-        self._streaming = False
         self.tokens_per_second = 0.0
         """Of the last turn: answer tokens by the time to compute them, the question's prefill included."""
         self._check_fits(self._preamble, "the system prompt")
@@ -182,11 +178,9 @@ class Session:
 
         When the context is full, the oldest turns are forgotten. Closing the iterator (or KeyboardInterrupt) keeps
         the question with what was answered so far; if that is nothing, the question is forgotten too."""
-        assert not self._streaming, "finish or close the previous answer first"
         question = {"role": "user", "content": _valid(user_text)}
         ids = self._render(question)
         said, finished = "", False
-        self._streaming = True
         self.tokens_per_second = 0.0
         try:
             for piece in self._pieces(ids):
@@ -194,7 +188,6 @@ class Session:
                 yield piece
             finished = True
         finally:
-            self._streaming = False
             if said or finished:
                 self.messages += [question, {"role": "assistant", "content": said}]
 
@@ -224,7 +217,6 @@ class Session:
         room = min(self._sampling.max_new_tokens, self.context - len(ids))
         seconds, started = 0.0, time.perf_counter()
         logits = self._prefill(ids)
-        _check_finite(logits)
         for count in range(1, room + 1):
             token = int(sample(logits, self._sampling, self._generator, seen))
             if token in self._chat.stop_ids:

@@ -93,13 +93,13 @@ class Tokenizer:
         GPT-2, Qwen and we have `<|endoftext|>` for that, whatever ends a turn; others name one token for everything.
         """
         names = (self.special_tokens.get(f"{name}_token") for name in ("eos", "pad", "bos"))
-        token = next((token for token in (END_OF_TEXT, *names) if token in self.control_ids), None)
-        if token is None:
-            raise UserError(
-                f"{self.origin} has no token that could stand between documents; "
-                "name an eos_token (or pad_token, bos_token) of its vocabulary in tokenizer_config.json"
-            )
-        return self.control_ids[token]
+        for token in (END_OF_TEXT, *names):
+            if token in self.control_ids:
+                return self.control_ids[token]
+        raise UserError(
+            f"{self.origin} has no token that could stand between documents; "
+            "name an eos_token (or pad_token, bos_token) of its vocabulary in tokenizer_config.json"
+        )
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]

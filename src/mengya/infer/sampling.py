@@ -83,6 +83,5 @@ def _draw(scores: Tensor, generator: torch.Generator) -> Tensor:
     """(B,) index drawn from softmax(scores (B, N)); float64, so that no token of probability 0 is hit by rounding."""
     cumulative = scores.double().softmax(-1).cumsum(-1)
     uniform = torch.rand(scores.shape[0], 1, generator=generator, device=scores.device, dtype=torch.float64)
-    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0].clamp_(
-        max=scores.shape[1] - 1
-    )
+    tokens = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
+    return tokens.clamp_(max=scores.shape[1] - 1)

@@ -33,9 +33,6 @@ def _seen(model: LanguageModel, ids: Tensor) -> Tensor:
     return torch.zeros(len(ids), model.vocab_size, dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
 
 
-# ---- many prompts ----------------------------------------------------------------------------------------------------
-
-
 @torch.inference_mode()
 def generate(
     model: LanguageModel,
@@ -117,9 +114,6 @@ def _drop_rows(cache: KVCache, ended: set[int]) -> list[int]:
     cache.keys, cache.values = cache.keys[:, :size], cache.values[:, :size]
     cache.set_lengths(cache.lengths[order])
     return order
-
-
-# ---- one conversation ------------------------------------------------------------------------------------------------
 
 
 class TextStream:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import TextIO
 
 import torch
 
@@ -24,11 +24,6 @@ HELP = """\
 /help   显示帮助       show this help
 /exit   离开           leave                     (exit, quit, Ctrl-D)
 Ctrl-C  停止当前回答   stop the current answer; at the prompt: leave"""
-_COMMANDS: dict[str, Literal["clear", "exit", "help"]] = {
-    **dict.fromkeys(("/clear", "/cls", "clear", "cls"), "clear"),
-    **dict.fromkeys(("/exit", "/quit", "exit", "quit"), "exit"),
-    "/help": "help",
-}
 # A model may have learnt escape sequences; printed, they could clear the screen or retitle the window.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -102,13 +97,13 @@ def chat(
     if interactive:
         screen.note("/help 帮助 · /clear 清空 · /exit 离开 · Ctrl-C 停止回答 stop")
     for text in _typed(source, sink) if interactive else _lines(source, screen):
-        command = _COMMANDS.get(text.lower())
-        if command == "exit":
+        command = text.lower()
+        if command in ("/exit", "/quit", "exit", "quit"):
             return
-        if command == "clear":
+        if command in ("/clear", "/cls", "clear", "cls"):
             session.clear()
             screen.note("已清空 cleared")
-        elif command == "help":
+        elif command == "/help":
             screen.write(HELP + "\n")
         elif re.fullmatch(r"/[a-zA-Z]+", text):
             screen.write(f"没有命令 {text} · no such command; /help\n")

@@ -1,23 +1,62 @@
-"""Conversations as tokens: a tokenizer and a chat template, and which tokens the assistant is taught."""
+"""Conversations as tokens: a tokenizer and a chat template, and which tokens the assistant is taught.
 
+Chat templates are Jinja from anybody, rendered in a sandbox; `TEMPLATES` are ours.
+"""
+
+import json
+import re
+import secrets
+import sys
+import time
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from itertools import accumulate
 from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
+import jinja2
 import tokenizers
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import AfterValidator
 
 from mengya.errors import UserError
-from mengya.text.template import ROLES, TEMPLATES, Message, Span, Template, time_limit
 from mengya.text.tokenizer import CONFIG, END_OF_TEXT, Tokenizer, as_json, json_object, read_files
 
-__all__ = ["Chat", "Message", "TemplateName", "own_template", "with_template_of"]
+Message = dict[str, Any]
+"""{"role": one of `ROLES`, "content": str or [{"type": "text", "text": str}, ...], perhaps "tool_calls", ...}"""
 
+Span = tuple[int, int]
+"""From the first character to the one after the last."""
+
+ROLES = ("system", "user", "assistant", "tool")
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/")
 _REMEDY = 'name one of ours in the recipe, e.g. sft.template = "chatml"'
 _TRIAL_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a conversation is written: Jinja `source`, or `tool_use` where tools are offered and it is not None.
+
+    `needs` are the control tokens that it writes and a tokenizer must have; known only of ours.
+    """
+
+    source: str
+    tool_use: str | None = None
+    needs: tuple[str, ...] = ()
+
+
+_CHATML = (Path(__file__).parent / "templates" / "chatml.jinja").read_text(encoding="utf-8")
+TEMPLATES = {"chatml": Template(_CHATML, needs=("<|im_start|>", "<|im_end|>"))}
+"""Ours, by the name that a recipe gives."""
 
 
 def _known(name: str) -> str:
@@ -28,6 +67,60 @@ def _known(name: str) -> str:
 
 TemplateName = Annotated[str, AfterValidator(_known)]
 """A template of ours, in a config."""
+
+
+# What `{% generation %}` puts before and after its body. No text can contain it: it is another one in each process.
+_MARK = f"\ufdd0{secrets.token_hex(8)}\ufdd0"
+
+
+class _Generation(Extension):
+    """`{% generation %}…{% endgeneration %}` marks what the assistant says, as transformers and trl read it."""
+
+    tags = {"generation"}  # noqa: RUF012  jinja2 declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        mark = nodes.Output([nodes.TemplateData(_MARK)])
+        return nodes.Scope([mark, *body, mark]).set_lineno(line)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    """Without Jinja's HTML escapes."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+@lru_cache
+def _compiled(source: str) -> tuple[jinja2.Template, bool]:
+    """With what transformers gives a template (utils/chat_template_utils.py); whether it marks what is generated."""
+    extensions: list[Any] = [_Generation, "jinja2.ext.loopcontrols"]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(source), re.search(r"\{%[-+]?\s*generation\b", source) is not None
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """TimeoutError in what runs in here if it takes longer, without a thread; slow, so for a trial only."""
+    deadline = time.monotonic() + seconds
+
+    def watch(frame: Any, event: str, argument: Any) -> Any:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"it did not end within {seconds:g} s")
+        return watch
+
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 class Chat:
@@ -92,13 +185,20 @@ class Chat:
         return text, spans
 
     def _written(self, messages: list, tools: list | None, prompt: bool = False) -> tuple[str, list[Span] | None]:
+        """The text of a conversation and where the assistant speaks in it; None if the template has no marks."""
+        source = self.template.tool_use if tools and self.template.tool_use is not None else self.template.source
+        values = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": prompt}
         try:
-            return self.template.render(messages, tools, prompt, self.tokenizer.special_tokens)
+            template, has_marks = _compiled(source)
+            rendered = template.render(values, **self.tokenizer.special_tokens)
         except Exception as error:  # it is a program that somebody else wrote
             raised = f"{type(error).__name__} ({error})"
             raise UserError(
                 f"the chat template of {self.tokenizer.origin} raises {raised}; correct the conversation, or {_REMEDY}"
             ) from error
+        pieces = rendered.split(_MARK)  # in turn what the template writes and what the assistant says
+        ends = list(accumulate(map(len, pieces)))
+        return "".join(pieces), list(zip(ends[::2], ends[1::2], strict=False)) if has_marks else None
 
     def _additions(self, messages: list, tools: list | None, text: str) -> list[Span]:
         """Where the assistant speaks: what each of its turns adds to the prompt before it."""
@@ -114,13 +214,11 @@ class Chat:
                     "(as some do that leave out earlier thoughts), so that it does not tell what the assistant is "
                     f"taught; use conversations with one answer, or {_REMEDY}"
                 )
-            spans.append((len(prompt), self._end_of_turn(through, len(prompt))))
+            begin, end = len(prompt), len(through.rstrip())
+            # White space behind the control token that ends a turn is not part of it.
+            closed = any(through.endswith(token, begin, end) for token in self.tokenizer.control_ids)
+            spans.append((begin, end if closed else len(through)))
         return spans
-
-    def _end_of_turn(self, text: str, begin: int) -> int:
-        """Behind the last control token of a turn, where nothing but white space follows it; else the end."""
-        end = len(text.rstrip())
-        return end if any(text.endswith(token, begin, end) for token in self.tokenizer.control_ids) else len(text)
 
     def _safe(self, value: Any) -> Any:
         """A copy in plain types, with every control token in it broken."""
@@ -137,7 +235,7 @@ class Chat:
     def _try(self) -> set[int]:
         """The tokens that end a turn; UserError if the template loops, raises or leaves out what is said."""
         messages = [{"role": "user", "content": "mengya"}, {"role": "assistant", "content": "sprout"}]
-        with time_limit(_TRIAL_SECONDS):
+        with _time_limit(_TRIAL_SECONDS):
             text, _ = self._render(messages)
             prompt, _ = self._render(messages[:1], add_generation_prompt=True)
         if not ("mengya" in text and "sprout" in text and "mengya" in prompt):

@@ -183,8 +183,8 @@ def _add_tokens(backend: tokenizers.Tokenizer, files: Mapping[str, bytes], names
     numbered = {
         int(number): AddedToken(**token) for number, token in (config.get("added_tokens_decoder") or {}).items()
     }
-    for token, number in json_object(files, "added_tokens.json").items():
-        numbered[number] = AddedToken(token, special=token in names.values())
+    for text, number in json_object(files, "added_tokens.json").items():
+        numbered[number] = AddedToken(text, special=text in names.values())
     listed = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     special = [*names.values(), *map(_content, listed.values() if isinstance(listed, dict) else listed)]
     tokens = [numbered[number] for number in sorted(numbered)] + [AddedToken(t, special=True) for t in special if t]

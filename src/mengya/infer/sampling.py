@@ -49,9 +49,8 @@ def penalise(logits: Tensor, penalty: float, seen: Tensor) -> Tensor:
 
 
 def candidates(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
-    """Per row the N best of (B, V) `scores`, descending, their tokens, and which of these the filters keep: all (B, N).
-
-    No token outside the N best is kept."""
+    """Three (B, N) tensors: the N best of (B, V) `scores` in each row, descending; their tokens; whether the filters
+    keep them. The filters keep none of the other tokens."""
     vocab_size = scores.shape[-1]
     if 0 < sampling.top_k < vocab_size:
         values, tokens = scores.topk(sampling.top_k)

@@ -56,7 +56,7 @@ def generate(
         columns = min(len(prompts[waiting[0]]) + sampling.max_new_tokens, model.context)
         rows = max(1, batch_tokens // columns)
         batch, waiting = waiting[:rows], waiting[rows:]
-        completions = _generate_batch(model, [prompts[i] for i in batch], columns, sampling, stop_ids, generator)
+        completions = _generate_batch(model, [prompts[i] for i in batch], sampling, stop_ids, generator)
         for i, completion in zip(batch, completions, strict=True):
             results[i] = completion
     return results
@@ -65,23 +65,23 @@ def generate(
 def _generate_batch(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
-    columns: int,
     sampling: Sampling,
     stop_ids: set[int],
     generator: torch.Generator,
 ) -> list[list[int]]:
-    """The completion of each prompt, of all at once; the longest prompt and its completion fit into `columns`."""
+    """The completions of all prompts, in one cache."""
     completions: list[list[int]] = [[] for _ in prompts]
     limits = [min(sampling.max_new_tokens, model.context - len(prompt)) for prompt in prompts]
-    lengths = [len(prompt) for prompt in prompts]
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+    longest = max(len(prompt) for prompt in prompts)
     # Padding repeats a row's first token, which leaves its set of tokens unchanged.
-    padded = [[*prompt, *[prompt[0]] * (max(lengths) - len(prompt))] for prompt in prompts]
-    input_ids, true_lengths = torch.tensor(padded, device=model.device), torch.tensor(lengths, device=model.device)
-    cache = model.new_cache(len(prompts), columns)
+    padded = [[*prompt, *[prompt[0]] * (longest - len(prompt))] for prompt in prompts]
+    input_ids = torch.tensor(padded, device=model.device)
+    cache = model.new_cache(len(prompts), min(longest + sampling.max_new_tokens, model.context))
     seen = _seen(model, input_ids)
-    logits = _logits(model, input_ids, cache, true_lengths - 1)
-    cache.set_lengths(true_lengths)
-    rows = list(range(len(prompts)))  # which prompt each row of the tensors belongs to
+    logits = _logits(model, input_ids, cache, lengths - 1)
+    cache.set_lengths(lengths)
+    rows = list(range(len(prompts)))  # the prompt that each row of the tensors belongs to
     while True:
         tokens = sample(logits, sampling, generator, seen)
         seen.scatter_(1, tokens[:, None], True)
@@ -144,9 +144,9 @@ class TextStream:
 class Session:
     """A conversation whose keys and values stay in memory between turns.
 
-    Before each answer the cache holds exactly `chat.encode(messages + question, add_generation_prompt=True)`, of which
-    only the part that the last turn did not leave there is computed. Interrupted turns, answers whose tokens are not
-    those of their text, `clear` and dropped turns need no case of their own: the rendering decides."""
+    Before each answer the cache holds exactly `chat.encode(messages + question, add_generation_prompt=True)`. Only the
+    part that the last turn did not leave there is computed. So interrupted turns, answers whose tokens are not those
+    of their text, `clear` and dropped turns are not special cases."""
 
     def __init__(self, model: LanguageModel, chat: Chat, sampling: Sampling, system: str | None = None):
         self._model, self._chat, self._sampling = model, chat, sampling
@@ -186,7 +186,7 @@ class Session:
                 self.messages += [question, {"role": "assistant", "content": said}]
 
     def _render(self, question: Message) -> list[int]:
-        """Tokens of the conversation and the question, after dropping as many of the oldest turns as it takes."""
+        """Tokens of the conversation and the question; drops the oldest turns until they fit into the context."""
         self._check_fits([*self._preamble, question], "the message")
         while True:
             ids, _ = self._chat.encode([*self.messages, question], add_generation_prompt=True)
@@ -240,22 +240,17 @@ class Session:
     @torch.inference_mode()
     def _feed(self, tokens: list[int]) -> Tensor:
         """Append `tokens` to the cache; (1, V) logits. Interrupted anywhere in here, `_cached` stays true."""
-        self._grow(len(self._cached) + len(tokens))
+        used, old = len(self._cached), self._cache
+        columns = used + len(tokens)
+        if columns > old.max_len:  # so a long context costs memory only when it is used
+            new = self._model.new_cache(1, min(self.context, max(columns, 2 * old.max_len)))
+            new.keys[..., :used, :] = old.keys[..., :used, :]
+            new.values[..., :used, :] = old.values[..., :used, :]
+            new.set_lengths(torch.tensor([used]))
+            self._cache = new
         logits = _logits(self._model, torch.tensor([tokens], device=self._model.device), self._cache)
         self._cached += tokens
         return logits
-
-    def _grow(self, columns: int) -> None:
-        """Enlarge the cache to at least `columns`: a long context is paid for only when it is used."""
-        old = self._cache
-        if columns <= old.max_len:
-            return
-        new = self._model.new_cache(1, min(self.context, max(columns, 2 * old.max_len)))
-        used = len(self._cached)
-        new.keys[..., :used, :] = old.keys[..., :used, :]
-        new.values[..., :used, :] = old.values[..., :used, :]
-        new.set_lengths(torch.tensor([used]))
-        self._cache = new
 
 
 def _valid(text: str) -> str:

@@ -49,7 +49,7 @@ class Screen:
 
 
 def load_chat_model(model_dir: Path | str) -> tuple[LanguageModel, Chat]:
-    """The model of a directory, in evaluation mode, and its chat. UserError if it is not one, or they do not fit.
+    """The model of a directory, in evaluation mode, and its chat. UserError if they are missing or do not fit.
 
     float32 on a processor, where single rows decode faster than in bfloat16; bfloat16 on a GPU."""
     directory = Path(model_dir)
@@ -74,10 +74,10 @@ def chat(
     input: TextIO | None = None,
     output: TextIO | None = None,
 ) -> None:
-    """Talk until the user leaves; `system` is the system prompt. UserError if `model_dir` holds no usable model.
+    """Talk until the user leaves; `system` is the system prompt. UserError if `model_dir` is not a usable model.
 
-    `questions` are answered first, each in a conversation of its own. Where `input` or `output` is not a terminal, they
-    are all that is answered; without them, each line of `input` is a question or a command, up to its end."""
+    `questions` are answered first, each in a conversation of its own. Where `input` or `output` is not a terminal, only
+    they are answered; if there are none, each line of `input` is a question or a command."""
     source, sink = input or sys.stdin, output or sys.stdout
     model, spoken = load_chat_model(model_dir)
     session = Session(model, spoken, sampling, system)
@@ -112,7 +112,7 @@ def chat(
 
 
 def _answer_or_explain(session: Session, text: str, screen: Screen, interactive: bool) -> None:
-    """Neither a question without an answer nor, at a terminal, Ctrl-C ends the conversation."""
+    """Stream one answer; the conversation goes on after an error and, if `interactive`, after Ctrl-C."""
     try:
         _answer(session, text, screen)
     except UserError as error:  # such as a question that is too long
@@ -134,7 +134,7 @@ def _answer(session: Session, text: str, screen: Screen) -> None:
 
 
 def _typed(source: TextIO, sink: TextIO) -> Iterator[str]:
-    """What the user types, edited with prompt_toolkit: wide characters, history, pasted lines; to Ctrl-C or Ctrl-D."""
+    """What the user types until Ctrl-C or Ctrl-D, edited with prompt_toolkit: wide characters, history, pasted lines."""
     from prompt_toolkit import PromptSession  # only here: piped questions should not pay for it
     from prompt_toolkit.input.defaults import create_input
     from prompt_toolkit.output.defaults import create_output

@@ -56,7 +56,7 @@ class Template:
 
 _CHATML = (Path(__file__).parent / "templates" / "chatml.jinja").read_text(encoding="utf-8")
 TEMPLATES = {"chatml": Template(_CHATML, needs=("<|im_start|>", "<|im_end|>"))}
-"""Ours, by the name that a recipe gives."""
+"""Our templates, by the name that a recipe gives."""
 
 
 def _known(name: str) -> str:
@@ -69,7 +69,7 @@ TemplateName = Annotated[str, AfterValidator(_known)]
 """A template of ours, in a config."""
 
 
-# What `{% generation %}` puts before and after its body. No text can contain it: it is another one in each process.
+# What `{% generation %}` writes before and after its body. It is random, so that no text can contain it.
 _MARK = f"\ufdd0{secrets.token_hex(8)}\ufdd0"
 
 
@@ -107,7 +107,7 @@ def _compiled(source: str) -> tuple[jinja2.Template, bool]:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """TimeoutError in what runs in here if it takes longer, without a thread; slow, so for a trial only."""
+    """TimeoutError if the block takes longer. It slows the block down, so use it for a trial only."""
     deadline = time.monotonic() + seconds
 
     def watch(frame: Any, event: str, argument: Any) -> Any:
@@ -124,7 +124,7 @@ def _time_limit(seconds: float) -> Iterator[None]:
 
 
 class Chat:
-    """A tokenizer with a chat template: the one of its files, or the named one of ours, which then is in its files."""
+    """A tokenizer with a chat template: its own, or the named one of ours, which is then added to its files."""
 
     def __init__(self, tokenizer: Tokenizer, template: str | None = None):
         """UserError if there is no template, or it fails on a small conversation."""
@@ -157,7 +157,7 @@ class Chat:
         """Token ids of a conversation and, for each, 1 if it is supervised (what the assistant says, its end included).
 
         The ids are those of transformers' `apply_chat_template`. If the template does not mark what the assistant
-        says, that is what it adds after the prompt for an answer; of what is only a prompt, nothing is supervised then.
+        says, that is what it adds after the prompt for an answer, and with a generation prompt nothing is supervised.
         UserError for an unknown role, or if the template fails or does not tell what is supervised.
         """
         text, spans = self._render(messages, tools, add_generation_prompt)
@@ -211,8 +211,8 @@ class Chat:
             if not (text.startswith(through) and through.startswith(prompt)):
                 raise UserError(
                     f"the chat template of {self.tokenizer.origin} writes a conversation otherwise once it goes on "
-                    "(as some do that leave out earlier thoughts), so that it does not tell what the assistant is "
-                    f"taught; use conversations with one answer, or {_REMEDY}"
+                    "(some leave out earlier thoughts), so that it does not tell what the assistant is taught; "
+                    f"use conversations with one answer, or {_REMEDY}"
                 )
             begin, end = len(prompt), len(through.rstrip())
             # White space behind the control token that ends a turn is not part of it.

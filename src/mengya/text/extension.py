@@ -30,7 +30,8 @@ def vocabulary(backend: tokenizers.Tokenizer) -> list[str]:
 
 
 def first_difference(old: tokenizers.Tokenizer, new: tokenizers.Tokenizer) -> tuple[int, str, str | None] | None:
-    """The first id of `old` that `new` uses otherwise, and its token in both (None: `new` is shorter); None if none."""
+    """The first id with another token in `new`, and its token in `old` and in `new` (None if `new` is shorter). None
+    if `new` begins with all of `old`."""
     tokens = vocabulary(old)
     for number, (token, other) in enumerate(zip_longest(tokens, vocabulary(new)[: len(tokens)])):
         if token != other:
@@ -39,7 +40,7 @@ def first_difference(old: tokenizers.Tokenizer, new: tokenizers.Tokenizer) -> tu
 
 
 def pieces_of_new(old: tokenizers.Tokenizer, new: tokenizers.Tokenizer) -> list[list[int]]:
-    """For each id that only `new` has, the old ids that spell it; empty for a control token, which spells nothing."""
+    """For each id that only `new` has, the old ids that spell its token; empty for a control token."""
     control = {token.content for token in new.get_added_tokens_decoder().values()}
     tokens = vocabulary(new)[len(vocabulary(old)) :]
     return [[] if token in control else [piece.id for piece in old.model.tokenize(token)] for token in tokens]
@@ -78,10 +79,10 @@ class _Words:
 
 def _learn(words: _Words, tokens: list[str], size: int, longest: int, forbidden: set[str]) -> list[tuple[str, str]]:
     """The merges of byte pair encoding, most frequent pair first (then the smaller ids), until there are `size`
-    `tokens`. A merge may yield a token that exists, reached on another way: it costs no entry.
+    `tokens`. If a merge makes a token that already exists, it adds no entry.
     """
     ids = {token: number for number, token in enumerate(tokens)}
-    merges: dict[tuple[str, str], None] = {}  # a pair may come up again, behind a token that was there
+    merges: dict[tuple[str, str], None] = {}  # a dict, because the same pair may come twice
     heap = [(-count, pair) for pair, count in words.pairs.items()]
     heapq.heapify(heap)
     while heap and len(tokens) < size:
@@ -155,7 +156,7 @@ def extend_tokenizer(
             f"vocab_size={vocab_size} is more than this text allows: with the old entries it gives {len(tokens)}; "
             f"set tokenizer.vocab_size={len(tokens)} or add text"
         )
-    # Added tokens stand in the vocabulary, too: otherwise the library numbers them anew, after the longer vocabulary.
+    # The vocabulary contains the added tokens, too: otherwise the library gives them new ids, after the longer one.
     model["vocab"] = {token: number for number, token in enumerate(tokens)}
     known = {tuple(pair) for pair in model["merges"]}
     model["merges"] += [list(pair) for pair in merges if pair not in known]

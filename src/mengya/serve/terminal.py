@@ -134,7 +134,7 @@ def _answer(session: Session, text: str, screen: Screen) -> None:
 
 
 def _typed(source: TextIO, sink: TextIO) -> Iterator[str]:
-    """What the user types until Ctrl-C or Ctrl-D, edited with prompt_toolkit: wide characters, history, pasted lines."""
+    """What the user types until Ctrl-C or Ctrl-D. prompt_toolkit edits it: wide characters, history, pasted lines."""
     from prompt_toolkit import PromptSession  # only here: piped questions should not pay for it
     from prompt_toolkit.input.defaults import create_input
     from prompt_toolkit.output.defaults import create_output

@@ -180,9 +180,8 @@ def _content(token: Any) -> str | None:
 def _add_tokens(backend: tokenizers.Tokenizer, files: Mapping[str, bytes], names: Mapping[str, str]) -> None:
     """Add the tokens that only the files beside tokenizer.json name, with the ids that transformers gives them."""
     config = json_object(files, CONFIG)
-    numbered = {
-        int(number): AddedToken(**token) for number, token in (config.get("added_tokens_decoder") or {}).items()
-    }
+    decoder = config.get("added_tokens_decoder") or {}
+    numbered = {int(number): AddedToken(**token) for number, token in decoder.items()}
     for text, number in json_object(files, "added_tokens.json").items():
         numbered[number] = AddedToken(text, special=text in names.values())
     listed = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []

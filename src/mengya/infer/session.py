@@ -210,7 +210,14 @@ class Session:
         seen = _seen(self._model, torch.tensor([ids], device=self._model.device))
         room = min(self._sampling.max_new_tokens, self.context - len(ids))
         seconds, started = 0.0, time.perf_counter()
-        logits = self._prefill(ids)
+        common = 0  # tokens that the cache already has; the last one is fed anyway, because its logits are needed
+        for cached, wanted in zip(self._cached, ids[:-1], strict=False):
+            if cached != wanted:
+                break
+            common += 1
+        del self._cached[common:]
+        self._cache.set_lengths(torch.tensor([common]))
+        logits = self._feed(ids[common:])
         for count in range(1, room + 1):
             token = int(sample(logits, self._sampling, self._generator, seen))
             if token in self._chat.stop_ids:
@@ -225,17 +232,6 @@ class Session:
                 logits = self._feed([token])
         if piece := text.flush():
             yield piece
-
-    def _prefill(self, ids: list[int]) -> Tensor:
-        """Logits (1, V) after `ids`, computing only what differs from the cache."""
-        common = 0
-        for cached, wanted in zip(self._cached, ids[:-1], strict=False):  # the last token's logits are always needed
-            if cached != wanted:
-                break
-            common += 1
-        del self._cached[common:]
-        self._cache.set_lengths(torch.tensor([common]))
-        return self._feed(ids[common:])
 
     @torch.inference_mode()
     def _feed(self, tokens: list[int]) -> Tensor:

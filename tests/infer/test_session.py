@@ -248,3 +248,13 @@ def test_text_stream_joins_to_decode(tokenizer: Tokenizer) -> None:
         ids = torch.randint(0, tokenizer.vocab_size, (40,), generator=source).tolist()
         stream = TextStream(tokenizer)
         assert "".join([stream.push(i) for i in ids] + [stream.flush()]) == tokenizer.decode(ids)
+
+
+def test_two_answers_at_once_are_our_mistake(model, chat) -> None:
+    session = Session(model, chat, GREEDY)
+    first = session.stream("你好")
+    next(first)
+    with pytest.raises(AssertionError, match="finish or close the previous answer first"):
+        next(session.stream("再见"))
+    first.close()
+    assert "".join(session.stream("再见"))

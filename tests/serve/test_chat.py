@@ -118,7 +118,7 @@ def test_piped_chat_does_not_load_the_line_editor(model_dir: Path) -> None:
 
 
 def test_no_model_directory(model_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no directory; give a model directory"):
+    with pytest.raises(UserError, match="is not a directory; give a model directory"):
         chat(tmp_path / "absent", SHORT)
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
         chat(tmp_path, SHORT)

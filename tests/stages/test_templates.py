@@ -8,8 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from mengya.data.shards import Shards
-from mengya.text.chat import Chat
-from mengya.text.template import TEMPLATES
+from mengya.text.chat import TEMPLATES, Chat
 
 from ..conftest import TUNING, interrupt_after
 
@@ -19,7 +18,7 @@ PLAIN = (
     "{% if add_generation_prompt %}{{ 'assistant\\n' }}{% endif %}"
 )
 ADD_PLAIN = f"""
-import mengya.text.template as module
+import mengya.text.chat as module
 module.TEMPLATES["plain"] = module.Template({PLAIN!r}, needs=("<|endoftext|>",))
 """
 """As an entry of the list does it; Python that a command runs first."""

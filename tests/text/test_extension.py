@@ -11,9 +11,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from mengya.errors import UserError
-from mengya.text.chat import Chat, with_template_of
+from mengya.text.chat import TEMPLATES, Chat, with_template_of
 from mengya.text.extension import _learn, _Words, extend_tokenizer, first_difference, pieces_of_new, vocabulary
-from mengya.text.template import TEMPLATES
 from mengya.text.tokenizer import CONTROL_TOKENS, read_backend, train_tokenizer
 
 from .foreign import FAMILIES, byte_level, write
@@ -161,8 +160,8 @@ def reference_merges(words, wanted):
 
 def test_a_token_reached_on_another_way_costs_no_entry():
     tokens = ["a", "b", "c", "bc", "abc"]
-    merges = _learn(_Words([[0, 3], [0, 3, 1]], [5, 1]), tokens, 1, 9, set())
-    assert merges == [(0, 3), (4, 1)] and tokens[5:] == ["abcb"]
+    merges = _learn(_Words({"\0\3": 5, "\0\3\1": 1}), tokens, 6, 9, set())
+    assert merges == [("a", "bc"), ("abc", "b")] and tokens[5:] == ["abcb"]
 
 
 def test_growing_is_deterministic_and_can_be_repeated(old, directory, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from mengya.errors import UserError
-from mengya.text.chat import Chat, check_chat
+from mengya.text.chat import Chat
 from mengya.text.tokenizer import Tokenizer
 
 from .conftest import HOSTILE
@@ -264,7 +264,7 @@ def test_a_template_that_cannot_be_used_is_told_before_anything_runs(tmp_path, m
     monkeypatch.setattr("mengya.text.chat._TRIAL_SECONDS", 0.5)
     directory = write(tmp_path / "t", byte_level(["</s>"]), template, eos_token="</s>")
     with pytest.raises(UserError) as caught:
-        check_chat(directory)
+        Chat.load(directory)
     message = str(caught.value)
     assert words in message and str(directory) in message and 'sft.template = "chatml"' in message
 

@@ -41,8 +41,3 @@ class Sampling:
         for valid, name, remedy in checks:
             if not valid:
                 raise UserError(f"{name}={getattr(self, name)} is out of range; choose {remedy}")
-
-    @property
-    def penalised(self) -> bool:
-        """Whether `sample` needs `seen`."""
-        return self.repetition_penalty != 1.0

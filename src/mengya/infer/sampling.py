@@ -23,18 +23,14 @@ _GREEDY = 1e-6
 def make_generator(seed: int | None, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator seeded with `seed`, or, where it is None, from the system's entropy."""
     generator = torch.Generator(device)
-    if seed is None:
-        generator.seed()
-    else:
-        generator.manual_seed(seed)
-    return generator
+    return generator.manual_seed(generator.seed() if seed is None else seed)
 
 
 def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator, seen: Tensor | None = None) -> Tensor:
     """(B,) int64 next tokens from (B, V) float32 `logits`; `seen` (B, V) bool: tokens that the penalty applies to.
 
     Draws one uniform number a row and inverts the cumulative distribution: `torch.multinomial` would draw V of them."""
-    if sampling.penalised:
+    if sampling.repetition_penalty != 1:
         assert seen is not None, "a repetition penalty needs the tokens seen so far"
         logits = penalise(logits, sampling.repetition_penalty, seen)
     if sampling.temperature < _GREEDY:
@@ -53,9 +49,8 @@ def penalise(logits: Tensor, penalty: float, seen: Tensor) -> Tensor:
 
 
 def candidates(scores: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
-    """Per row the N best of (B, V) `scores`, descending, their tokens, and which of these the filters keep: all (B, N).
-
-    No token outside the N best is kept."""
+    """Three (B, N) tensors: the N best of (B, V) `scores` in each row, descending; their tokens; whether the filters
+    keep them. The filters keep none of the other tokens."""
     vocab_size = scores.shape[-1]
     if 0 < sampling.top_k < vocab_size:
         values, tokens = scores.topk(sampling.top_k)
@@ -87,6 +82,5 @@ def _draw(scores: Tensor, generator: torch.Generator) -> Tensor:
     """(B,) index drawn from softmax(scores (B, N)); float64, so that no token of probability 0 is hit by rounding."""
     cumulative = scores.double().softmax(-1).cumsum(-1)
     uniform = torch.rand(scores.shape[0], 1, generator=generator, device=scores.device, dtype=torch.float64)
-    return torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0].clamp_(
-        max=scores.shape[1] - 1
-    )
+    tokens = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
+    return tokens.clamp_(max=scores.shape[1] - 1)

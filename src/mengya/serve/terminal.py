@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import TextIO
 
 import torch
 
@@ -24,11 +24,6 @@ HELP = """\
 /help   显示帮助       show this help
 /exit   离开           leave                     (exit, quit, Ctrl-D)
 Ctrl-C  停止当前回答   stop the current answer; at the prompt: leave"""
-_COMMANDS: dict[str, Literal["clear", "exit", "help"]] = {
-    **dict.fromkeys(("/clear", "/cls", "clear", "cls"), "clear"),
-    **dict.fromkeys(("/exit", "/quit", "exit", "quit"), "exit"),
-    "/help": "help",
-}
 # A model may have learnt escape sequences; printed, they could clear the screen or retitle the window.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -54,12 +49,12 @@ class Screen:
 
 
 def load_chat_model(model_dir: Path | str) -> tuple[LanguageModel, Chat]:
-    """The model of a directory, in evaluation mode, and its chat. UserError if it is not one, or they do not fit.
+    """The model of a directory, in evaluation mode, and its chat. UserError if they are missing or do not fit.
 
     float32 on a processor, where single rows decode faster than in bfloat16; bfloat16 on a GPU."""
     directory = Path(model_dir)
     if not directory.is_dir():
-        raise UserError(f"{directory} is no directory; give a model directory, such as one that the sft stage wrote")
+        raise UserError(f"{directory} is not a directory; give a model directory, such as one that the sft stage wrote")
     device = pick_device()
     chat = Chat.load(directory)
     model = load_model(directory, torch.float32 if device == "cpu" else torch.bfloat16, device)
@@ -79,16 +74,17 @@ def chat(
     input: TextIO | None = None,
     output: TextIO | None = None,
 ) -> None:
-    """Talk until the user leaves; `system` is the system prompt. UserError if `model_dir` holds no usable model.
+    """Talk until the user leaves; `system` is the system prompt. UserError if `model_dir` is not a usable model.
 
-    `questions` are answered first, each in a conversation of its own. Where `input` or `output` is not a terminal, they
-    are all that is answered; without them, each line of `input` is a question or a command, up to its end."""
+    `questions` are answered first, each in a conversation of its own. Where `input` or `output` is not a terminal, only
+    they are answered; if there are none, each line of `input` is a question or a command."""
     source, sink = input or sys.stdin, output or sys.stdout
     model, spoken = load_chat_model(model_dir)
     session = Session(model, spoken, sampling, system)
     screen = Screen(sink)
     interactive = source.isatty() and sink.isatty()
-    screen.write(_banner(model_dir, model) + "\n")
+    size = format_parameters(sum(p.numel() for p in model.parameters()))
+    screen.write(f"萌芽 Mengya · {model_dir} · {size} 参数 parameters · 上下文 context {model.context}\n")
     for question in questions:
         screen.write(f"{YOU}{question}\n")
         if interactive:
@@ -101,13 +97,13 @@ def chat(
     if interactive:
         screen.note("/help 帮助 · /clear 清空 · /exit 离开 · Ctrl-C 停止回答 stop")
     for text in _typed(source, sink) if interactive else _lines(source, screen):
-        command = _COMMANDS.get(text.lower())
-        if command == "exit":
+        command = text.lower()
+        if command in ("/exit", "/quit", "exit", "quit"):
             return
-        if command == "clear":
+        if command in ("/clear", "/cls", "clear", "cls"):
             session.clear()
             screen.note("已清空 cleared")
-        elif command == "help":
+        elif command == "/help":
             screen.write(HELP + "\n")
         elif re.fullmatch(r"/[a-zA-Z]+", text):
             screen.write(f"没有命令 {text} · no such command; /help\n")
@@ -116,7 +112,7 @@ def chat(
 
 
 def _answer_or_explain(session: Session, text: str, screen: Screen, interactive: bool) -> None:
-    """Neither a question without an answer nor, at a terminal, Ctrl-C ends the conversation."""
+    """Stream one answer; the conversation goes on after an error and, if `interactive`, after Ctrl-C."""
     try:
         _answer(session, text, screen)
     except UserError as error:  # such as a question that is too long
@@ -137,14 +133,8 @@ def _answer(session: Session, text: str, screen: Screen) -> None:
     screen.note(f"({session.tokens_per_second:.0f} tokens/s)")
 
 
-def _banner(model_dir: Path | str, model: LanguageModel) -> str:
-    size = format_parameters(sum(p.numel() for p in model.parameters()))
-    context = model.context
-    return f"萌芽 Mengya · {model_dir} · {size} 参数 parameters · 上下文 context {context}"
-
-
 def _typed(source: TextIO, sink: TextIO) -> Iterator[str]:
-    """What the user types, edited with prompt_toolkit: wide characters, history, pasted lines; to Ctrl-C or Ctrl-D."""
+    """What the user types until Ctrl-C or Ctrl-D. prompt_toolkit edits it: wide characters, history, pasted lines."""
     from prompt_toolkit import PromptSession  # only here: piped questions should not pay for it
     from prompt_toolkit.input.defaults import create_input
     from prompt_toolkit.output.defaults import create_output
@@ -160,7 +150,7 @@ def _typed(source: TextIO, sink: TextIO) -> Iterator[str]:
 
 
 def _lines(source: TextIO, screen: Screen) -> Iterator[str]:
-    """The lines of `source` that are not empty, echoed; bytes that are no text become U+FFFD."""
+    """The lines of `source` that are not empty, echoed; bytes that are not text become U+FFFD."""
     raw = getattr(source, "buffer", None)
     encoding = source.encoding or "utf-8"
     for line in source if raw is None else (data.decode(encoding, "replace") for data in raw):

@@ -16,7 +16,7 @@ from mengya.metrics import say
 from mengya.model.load import check_model, load_model
 from mengya.schema import config
 from mengya.stage import Estimate, Inputs, Sources, Stage
-from mengya.text.chat import Chat, TemplateName, check_chat
+from mengya.text.chat import Chat, TemplateName
 from mengya.train.objectives import Objective
 from mengya.train.run import SCRATCH, train_model
 from mengya.train.settings import TrainingConfig
@@ -35,7 +35,7 @@ def training_stage(
         for directory in inputs.get(base, []):
             check_model(directory)
             if isinstance(config, TuningConfig):
-                check_chat(directory, config.template)
+                Chat.load(directory, config.template)
 
     makes = ("model", "tokenizer")
     return Stage(settings, run, makes, estimate, check, resumable=True, distributed=True, scratch=SCRATCH)

@@ -1,21 +1,62 @@
-"""Conversations as tokens: a tokenizer and a chat template, and which tokens the assistant is taught."""
+"""Conversations as tokens: a tokenizer and a chat template, and which tokens the assistant is taught.
 
-from collections.abc import Mapping, Sequence
+Chat templates are Jinja from anybody, rendered in a sandbox; `TEMPLATES` are ours.
+"""
+
+import json
+import re
+import secrets
+import sys
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 from typing import Annotated, Any
 
+import jinja2
 import tokenizers
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import AfterValidator
 
 from mengya.errors import UserError
-from mengya.text.template import ROLES, TEMPLATES, Message, Span, Template, time_limit
 from mengya.text.tokenizer import CONFIG, END_OF_TEXT, Tokenizer, as_json, json_object, read_files
 
-__all__ = ["Chat", "Message", "TemplateName", "check_chat", "own_template", "with_template_of"]
+Message = dict[str, Any]
+"""{"role": one of `ROLES`, "content": str or [{"type": "text", "text": str}, ...], perhaps "tool_calls", ...}"""
 
+Span = tuple[int, int]
+"""From the first character to the one after the last."""
+
+ROLES = ("system", "user", "assistant", "tool")
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/")
 _REMEDY = 'name one of ours in the recipe, e.g. sft.template = "chatml"'
 _TRIAL_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Template:
+    """How a conversation is written: Jinja `source`, or `tool_use` where tools are offered and it is not None.
+
+    `needs` are the control tokens that it writes and a tokenizer must have; known only of ours.
+    """
+
+    source: str
+    tool_use: str | None = None
+    needs: tuple[str, ...] = ()
+
+
+_CHATML = (Path(__file__).parent / "templates" / "chatml.jinja").read_text(encoding="utf-8")
+TEMPLATES = {"chatml": Template(_CHATML, needs=("<|im_start|>", "<|im_end|>"))}
+"""Our templates, by the name that a recipe gives."""
 
 
 def _known(name: str) -> str:
@@ -28,21 +69,77 @@ TemplateName = Annotated[str, AfterValidator(_known)]
 """A template of ours, in a config."""
 
 
-def check_chat(directory: Path, template: str | None = None) -> None:
-    """UserError if `directory` cannot be talked to with its own template, or with the named one of ours."""
-    Chat.load(directory, template)
+# What `{% generation %}` writes before and after its body. It is random, so that no text can contain it.
+_MARK = f"\ufdd0{secrets.token_hex(8)}\ufdd0"
+
+
+class _Generation(Extension):
+    """`{% generation %}…{% endgeneration %}` marks what the assistant says, as transformers and trl read it."""
+
+    tags = {"generation"}  # noqa: RUF012  jinja2 declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        mark = nodes.Output([nodes.TemplateData(_MARK)])
+        return nodes.Scope([mark, *body, mark]).set_lineno(line)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    """Without Jinja's HTML escapes."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+@lru_cache
+def _compiled(source: str) -> tuple[jinja2.Template, bool]:
+    """With what transformers gives a template (utils/chat_template_utils.py); whether it marks what is generated."""
+    extensions: list[Any] = [_Generation, "jinja2.ext.loopcontrols"]
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(source), re.search(r"\{%[-+]?\s*generation\b", source) is not None
+
+
+@contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """TimeoutError if the block takes longer. It slows the block down, so use it for a trial only."""
+    deadline = time.monotonic() + seconds
+
+    def watch(frame: Any, event: str, argument: Any) -> Any:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"it did not end within {seconds:g} s")
+        return watch
+
+    before = sys.gettrace()
+    sys.settrace(watch)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 class Chat:
-    """A tokenizer with a chat template: the one of its files, or the named one of ours, which then is in its files."""
+    """A tokenizer with a chat template: its own, or the named one of ours, which is then added to its files."""
 
     def __init__(self, tokenizer: Tokenizer, template: str | None = None):
         """UserError if there is no template, or it fails on a small conversation."""
         own = own_template(tokenizer.files)
         if template is not None and own != Template(TEMPLATES[template].source):
-            _check_needs(tokenizer, template)
-            tokenizer = Tokenizer(_with_template(tokenizer.files, TEMPLATES[template].source), tokenizer.origin)
             own = TEMPLATES[template]
+            missing = [token for token in own.needs if token not in tokenizer.control_ids]
+            if missing:
+                raise UserError(
+                    f"{tokenizer.origin} lacks {', '.join(missing)}, which the template {template!r} writes; unset "
+                    "template to use the model's own, or grow the tokenizer (tokenizer.extend), which adds them"
+                )
+            files = {name: content for name, content in tokenizer.files.items() if not name.startswith(_TEMPLATE_FILES)}
+            config = json_object(files, CONFIG) | {"chat_template": own.source}
+            tokenizer = Tokenizer(files | {CONFIG: as_json(config)}, tokenizer.origin)
         if own is None:
             raise UserError(f"{tokenizer.origin} has no chat template; {_REMEDY}")
         self.tokenizer = tokenizer
@@ -60,18 +157,18 @@ class Chat:
         """Token ids of a conversation and, for each, 1 if it is supervised (what the assistant says, its end included).
 
         The ids are those of transformers' `apply_chat_template`. If the template does not mark what the assistant
-        says, that is what it adds after the prompt for an answer; of what is only a prompt, nothing is supervised then.
+        says, that is what it adds after the prompt for an answer, and with a generation prompt nothing is supervised.
         UserError for an unknown role, or if the template fails or does not tell what is supervised.
         """
         text, spans = self._render(messages, tools, add_generation_prompt)
         (encoding,) = self.tokenizer.encode_structure([text])
-        return encoding.ids, _mask(encoding, spans, len(text))
+        return encoding.ids, _mask(encoding, spans)
 
     def encode_many(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[list[int], list[int]]]:
         """`encode` of each; faster, on several cores."""
         rendered = [self._render(messages) for messages in conversations]
         encodings = self.tokenizer.encode_structure([text for text, _ in rendered])
-        return [(e.ids, _mask(e, spans, len(text))) for e, (text, spans) in zip(encodings, rendered, strict=True)]
+        return [(e.ids, _mask(e, spans)) for e, (_, spans) in zip(encodings, rendered, strict=True)]
 
     def _render(
         self, messages: Sequence[Message], tools: Sequence[dict] | None = None, add_generation_prompt: bool = False
@@ -88,13 +185,20 @@ class Chat:
         return text, spans
 
     def _written(self, messages: list, tools: list | None, prompt: bool = False) -> tuple[str, list[Span] | None]:
+        """The text of a conversation and where the assistant speaks in it; None if the template has no marks."""
+        source = self.template.tool_use if tools and self.template.tool_use is not None else self.template.source
+        values = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": prompt}
         try:
-            return self.template.render(messages, tools, prompt, self.tokenizer.special_tokens)
+            template, has_marks = _compiled(source)
+            rendered = template.render(values, **self.tokenizer.special_tokens)
         except Exception as error:  # it is a program that somebody else wrote
             raised = f"{type(error).__name__} ({error})"
             raise UserError(
                 f"the chat template of {self.tokenizer.origin} raises {raised}; correct the conversation, or {_REMEDY}"
             ) from error
+        pieces = rendered.split(_MARK)  # in turn what the template writes and what the assistant says
+        ends = list(accumulate(map(len, pieces)))
+        return "".join(pieces), list(zip(ends[::2], ends[1::2], strict=False)) if has_marks else None
 
     def _additions(self, messages: list, tools: list | None, text: str) -> list[Span]:
         """Where the assistant speaks: what each of its turns adds to the prompt before it."""
@@ -107,16 +211,14 @@ class Chat:
             if not (text.startswith(through) and through.startswith(prompt)):
                 raise UserError(
                     f"the chat template of {self.tokenizer.origin} writes a conversation otherwise once it goes on "
-                    "(as some do that leave out earlier thoughts), so that it does not tell what the assistant is "
-                    f"taught; use conversations with one answer, or {_REMEDY}"
+                    "(some leave out earlier thoughts), so that it does not tell what the assistant is taught; "
+                    f"use conversations with one answer, or {_REMEDY}"
                 )
-            spans.append((len(prompt), self._end_of_turn(through, len(prompt))))
+            begin, end = len(prompt), len(through.rstrip())
+            # White space behind the control token that ends a turn is not part of it.
+            closed = any(through.endswith(token, begin, end) for token in self.tokenizer.control_ids)
+            spans.append((begin, end if closed else len(through)))
         return spans
-
-    def _end_of_turn(self, text: str, begin: int) -> int:
-        """Behind the last control token of a turn, where nothing but white space follows it; else the end."""
-        end = len(text.rstrip())
-        return end if any(text.endswith(token, begin, end) for token in self.tokenizer.control_ids) else len(text)
 
     def _safe(self, value: Any) -> Any:
         """A copy in plain types, with every control token in it broken."""
@@ -133,7 +235,7 @@ class Chat:
     def _try(self) -> set[int]:
         """The tokens that end a turn; UserError if the template loops, raises or leaves out what is said."""
         messages = [{"role": "user", "content": "mengya"}, {"role": "assistant", "content": "sprout"}]
-        with time_limit(_TRIAL_SECONDS):
+        with _time_limit(_TRIAL_SECONDS):
             text, _ = self._render(messages)
             prompt, _ = self._render(messages[:1], add_generation_prompt=True)
         if not ("mengya" in text and "sprout" in text and "mengya" in prompt):
@@ -144,53 +246,29 @@ class Chat:
         return {number for token, number in self.tokenizer.control_ids.items() if token in ends or number in last}
 
 
-def _mask(encoding: tokenizers.Encoding, spans: Sequence[Span], size: int) -> list[int]:
+def _mask(encoding: tokenizers.Encoding, spans: Sequence[Span]) -> list[int]:
     """1 for each token with a character in one of the spans."""
     mask = [0] * len(encoding)
+    offsets = encoding.offsets  # in order; some white space belongs to no token, and one character to several
     for begin, end in spans:
         if begin < end:
-            first, after = _token_from(encoding, begin, size), _token_from(encoding, end, size)
-            last = encoding.char_to_token(end - 1)  # it may go on beyond the span
-            after = after if last is None else max(after, last + 1)
+            first = bisect_right(offsets, begin, key=itemgetter(1))
+            after = bisect_left(offsets, end, key=itemgetter(0))
             mask[first:after] = [1] * (after - first)
     return mask
 
 
-def _token_from(encoding: tokenizers.Encoding, begin: int, size: int) -> int:
-    """The first token with a character at `begin` or later; some white space belongs to no token."""
-    for place in range(begin, size):
-        token = encoding.char_to_token(place)
-        if token is not None:
-            return token
-    return len(encoding)
-
-
 def own_template(files: Mapping[str, bytes]) -> Template | None:
     """The template in the files of a tokenizer, where transformers looks for it; None if there is none."""
-    stored = json_object(files, "chat_template.json").get("chat_template")
-    stored = json_object(files, CONFIG).get("chat_template") or stored
-    named = {"default": stored} if isinstance(stored, str) else {}
-    if isinstance(stored, list):
-        named = {entry["name"]: entry["template"] for entry in stored}
-    jinja = {name: content.decode(errors="replace") for name, content in files.items() if name.endswith(".jinja")}
-    if "chat_template.jinja" in jinja:
-        named["default"] = jinja.pop("chat_template.jinja")
-    named |= {Path(name).stem: source for name, source in jinja.items()}
+    stored = json_object(files, CONFIG).get("chat_template")
+    stored = stored or json_object(files, "chat_template.json").get("chat_template") or []
+    if isinstance(stored, str):
+        stored = [{"name": "default", "template": stored}]
+    named = {entry["name"]: entry["template"] for entry in stored}
+    for name, content in files.items():
+        if name.endswith(".jinja"):
+            named["default" if name == "chat_template.jinja" else Path(name).stem] = content.decode(errors="replace")
     return Template(named["default"], named.get("tool_use")) if "default" in named else None
-
-
-def _check_needs(tokenizer: Tokenizer, template: str) -> None:
-    missing = [token for token in TEMPLATES[template].needs if token not in tokenizer.control_ids]
-    if missing:
-        raise UserError(
-            f"{tokenizer.origin} lacks {', '.join(missing)}, which the template {template!r} writes; unset template"
-            " to use the model's own, or grow the tokenizer (tokenizer.extend), which adds them"
-        )
-
-
-def _with_template(files: Mapping[str, bytes], source: str) -> dict[str, bytes]:
-    kept = {name: content for name, content in files.items() if not name.startswith(_TEMPLATE_FILES)}
-    return kept | {CONFIG: as_json(json_object(files, CONFIG) | {"chat_template": source})}
 
 
 def with_template_of(old: Path, grown: Tokenizer) -> Tokenizer:

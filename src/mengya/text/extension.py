@@ -8,15 +8,16 @@ and then new merges join neighbours: the result has as many tokens or fewer, and
 import heapq
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Mapping
+from itertools import pairwise, zip_longest
 
 import tokenizers
 
 from mengya.errors import UserError
 from mengya.text.tokenizer import CONTROL_TOKENS, Tokenizer, trained_here
 
-Pair = tuple[int, int]
+Pair = tuple[str, str]
+"""Two ids, each as the character of that number."""
 
 
 def vocabulary(backend: tokenizers.Tokenizer) -> list[str]:
@@ -29,79 +30,59 @@ def vocabulary(backend: tokenizers.Tokenizer) -> list[str]:
 
 
 def first_difference(old: tokenizers.Tokenizer, new: tokenizers.Tokenizer) -> tuple[int, str, str | None] | None:
-    """The first id of `old` that `new` uses otherwise, and its token in both (None: `new` is shorter); None if none."""
-    theirs = vocabulary(new)
-    for number, token in enumerate(vocabulary(old)):
-        other = theirs[number] if number < len(theirs) else None
+    """The first id with another token in `new`, and its token in `old` and in `new` (None if `new` is shorter). None
+    if `new` begins with all of `old`."""
+    tokens = vocabulary(old)
+    for number, (token, other) in enumerate(zip_longest(tokens, vocabulary(new)[: len(tokens)])):
         if token != other:
             return number, token, other
     return None
 
 
 def pieces_of_new(old: tokenizers.Tokenizer, new: tokenizers.Tokenizer) -> list[list[int]]:
-    """For each id that only `new` has, the old ids that spell it; empty for a control token, which spells nothing."""
+    """For each id that only `new` has, the old ids that spell its token; empty for a control token."""
     control = {token.content for token in new.get_added_tokens_decoder().values()}
     tokens = vocabulary(new)[len(vocabulary(old)) :]
     return [[] if token in control else [piece.id for piece in old.model.tokenize(token)] for token in tokens]
 
 
 class _Words:
-    """Distinct words as sequences of ids, and where each pair of neighbours stands."""
+    """Distinct words and how often they occur, and which of them contain each pair of neighbours.
 
-    def __init__(self, sequences: list[list[int]], counts: list[int]):
-        self._sequences, self._counts = sequences, counts
+    A word is a string with one character for each id, so that `str.replace` can merge: id 65 is "A"."""
+
+    def __init__(self, counts: Mapping[str, int]):
+        self._words, self._counts = list(counts), list(counts.values())
         self.pairs: defaultdict[Pair, int] = defaultdict(int)
-        self._where: defaultdict[Pair, list[int]] = defaultdict(list)
-        for word, (sequence, count) in enumerate(zip(sequences, counts, strict=True)):
-            for pair in pairwise(sequence):
+        self._where: defaultdict[Pair, set[int]] = defaultdict(set)
+        for number, (word, count) in enumerate(counts.items()):
+            for pair in pairwise(word):
                 self.pairs[pair] += count
-                self._where[pair].append(word)
+                self._where[pair].add(number)
 
-    def merge(self, pair: Pair, merged: int) -> list[Pair]:
+    def merge(self, pair: Pair, merged: str) -> list[Pair]:
         """Join every occurrence, from left to right. Returns the pairs that became more frequent."""
         changes: defaultdict[Pair, int] = defaultdict(int)
-        for word in dict.fromkeys(self._where.pop(pair)):
-            for new in self._merge_in(word, pair, merged, changes):
-                self._where[new].append(word)
+        for number in self._where.pop(pair):
+            before, count = self._words[number], self._counts[number]
+            self._words[number] = after = before.replace("".join(pair), merged)
+            for old in pairwise(before):
+                changes[old] -= count
+            for new in pairwise(after):
+                changes[new] += count
+                if merged in new:
+                    self._where[new].add(number)
         for other, change in changes.items():
             self.pairs[other] += change
         return [other for other, change in changes.items() if change > 0]
 
-    def _merge_in(self, word: int, pair: Pair, merged: int, changes: defaultdict[Pair, int]) -> Iterator[Pair]:
-        """Join the occurrences in one word, count what that changes, and yield the new pairs."""
-        first, second = pair
-        ids, count = self._sequences[word], self._counts[word]
-        place = -1
-        while (place := _find(ids, first, place + 1)) >= 0:
-            if ids[place + 1] != second:
-                continue
-            changes[pair] -= count
-            ids[place : place + 2] = [merged]
-            if place > 0:
-                changes[ids[place - 1], first] -= count
-                changes[ids[place - 1], merged] += count
-                yield ids[place - 1], merged
-            if place + 1 < len(ids):
-                changes[second, ids[place + 1]] -= count
-                changes[merged, ids[place + 1]] += count
-                yield merged, ids[place + 1]
 
-
-def _find(ids: list[int], wanted: int, begin: int) -> int:
-    """Where `wanted` stands at or after `begin`, but not last; -1 if nowhere."""
-    try:
-        return ids.index(wanted, begin, len(ids) - 1)
-    except ValueError:
-        return -1
-
-
-def _learn(words: _Words, tokens: list[str], wanted: int, longest: int, forbidden: set[str]) -> list[Pair]:
-    """The merges of byte pair encoding, most frequent pair first (then the smaller ids), until `tokens` has grown by
-    `wanted`. A merge may yield a token that exists, reached on another way: it costs no entry.
+def _learn(words: _Words, tokens: list[str], size: int, longest: int, forbidden: set[str]) -> list[tuple[str, str]]:
+    """The merges of byte pair encoding, most frequent pair first (then the smaller ids), until there are `size`
+    `tokens`. If a merge makes a token that already exists, it adds no entry.
     """
     ids = {token: number for number, token in enumerate(tokens)}
-    merges: list[Pair] = []
-    size = len(tokens) + wanted
+    merges: dict[tuple[str, str], None] = {}  # a dict, because the same pair may come twice
     heap = [(-count, pair) for pair, count in words.pairs.items()]
     heapq.heapify(heap)
     while heap and len(tokens) < size:
@@ -111,16 +92,17 @@ def _learn(words: _Words, tokens: list[str], wanted: int, longest: int, forbidde
             if 0 < now < -count:
                 heapq.heappush(heap, (-now, pair))
             continue
-        token = tokens[pair[0]] + tokens[pair[1]]
+        first, second = (tokens[ord(character)] for character in pair)
+        token = first + second
         if now <= 0 or len(token) > longest or token in forbidden:  # one character stands for a byte
             continue
         if token not in ids:
             ids[token] = len(tokens)
             tokens.append(token)
-        merges.append(pair)
-        for other in words.merge(pair, ids[token]):
+        merges[first, second] = None
+        for other in words.merge(pair, chr(ids[token])):
             heapq.heappush(heap, (-words.pairs[other], other))
-    return list(dict.fromkeys(merges))  # a pair that comes up again, behind a token that was there, is the same merge
+    return list(merges)
 
 
 def _check_kind(content: dict) -> None:
@@ -140,11 +122,10 @@ def _count_words(backend: tokenizers.Tokenizer, texts: Iterable[str]) -> _Words:
     for text in texts:
         normal = backend.normalizer.normalize_str(text) if backend.normalizer else text
         found.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal))
-    counts: Counter[tuple[int, ...]] = Counter()
+    counts: Counter[str] = Counter()
     for word, count in found.items():
-        counts[tuple(piece.id for piece in backend.model.tokenize(word))] += count
-    several = sorted(ids for ids in counts if len(ids) > 1)
-    return _Words([list(ids) for ids in several], [counts[ids] for ids in several])
+        counts["".join(chr(piece.id) for piece in backend.model.tokenize(word))] += count
+    return _Words(counts)
 
 
 def extend_tokenizer(
@@ -157,6 +138,7 @@ def extend_tokenizer(
     """
     content = json.loads(old.to_str())
     _check_kind(content)
+    model, added = content["model"], content["added_tokens"]
     tokens = vocabulary(old)
     first = len(tokens)
     control = [token for token in CONTROL_TOKENS if token not in set(tokens)]
@@ -166,23 +148,16 @@ def extend_tokenizer(
             f"{len(control)} control tokens; set tokenizer.vocab_size above {first + len(control)}"
         )
     tokens += control
-    added = [entry["content"] for entry in content["added_tokens"]] + control
-    merges = _learn(_count_words(old, texts), tokens, vocab_size - len(tokens), max_token_length, set(added))
+    switches = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added += [{"id": number, "content": token, **switches} for number, token in enumerate(control, first)]
+    merges = _learn(_count_words(old, texts), tokens, vocab_size, max_token_length, {e["content"] for e in added})
     if len(tokens) < vocab_size:
         raise UserError(
             f"vocab_size={vocab_size} is more than this text allows: with the old entries it gives {len(tokens)}; "
             f"set tokenizer.vocab_size={len(tokens)} or add text"
         )
-    return _assemble(content, tokens, control, merges)
-
-
-def _assemble(content: dict, tokens: list[str], control: Sequence[str], merges: list[Pair]) -> Tokenizer:
-    model = content["model"]
-    # Added tokens stand in the vocabulary, too: otherwise the library numbers them anew, after the longer vocabulary.
+    # The vocabulary contains the added tokens, too: otherwise the library gives them new ids, after the longer one.
     model["vocab"] = {token: number for number, token in enumerate(tokens)}
     known = {tuple(pair) for pair in model["merges"]}
-    new = [(tokens[a], tokens[b]) for a, b in merges]
-    model["merges"] += [list(pair) for pair in new if pair not in known]
-    switches = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    content["added_tokens"] += [{"id": tokens.index(token), "content": token, **switches} for token in control]
+    model["merges"] += [list(pair) for pair in merges if pair not in known]
     return trained_here(tokenizers.Tokenizer.from_str(json.dumps(content)))

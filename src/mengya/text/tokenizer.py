@@ -16,7 +16,7 @@ END_OF_TEXT = "<|endoftext|>"
 IM_START = "<|im_start|>"
 IM_END = "<|im_end|>"
 CONTROL_TOKENS = (END_OF_TEXT, IM_START, IM_END)
-"""Of the tokenizers that we train or grow."""
+"""The control tokens of the tokenizers that we train or grow."""
 
 # Qwen2's pre-tokenizer (one digit a token, words with their leading space), because transformers, vLLM and llama.cpp
 # (`tokenizer.ggml.pre = qwen2`) all know it.
@@ -46,7 +46,7 @@ def write_files(files: Mapping[str, bytes], directory: Path) -> None:
 
 
 def json_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
-    """What a JSON file holds; {} if it is not there. UserError if it does not hold an object."""
+    """The object in a JSON file; {} if there is no such file. UserError if the file contains something else."""
     try:
         content = json.loads(files.get(name, b"{}"))
     except ValueError as error:
@@ -61,8 +61,8 @@ def as_json(content: dict[str, Any]) -> bytes:
 
 
 class Tokenizer:
-    """What the files of a directory describe. Plain text never becomes a control token, that is, an added token which
-    is marked as special."""
+    """A tokenizer from the files of a directory. Plain text never becomes a control token (an added token that is
+    marked as special)."""
 
     def __init__(self, files: Mapping[str, bytes], origin: str = "the tokenizer"):
         self.files = dict(files)
@@ -70,7 +70,7 @@ class Tokenizer:
         self.origin = origin
         """Where the files come from, for messages."""
         self._backend = _parse(self.files, origin)
-        self._backend.no_truncation()  # which a file may have switched on
+        self._backend.no_truncation()  # a file may have switched them on
         self._backend.no_padding()
         self.special_tokens = _names(self.files)
         """Token by the name that templates know it by, such as eos_token."""
@@ -81,36 +81,39 @@ class Tokenizer:
         self.control_ids: dict[str, int] = {token.content: number for number, token in added if token.special}
         longest_first = sorted(self.control_ids, key=len, reverse=True)
         self._control = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        # Any text may hold what the tokenizer does not know; that controls nothing.
+        # The token for unknown characters may come from any text, and controls nothing.
         model = json.loads(self.files["tokenizer.json"])["model"]
         unknown = {model.get("unk_id"), self.control_ids.get(model.get("unk_token"))}
         self._forbidden = set(self.control_ids.values()) - unknown
 
     @cached_property
     def eos_id(self) -> int:
-        """What stands between documents, and fills rows; UserError if the tokenizer has nothing for it.
+        """The token between documents, which also fills rows; UserError if the tokenizer has no such token.
 
-        GPT-2, Qwen and we have `<|endoftext|>` for that, whatever ends a turn; others name one token for everything.
+        GPT-2, Qwen and we have `<|endoftext|>` for that, beside a token that ends a turn; others have one for both.
         """
         names = (self.special_tokens.get(f"{name}_token") for name in ("eos", "pad", "bos"))
-        token = next((token for token in (END_OF_TEXT, *names) if token in self.control_ids), None)
-        if token is None:
-            raise UserError(
-                f"{self.origin} has no token that could stand between documents; "
-                "name an eos_token (or pad_token, bos_token) of its vocabulary in tokenizer_config.json"
-            )
-        return self.control_ids[token]
+        for token in (END_OF_TEXT, *names):
+            if token in self.control_ids:
+                return self.control_ids[token]
+        raise UserError(
+            f"{self.origin} has no token that could stand between documents; "
+            "name an eos_token (or pad_token, bos_token) of its vocabulary in tokenizer_config.json"
+        )
 
     def encode(self, text: str) -> list[int]:
-        return self._checked(text, self._backend.encode(text, add_special_tokens=False).ids)
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [self._checked(text, encoding.ids) for text, encoding in zip(texts, encodings, strict=True)]
+        rows = [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        for number, text in enumerate(texts):
+            if not self._forbidden.isdisjoint(rows[number]):
+                rows[number] = self._backend.encode(self._broken(self._backend, text), add_special_tokens=False).ids
+        return rows
 
     def encode_structure(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-        """Encodings in which a control token that stands in a text is one. What users wrote must be `defuse`d."""
-        if len(texts) == 1:  # without the threads of a batch
+        """Encodings in which control tokens in a text stay control tokens. Apply `defuse` to what users wrote."""
+        if len(texts) == 1:  # a batch would start threads
             return [self._structure.encode(texts[0], add_special_tokens=False)]
         return self._structure.encode_batch(list(texts), add_special_tokens=False)
 
@@ -120,9 +123,9 @@ class Tokenizer:
 
     def defuse(self, text: str) -> str:
         """`text` with each control token broken by a space, so that `encode_structure` finds none."""
-        text = self._control.sub(lambda match: _broken(match[0]), text)
+        text = self._control.sub(lambda match: _spaced(match[0]), text)
         # A normalizer may make a control token out of other characters, such as full-width ones.
-        return self._without_control(self._structure, text) if self._backend.normalizer else text
+        return self._broken(self._structure, text) if self._backend.normalizer else text
 
     def save(self, directory: Path) -> None:
         """Write the files that the tokenizer came from, its chat template among them."""
@@ -138,28 +141,22 @@ class Tokenizer:
 
     @cached_property
     def _structure(self) -> tokenizers.Tokenizer:
-        """Another copy, because the switch must not be turned while somebody encodes."""
+        """A copy without `encode_special_tokens`, which must not change while another thread encodes."""
         return tokenizers.Tokenizer.from_str(self._backend.to_str())
 
-    def _checked(self, text: str, ids: list[int]) -> list[int]:
-        if self._forbidden.isdisjoint(ids):
-            return ids
-        text = self._without_control(self._backend, text)
-        return self._backend.encode(text, add_special_tokens=False).ids
-
-    def _without_control(self, backend: tokenizers.Tokenizer, text: str) -> str:
-        """`text` with spaces where `backend` found control tokens."""
+    def _broken(self, backend: tokenizers.Tokenizer, text: str) -> str:
+        """`text` with a space behind the first character of each control token that `backend` finds."""
         for _ in range(8):  # breaking one may let another appear
             encoding = backend.encode(text, add_special_tokens=False)
-            places = [o[0] for i, o in zip(encoding.ids, encoding.offsets, strict=True) if i in self._forbidden]
-            if not places:
+            found = [o[0] for i, o in zip(encoding.ids, encoding.offsets, strict=True) if i in self._forbidden]
+            if not found:
                 return text
-            for place in reversed(places):
-                text = f"{text[: place + 1]} {text[place + 1 :]}"
+            for begin in reversed(found):
+                text = f"{text[: begin + 1]} {text[begin + 1 :]}"
         raise UserError(f"{self.origin} makes a control token of plain text ({text[:40]!r}); use another tokenizer")
 
 
-def _broken(token: str) -> str:
+def _spaced(token: str) -> str:
     """`<| x |>` of `<|x|>`, `< /s>` of `</s>`."""
     if token.startswith("<|"):
         return token.replace("<|", "<| ").replace("|>", " |>")
@@ -175,21 +172,21 @@ def _names(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _content(token: Any) -> str | None:
-    """The text of a token that is written as a string or as {"content": ...}; None of anything else."""
+    """The text of a token that is written as a string or as {"content": ...}; None for anything else."""
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None
 
 
 def _add_tokens(backend: tokenizers.Tokenizer, files: Mapping[str, bytes], names: Mapping[str, str]) -> None:
-    """Those that the files beside tokenizer.json add to it, with the ids that transformers gives them."""
+    """Add the tokens that only the files beside tokenizer.json name, with the ids that transformers gives them."""
     config = json_object(files, CONFIG)
-    entries = {int(number): entry for number, entry in (config.get("added_tokens_decoder") or {}).items()}
-    older = json_object(files, "added_tokens.json").items()
-    entries |= {number: {"content": token, "special": token in names.values()} for token, number in older}
+    decoder = config.get("added_tokens_decoder") or {}
+    numbered = {int(number): AddedToken(**token) for number, token in decoder.items()}
+    for text, number in json_object(files, "added_tokens.json").items():
+        numbered[number] = AddedToken(text, special=text in names.values())
     listed = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-    extra = listed.values() if isinstance(listed, dict) else listed
-    tokens = [AddedToken(**entry) for _, entry in sorted(entries.items())]
-    tokens += [AddedToken(t, special=True) for t in (*names.values(), *map(_content, extra)) if t]
+    special = [*names.values(), *map(_content, listed.values() if isinstance(listed, dict) else listed)]
+    tokens = [numbered[number] for number in sorted(numbered)] + [AddedToken(t, special=True) for t in special if t]
     present = {token.content: token.special for token in backend.get_added_tokens_decoder().values()}
     for token in tokens:
         if token.content not in present or (token.special and not present[token.content]):
@@ -215,7 +212,7 @@ def _parse(files: Mapping[str, bytes], origin: str) -> tokenizers.Tokenizer:
 
 
 def read_backend(directory: Path) -> tokenizers.Tokenizer:
-    """What tokenizer.json alone describes. UserError if there is none, or it cannot be read."""
+    """The tokenizer in tokenizer.json alone. UserError if there is none, or it cannot be read."""
     return _parse(read_files(directory), str(directory))
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from mengya.errors import UserError
@@ -176,6 +177,15 @@ class LanguageModel(nn.Module):
         for block in self.blocks():
             block.forward = functools.partial(_recomputed, block.forward)  # type: ignore[method-assign]
 
+    def detach_blocks(self) -> None:
+        """For a frozen model: compute exactly what a trained one computes, also compiled, but keep no graph.
+
+        Compiled code rounds otherwise where nothing needs a gradient. So each block's input gets one, and its output is
+        detached: while a block runs, its activations exist as in training. After `compile_blocks`, `recompute_blocks`.
+        """
+        for block in self.blocks():
+            block.forward = functools.partial(_detached, block.forward)  # type: ignore[method-assign]
+
     def weights(self) -> dict[str, Tensor]:
         """All parameters, a shared one under its first name alone, and the buffers that are saved; the live tensors."""
         saved = self.state_dict().keys()
@@ -221,6 +231,13 @@ def _recomputed(forward: Callable, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def _detached(forward: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(x, *args, **kwargs)
+    out = forward(x.detach().requires_grad_(), *args, **kwargs)
+    return tree_map_only(Tensor, Tensor.detach, out)
 
 
 def missing_parts(kind: type) -> list[str]:

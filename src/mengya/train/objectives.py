@@ -51,14 +51,13 @@ def _sum_log_probs(model: LanguageModel, batch: Batch) -> tuple[Tensor, list[Rou
 def dpo(beta: float, reference: LanguageModel, balance: Balance = DEFAULT) -> Objective:
     """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290), the sigmoid loss.
 
-    Sequences 2p and 2p + 1 of a batch are the chosen and the rejected completion of pair p.
+    Sequences 2p and 2p + 1 of a batch are the chosen and the rejected completion of pair p. `reference` is frozen. It
+    does not run under no_grad, where models may round otherwise: equal models must have margins of exactly 0.
     """
 
     def objective(model: LanguageModel, batch: Batch) -> Loss:
         policy, routings = _sum_log_probs(model, batch)
-        with torch.no_grad():
-            baseline = sequence_log_probs(reference, batch)
-        rewards = beta * (policy - baseline)
+        rewards = beta * (policy - sequence_log_probs(reference, batch).detach())
         chosen, rejected = rewards[0::2], rewards[1::2]
         margins = chosen - rejected
         metrics = {

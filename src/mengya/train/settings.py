@@ -122,6 +122,8 @@ def prepare_model(model: LanguageModel, settings: TrainingConfig) -> LanguageMod
         model.compile_blocks()
     if settings.activation_checkpointing:
         model.recompute_blocks()
+    if not any(parameter.requires_grad for parameter in model.parameters()):  # the reference of preference training
+        model.detach_blocks()
     return model
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mengya.errors import UserError
 from mengya.model.language_model import WEIGHTS, LanguageModel, missing_parts
-from mengya.model.native.config import ARCHITECTURES
+from mengya.model.native.config import FAMILIES
 
 SHARD_INDEX = "model.safetensors.index.json"
 
@@ -22,7 +22,7 @@ def _native() -> type[LanguageModel]:
     return CausalLM
 
 
-IMPLEMENTATIONS: dict[str, Callable[[], type]] = dict.fromkeys(ARCHITECTURES, _native)
+IMPLEMENTATIONS: dict[str, Callable[[], type]] = dict.fromkeys(FAMILIES, _native)
 """model_type of config.json -> what imports the class that implements it."""
 
 

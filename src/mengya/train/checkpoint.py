@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -27,8 +26,6 @@ from mengya.train.checkpoint_storage import Saved, Writer, hidden, reader, recov
 
 __all__ = ["Checkpoints", "Saved", "read_weights", "steps_in"]
 
-T = TypeVar("T")
-
 
 class Checkpoints:
     """The checkpoints in one directory, which all ranks share. Construct and call on all ranks alike.
@@ -38,7 +35,7 @@ class Checkpoints:
     """
 
     def __init__(self, root: Path, keep: int, config: dict, asynchronous: bool):
-        """`keep`: so many of the newest `step-*` stay. `config`: the content of config.json, which lies in each.
+        """`keep`: so many of the newest `step-*` stay. `config`: the content of config.json, which is put into each.
 
         `asynchronous`: `save` returns once the state is copied.
         """
@@ -46,8 +43,8 @@ class Checkpoints:
         self._alone = ranks.size() == 1
         if self._alone:
             _expect_one_process()
-        # Its own group: the writing thread must not get between the collectives of training. Disks may be slow, and a
-        # rank that dies is noticed without a limit.
+        # Its own group: the writing thread must not get between the collectives of training. The limit is long, because
+        # disks may be slow, and a rank that dies is noticed anyway.
         self._group = None if self._alone else dist.new_group(backend="gloo", timeout=timedelta(days=1))
         self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
         self._pending: Future[None] | None = None
@@ -119,22 +116,18 @@ class Checkpoints:
         Removes what a killed run left half done.
         """
         self.wait()
-        return self._from_main(self._latest)
 
-    def _latest(self) -> Saved | None:
-        recover(self._root)
-        for path in reversed(steps_in(self._root)):
-            try:
-                return verify(path)
-            except UserError as error:
-                say(f"passing over a damaged checkpoint: {error}")
-                remove(path)
-        return None
+        def find() -> Saved | None:
+            recover(self._root)
+            for path in reversed(steps_in(self._root)):
+                try:
+                    return verify(path)
+                except UserError as error:
+                    say(f"passing over a damaged checkpoint: {error}")
+                    remove(path)
+            return None
 
-    def find(self, name: str) -> Saved:
-        """The checkpoint of this name. UserError if it is not there or not whole."""
-        self.wait()
-        return self._from_main(lambda: verify(self._root / name))
+        return ranks.on_main(find)
 
     def load(self, saved: Saved, tensors: Mapping[str, Tensor]) -> None:
         """Fill `tensors` in place, whatever their device and sharding; each rank reads only what it needs.
@@ -143,7 +136,12 @@ class Checkpoints:
         side, where the number of ranks has changed: those stay as they are.
         """
         wanted = {n: t for n, t in tensors.items() if n in saved.shapes or not n.startswith("rng.")}
-        shapes = {name: shape for rank in self._gather(_shapes(wanted)) for name, shape in rank.items()}
+        of_ranks: list[dict[str, list[int]]] = [{name: list(tensor.shape) for name, tensor in wanted.items()}]
+        if not self._alone:
+            own = of_ranks[0]
+            of_ranks = [{}] * ranks.size()
+            dist.all_gather_object(of_ranks, own, self._group)
+        shapes = {name: shape for each in of_ranks for name, shape in each.items()}
         held = {name: shape for name, shape in saved.shapes.items() if name in shapes or not name.startswith("rng.")}
         if shapes != held:
             raise UserError(
@@ -151,28 +149,6 @@ class Checkpoints:
                 "delete the unfinished run or change back"
             )
         _read(saved, wanted, self._group, self._alone)
-
-    def _gather(self, value: T) -> list[T]:
-        """`value` of every rank, on every rank."""
-        if self._alone:
-            return [value]
-        found: list[T] = [value] * ranks.size()
-        dist.all_gather_object(found, value, self._group)
-        return found
-
-    def _from_main(self, function: Callable[[], T]) -> T:
-        """What `function` returns or raises on rank 0, on every rank."""
-        answer: list = [None, None]
-        if ranks.is_main():
-            try:
-                answer[0] = function()
-            except (UserError, OSError) as error:
-                answer[1] = error
-        if not self._alone:
-            dist.broadcast_object_list(answer, 0, self._group)
-        if answer[1] is not None:
-            raise answer[1]
-        return answer[0]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -195,10 +171,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _on_host(share: dict[str, Tensor]) -> dict[str, Tensor]:
     """No copy of what is there already."""
     return {name: tensor.detach().to("cpu").contiguous() for name, tensor in share.items()}
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    return {name: list(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _difference(held: dict[str, list[int]], wanted: dict[str, list[int]]) -> str:

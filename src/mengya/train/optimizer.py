@@ -1,8 +1,9 @@
-"""Which weights are trained, and AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), fused."""
+"""Which weights are trained, AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), and learning-rate schedules."""
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -11,6 +12,9 @@ import torch
 from mengya.errors import UserError
 from mengya.model.language_model import LanguageModel
 from mengya.schema import Positive, Share, config
+
+Schedule = Callable[[int], float]
+"""Step -> factor of the peak learning rate."""
 
 
 @config
@@ -89,14 +93,37 @@ def parameter_groups(model: LanguageModel, optim: Optim) -> list[dict[str, Any]]
     _check_patterns("optim.groups", (group.pattern for group in optim.groups), list(trained))
     found: dict[tuple[float, float], list] = {(optim.lr, optim.weight_decay): [], (optim.lr, 0.0): []}
     for name, parameter in trained.items():
-        own = next((group for group in optim.groups if fnmatchcase(name, group.pattern)), None)
-        rate, decay = optim.lr, optim.weight_decay if parameter.ndim >= 2 else 0.0
-        if own is not None:
-            rate = rate if own.lr is None else own.lr
-            decay = decay if own.weight_decay is None else own.weight_decay
+        own = next((g for g in optim.groups if fnmatchcase(name, g.pattern)), ParameterGroup(pattern=name))
+        rate, decay = own.lr, own.weight_decay
+        if rate is None:
+            rate = optim.lr
+        if decay is None:
+            decay = optim.weight_decay if parameter.ndim >= 2 else 0.0
         found.setdefault((rate, decay), []).append(parameter)
     return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in found.items() if p]
 
 
 def make_adamw(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+
+
+def make_schedule(optim: Optim, steps: int) -> Schedule:
+    """`schedule(step)` for steps 0 .. steps - 1, in units of the peak learning rate.
+
+    `warmup` and `decay` are shares of all steps, `min_lr` the last value. `cosine`: linear warm-up, then half a cosine
+    (Loshchilov and Hutter 2017, arXiv:1608.03983). `wsd`: warm-up, constant, then linear decay over the last `decay`
+    share (warmup-stable-decay, Hu et al. 2024, arXiv:2404.06395).
+    """
+    rise = max(1, round(optim.warmup * steps))
+    fall = max(1, round(optim.decay * steps))
+    floor = optim.min_lr
+
+    def schedule(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        if optim.schedule == "wsd":
+            return 1 - (1 - floor) * max(0.0, (step + 1 - (steps - fall)) / fall)
+        progress = (step + 1 - rise) / max(1, steps - rise)
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return schedule

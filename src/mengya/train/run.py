@@ -22,11 +22,10 @@ from mengya.model.language_model import LanguageModel
 from mengya.text.tokenizer import Tokenizer
 from mengya.train import balance
 from mengya.train.checkpoint import Checkpoints, read_weights
-from mengya.train.engines import Engine
+from mengya.train.engines.single import Engine
 from mengya.train.loop import Guard, Metrics, fit, measure
 from mengya.train.objectives import Objective
-from mengya.train.optimizer import freeze
-from mengya.train.schedule import make_schedule
+from mengya.train.optimizer import freeze, make_schedule
 from mengya.train.settings import TrainingConfig, engine_for, prepare_model
 
 SCRATCH = ("checkpoints", "shards")
@@ -47,7 +46,7 @@ def train_model(
 ) -> None:
     """Train `model` on all ranks, and leave in `out` a model directory with the weights best on held-out data.
 
-    `rebuild` makes the model anew, as it was given: what was trained is laid over it. `eos_ids` end an answer.
+    `rebuild` makes the model again, as it was given; the trained weights are copied into it. `eos_ids` end an answer.
     """
     freeze(model, settings.freeze)
     engine = engine_for(prepare_model(model, settings), objective, settings)
@@ -73,7 +72,7 @@ def train_model(
 def heldout_loss(
     engine: Engine, parts: Sequence[HeldoutPart], rows_per_batch: int, max_rows: int
 ) -> Callable[[], Metrics]:
-    """What measures the loss of all parts together, by their shares; of several parts each one's by itself as well."""
+    """A function that measures the loss of all parts together, by their shares; of several parts each one's, too."""
 
     def evaluate() -> Metrics:
         share = ranks.rank(), ranks.size()
@@ -107,8 +106,7 @@ class Run:
         self._after_step, self._evaluate, self._best = after_step, evaluate, best
         torch.manual_seed(settings.seed + ranks.rank())
         self.speed = _Speed(engine.model, settings)
-        self._root = out / "checkpoints"
-        config = engine.model.description()
+        self._root, config = out / "checkpoints", engine.model.description()
         self.checkpoints = Checkpoints(self._root, settings.keep_checkpoints, config, settings.async_checkpoints)
         self.guard = Guard()
         self.done, self.tokens = 0, 0
@@ -132,26 +130,24 @@ class Run:
 
     def weights(self) -> dict[str, Tensor]:
         """After `train`: what was trained, the best or the last."""
-        try:
-            if self._best is None or not self.best_step:
-                return read_weights(self._root / f"step-{self.done}")
-            found = read_weights(self._root / _BEST)
-        except UserError as error:
-            say(f"keeping the last weights: {error}")
-            return read_weights(self._root / f"step-{self.done}")
-        if self.best_step != self.done:
-            say(f"taking the weights of step {self.best_step}, the best on held-out data")
-        return found
+        if self._best and self.best_step:
+            try:
+                found = read_weights(self._root / _BEST)
+            except UserError as error:
+                say(f"keeping the last weights: {error}")
+            else:
+                if self.best_step != self.done:
+                    say(f"taking the weights of step {self.best_step}, the best on held-out data")
+                return found
+        return read_weights(self._root / f"step-{self.done}")
 
     def _train(self, title: str) -> None:
-        settings, optim = self.settings, self.settings.optim
-        steps = range(self.done, self.steps)
-        updates = fit(
-            self.engine, make_schedule(optim, self.steps), self.source, steps, optim.max_grad_norm, self.guard
-        )
+        optim, steps = self.settings.optim, range(self.done, self.steps)
+        schedule = make_schedule(optim, self.steps)
+        updates = fit(self.engine, schedule, self.source, steps, optim.max_grad_norm, self.guard)
         log = MetricsLog(self.out / "metrics.jsonl", self.done) if ranks.is_main() else None
         with (
-            runtime.deferred_interrupt() as asked,
+            runtime.deferred_interrupt() as interrupted,
             ProgressLine(title, self.steps, self.done) as bar,
             contextlib.closing(log) if log else contextlib.nullcontext(),
             contextlib.closing(updates),
@@ -160,12 +156,12 @@ class Run:
             for step, metrics in updates:
                 row = self._count(step, metrics)
                 last = self.done == self.steps
-                if self._evaluate and (last or self.done % settings.heldout_every == 0):
-                    row |= self._measure(self._evaluate)
+                if self._evaluate and (last or self.done % self.settings.heldout_every == 0):
+                    row |= self._measure(self._evaluate())
                 if log:
                     log.write(row)
                 bar.update(self.done, f"loss {row['loss']:.3f} {self.speed.text()}")
-                stop = ranks.any_of(asked())
+                stop = ranks.any_of(interrupted())
                 if self._save_if_due(stop) and stop and not last:
                     raise KeyboardInterrupt
                 self.speed.begin()
@@ -179,8 +175,7 @@ class Run:
             logging.getLogger(__name__).warning("step %d skipped: %s", self.done, metrics["skipped"])
         return {"step": self.done, **metrics, "tokens": self.tokens, "tokens_per_second": self.speed.step()}
 
-    def _measure(self, evaluate: Callable[[], Metrics]) -> Metrics:
-        found = evaluate()
+    def _measure(self, found: Metrics) -> Metrics:
         if self._best is not None:
             value, lower = found[self._best[0]], self._best[1] == "min"
             if math.isfinite(value) and (self.best is None or (value < self.best if lower else value > self.best)):
@@ -189,10 +184,10 @@ class Run:
                 self.checkpoints.save(_BEST, self.done, weights, {self._best[0]: value})
         return found
 
-    def _save_if_due(self, asked: bool) -> bool:
+    def _save_if_due(self, stop: bool) -> bool:
         """Save a checkpoint if it is time, or put it off to the next step after which the source allows one."""
         last = self.done == self.steps
-        self._due = self._due or last or asked or self.done % self.settings.checkpoint_every == 0
+        self._due = self._due or last or stop or self.done % self.settings.checkpoint_every == 0
         if not self._due or not (last or self.source.whole(self.done - 1)):
             return False
         state = {"guard": dataclasses.asdict(self.guard), "tokens": self.tokens}

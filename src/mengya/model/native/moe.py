@@ -173,11 +173,8 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """x (N, C), experts and weights (N, k) -> the weighted sum of the experts' outputs (N, C)."""
-        top_k, gate_up_proj, down_proj = (
-            experts.shape[1],
-            self.gate_up_proj,
-            self.down_proj,
-        )  # once: one may be computed
+        top_k = experts.shape[1]
+        gate_up_proj, down_proj = self.gate_up_proj, self.down_proj  # read once: a parametrised one is computed
         chosen, order = experts.flatten().sort(stable=True)
         places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         every = torch.arange(len(down_proj), device=chosen.device)

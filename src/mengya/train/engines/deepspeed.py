@@ -29,14 +29,13 @@ from mengya.train.optimizer import Optim
 
 AUTO = "auto"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-_SCHEDULERS = {"cosine": "WarmupCosineLR"}
 
 
 def read_settings(path: Path, wanted: dict[str, Any]) -> dict:
     """The content of ds.json with the recipe's values: `wanted`, by dotted keys.
 
-    UserError for each value that is neither the wanted one nor "auto", for what the recipe has no place for, and if
-    DeepSpeed is not installed.
+    UserError for each value that is neither the wanted one nor "auto", for what a recipe cannot say, and if DeepSpeed
+    is not installed.
     """
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("parallel = \"deepspeed\" needs DeepSpeed; install it with: pip install 'mengya[deepspeed]'")
@@ -44,7 +43,7 @@ def read_settings(path: Path, wanted: dict[str, Any]) -> dict:
     problems = []
     for key, value in wanted.items():
         given = _lookup(content, key)
-        if given not in (None, AUTO) and not _equal(given, value):
+        if given not in (None, AUTO, value):
             problems.append(f'{key} is {given!r}, but the recipe makes it {value!r}; write "auto" there')
     problems += _unfit(content)
     if problems:
@@ -78,12 +77,8 @@ def _lookup(content: Any, key: str) -> Any:
     return content
 
 
-def _equal(given: Any, value: Any) -> bool:
-    return list(given) == list(value) if isinstance(given, list) and isinstance(value, list | tuple) else given == value
-
-
 def _unfit(content: dict) -> list[str]:
-    """What the recipe has no place for."""
+    """What a recipe cannot say."""
     problems = []
     stage = _lookup(content, "zero_optimization.stage")
     if stage not in (1, 2, 3):
@@ -116,7 +111,7 @@ def wanted_values(rows: int, rows_per_batch: int, steps: int, half: bool, optim:
         "bf16.enabled": half,
         "fp16.enabled": False,
         **{f"optimizer.params.{name}": value for name, value in adamw.items()},
-        "scheduler.type": _SCHEDULERS.get(optim.schedule, "(none)"),
+        "scheduler.type": "WarmupCosineLR" if optim.schedule == "cosine" else "(none)",
     }
     if steps:
         wanted["scheduler.params.total_num_steps"] = steps
@@ -218,19 +213,18 @@ class Zero(Engine):
         finally:
             self.optimizer.step = step  # type: ignore[method-assign,assignment]
 
-    def _trained(self) -> dict[str, Tensor]:
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
     def tensors(self) -> dict[str, Tensor]:
         """Gathered one by one; each stays with one rank, so that none holds them all."""
         tools, found = self._tools, dict(self._plain())
-        for number, (name, parameter) in enumerate(self._trained().items()):
+        for number, (name, parameter) in enumerate(self.trained.items()):
             whole = {f"model.{name}": tools.safe_get_full_fp32_param(parameter)}
             for moment in MOMENTS:
                 whole[f"optimizer.{moment}.{name}"] = tools.safe_get_full_optimizer_state(parameter, moment)
             if number % ranks.size() == ranks.rank():
                 found |= {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in whole.items()}
-            found[f"optimizer.step.{name}"] = self._taken()
+            found[f"optimizer.step.{name}"] = (
+                self.optimizer.state[self._flat()[0]]["step"].detach().to("cpu", copy=True)
+            )
         return found
 
     def _plain(self) -> dict[str, Tensor]:
@@ -238,13 +232,9 @@ class Zero(Engine):
         buffers = dict(self.model.named_buffers())
         return {f"model.{name}": buffers[name] for name in self._held if name in buffers}
 
-    def _taken(self) -> Tensor:
-        """Steps that the optimizer has taken."""
-        return self.optimizer.state[self._flat()[0]]["step"].detach().to("cpu", copy=True)
-
     def places(self) -> dict[str, Tensor]:
         found = dict(self._plain())
-        for name, parameter in self._trained().items():
+        for name, parameter in self.trained.items():
             shape = getattr(parameter, "ds_shape", parameter.shape)
             for key in (f"model.{name}", *(f"optimizer.{moment}.{name}" for moment in MOMENTS)):
                 found[key] = torch.empty(shape)
@@ -253,7 +243,7 @@ class Zero(Engine):
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         tools = self._tools
-        for name, parameter in self._trained().items():
+        for name, parameter in self.trained.items():
             tools.safe_set_full_fp32_param(parameter, tensors[f"model.{name}"].to(self._device))
             for moment in MOMENTS:
                 value = tensors[f"optimizer.{moment}.{name}"].to(self._device)

@@ -111,7 +111,7 @@ def peer(task: Task, mixed: bool, compiled: bool, experts: str = "eager") -> Ite
     from mengya.model.native.config import ModelConfig, to_hf
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(**to_hf(ModelConfig(**task.shape), "float32", None, None))
+    config = AutoConfig.for_model(**to_hf(ModelConfig(**task.shape)))
     config.use_cache = False
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").train().to(task.device)
     if task.shape.get("num_experts"):

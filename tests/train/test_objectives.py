@@ -115,7 +115,7 @@ def double_logits(model):
 def test_sequence_log_probs(make_model, make_groups, whole):
     batch = pair_batch(make_groups, whole)
     assert batch.sequences == 10 and batch.count == 5 and (batch.sequence_ids < 0).any()
-    found = sequence_log_probs(make_model(), batch)
+    found, _ = sequence_log_probs(make_model(), batch)
     wanted = reference_log_probs(double_logits(make_model()), batch)
     assert torch.allclose(found.double(), wanted, rtol=1e-5)
 
@@ -155,7 +155,7 @@ def test_dpo_equals_trl(make_model, make_groups, whole):
         pytest.skip("this trl has no separate dpo_loss")
     batch = pair_batch(make_groups, whole)
     model, reference = make_model(1), make_model(2)
-    policy, baseline = sequence_log_probs(model, batch), sequence_log_probs(reference, batch)
+    policy, baseline = sequence_log_probs(model, batch)[0], sequence_log_probs(reference, batch)[0]
     trainer = DPOTrainer.__new__(DPOTrainer)
     trainer.beta, trainer.label_smoothing, trainer.reference_free = 0.1, 0.0, False
     sides = (policy[0::2], policy[1::2], baseline[0::2], baseline[1::2])
@@ -201,10 +201,10 @@ def test_the_reference_of_dpo_keeps_no_graph(make_model, make_groups, whole, rec
         return copy
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda x: x):
-        baseline = sequence_log_probs(reference, batch)
+        baseline, _ = sequence_log_probs(reference, batch)
         assert saved and not baseline.requires_grad
         assert not any(tensor() is not None for tensor in saved)
-        log_p = sequence_log_probs(model, batch)
+        log_p, _ = sequence_log_probs(model, batch)
         assert log_p.requires_grad and any(tensor() is not None for tensor in saved)
 
 

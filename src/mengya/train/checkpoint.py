@@ -22,9 +22,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from mengya import ranks
 from mengya.errors import UserError
 from mengya.metrics import say
-from mengya.train.checkpoint_storage import Saved, Writer, hidden, reader, recover, remove, steps_in, verify
-
-__all__ = ["Checkpoints", "Saved", "read_weights", "steps_in"]
+from mengya.train.checkpoint_storage import Saved, Writer, hidden, recover, remove, steps_in, verify
 
 
 class Checkpoints:
@@ -158,7 +156,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     _expect_one_process()
     saved = verify(path)
-    held = reader(saved).read_metadata().state_dict_metadata
+    held = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     weights = {
         name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
         for name, tensor in held.items()
@@ -183,8 +181,9 @@ def _difference(held: dict[str, list[int]], wanted: dict[str, list[int]]) -> str
 
 def _read(saved: Saved, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None, alone: bool) -> None:
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    reader = dcp.HuggingFaceStorageReader(str(saved.path))
     with _plain_errors():
-        dcp.load(dict(tensors), storage_reader=reader(saved), planner=planner, process_group=group, no_dist=alone)
+        dcp.load(dict(tensors), storage_reader=reader, planner=planner, process_group=group, no_dist=alone)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -181,7 +180,7 @@ class Writer(StorageWriter):
 
 
 def _as_os_error(error: SafetensorError, path: Path) -> OSError:
-    """safetensors hides the system's error number in its message."""
+    """With the system's error number, which safetensors hides in its message."""
     number = re.search(r"os error (\d+)", str(error))
     return OSError(int(number[1]), str(error), str(path)) if number else OSError(f"{path}: {error}")
 
@@ -204,7 +203,3 @@ def verify(path: Path) -> Saved:
     except (OSError, ValueError) as error:
         raise UserError(f"the checkpoint {path} cannot be read ({error}); delete it to go on without it") from error
     return Saved(path, record["step"], record["state"], record["shapes"])
-
-
-def reader(saved: Saved) -> dcp.HuggingFaceStorageReader:
-    return dcp.HuggingFaceStorageReader(str(saved.path))

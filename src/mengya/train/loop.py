@@ -39,12 +39,11 @@ class Guard:
 
         `where`: on which ranks the loss is not a number, for the message.
         """
-        reason = None
         if not (math.isfinite(loss) and math.isfinite(norm)):
             reason = f"loss {loss}{where}, gradient norm {norm}"
         elif self.seen >= self.warmup and norm > self.spike * self.mean_norm:
             reason = f"gradient norm {norm:.3g} is over {self.spike:g} x its mean {self.mean_norm:.3g}"
-        if reason is None:
+        else:
             self.seen += 1
             weight = max(0.02, 1 / self.seen)
             self.mean_norm += weight * (norm - self.mean_norm)

@@ -200,10 +200,10 @@ class Run:
         found = self.checkpoints.latest()
         if found is None:
             return
-        tensors, random_states = self.engine.places(), _random_states()
-        self.checkpoints.load(found, tensors | random_states)
-        self.engine.restore(tensors)
-        _set_random_states(random_states)
+        random_states = _random_states()
+        self.engine.load(lambda tensors: self.checkpoints.load(found, tensors | random_states))
+        for name, state in random_states.items():
+            (torch.cuda.set_rng_state if name.startswith("rng.cuda.") else torch.set_rng_state)(state)
         self.done, self.tokens = found.step, found.state["tokens"]
         self.best, self.best_step = found.state["best"], found.state["best_step"]
         self.guard = Guard(**found.state["guard"])
@@ -211,16 +211,11 @@ class Run:
 
 
 def _random_states() -> dict[str, Tensor]:
-    """Of this rank's generators; a new tensor each."""
+    """Of this rank's generators, in new tensors."""
     states = {f"rng.{ranks.rank()}": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         states[f"rng.cuda.{ranks.rank()}"] = torch.cuda.get_rng_state()
     return states
-
-
-def _set_random_states(states: dict[str, Tensor]) -> None:
-    for name, state in states.items():
-        (torch.cuda.set_rng_state if name.startswith("rng.cuda.") else torch.set_rng_state)(state)
 
 
 class _Speed:

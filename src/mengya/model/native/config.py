@@ -206,8 +206,11 @@ def model_type(shape: ModelConfig) -> str:
     return "qwen3" if shape.qk_norm else "llama"
 
 
-def to_hf(shape: ModelConfig, dtype: str, eos_token_id: int | list[int] | None, pad_token_id: int | None) -> dict:
-    """The content of config.json; `rope_theta` and `rope_scaling` are for readers older than transformers 5."""
+def to_hf(shape: ModelConfig) -> dict:
+    """The content of config.json, of a float32 model without special tokens.
+
+    `rope_theta` and `rope_scaling` are for readers older than transformers 5.
+    """
     kind = model_type(shape)
     family = FAMILIES[kind]
     out: dict = {
@@ -216,11 +219,11 @@ def to_hf(shape: ModelConfig, dtype: str, eos_token_id: int | list[int] | None, 
         "hidden_act": "silu",
         "attention_dropout": 0.0,
         "use_cache": True,
-        "dtype": dtype,
-        "torch_dtype": dtype,
+        "dtype": "float32",
+        "torch_dtype": "float32",
         "bos_token_id": None,
-        "eos_token_id": eos_token_id,
-        "pad_token_id": pad_token_id,
+        "eos_token_id": None,
+        "pad_token_id": None,
     }
     out |= {name: getattr(shape, name) for name in _SAME}
     out |= {theirs: getattr(shape, ours) for ours, theirs in family.names.items()} | family.constants

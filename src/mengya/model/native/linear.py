@@ -112,22 +112,22 @@ def _call_products(
     ends: Tensor | None,
     transposed: bool,
     outer: int,
-    **pointers: Tensor | None,
+    **others: Tensor | None,
 ) -> None:
     """Call a function of products.cpp on rows x, each group of which has a matrix of its own; ends None: one group."""
     if ends is None:
         ends = torch.tensor([len(x)], dtype=torch.int32)
     # The kernel itself checks nothing.
-    for matrix in (weight, pointers.get("up_weight")):
+    for matrix in (weight, others.get("up_weight")):
         assert matrix is None or (matrix[0].is_contiguous() and matrix.dtype == weight.dtype), "weights of another form"
     assert weight.dtype in (torch.float32, torch.bfloat16) and x.dtype == torch.bfloat16 and x.is_contiguous()
-    scale = pointers.get("scale")
+    scale = others.get("scale")
     assert scale is None or (scale.dtype == torch.float32 and scale.is_contiguous())
     problem = ProductsProblem(
         groups=len(ends), inner=x.shape[1], outer=outer, threads=torch.get_num_threads(),
         transposed=transposed, wide_weights=weight.dtype == torch.float32, group_stride=weight.stride(0),
         ends=ends.data_ptr(), rows=x.data_ptr(), weight=weight.data_ptr(),
-        **{name: t.data_ptr() for name, t in pointers.items() if t is not None},
+        **{name: t.data_ptr() for name, t in others.items() if t is not None},
     )  # fmt: skip
     kernels.call("products", function, problem)
 

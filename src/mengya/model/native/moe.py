@@ -81,45 +81,30 @@ def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 # ---- to the experts and back -----------------------------------------------------------------------------------------
 
 
-def _spread(x: Tensor, order: Tensor, copies: int) -> Tensor:
-    return x[order // copies if copies > 1 else order]
+def _rearranged(x: Tensor, order: Tensor, places: Tensor, copies: int, back: bool) -> Tensor:
+    if not back:
+        return x[order // copies if copies > 1 else order]
+    x = x[places]
+    return x.unflatten(0, (-1, copies)).sum(1) if copies > 1 else x
 
 
-def _gather(y: Tensor, places: Tensor, copies: int) -> Tensor:
-    y = y[places]
-    return y.unflatten(0, (-1, copies)).sum(1) if copies > 1 else y
+class _Rearrange(torch.autograd.Function):
+    """Rows of x (N, ...) in the order of the pairs, (N * copies, ...); pair p belongs to row p // copies.
 
-
-class _Dispatch(torch.autograd.Function):
-    """Rows of x (N, ...) in the order of the pairs: (N * copies, ...); pair p belongs to row p // copies.
-
-    `order` (M,) lists the pairs as they are sorted, `places` is its inverse. The gradient gathers, too, where autograd
-    would add into rows in an order of its own.
+    `order` (M,) lists the pairs as they are sorted, `places` is its inverse. `back`: the transpose, the sum of each
+    row's copies. Both ways gather, as forward and as backward pass; autograd would add into rows in any order.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, places: Tensor, copies: int) -> Tensor:
-        ctx.save_for_backward(places)
-        ctx.copies = copies
-        return _spread(x, order, copies)
+    def forward(ctx: Any, x: Tensor, order: Tensor, places: Tensor, copies: int, back: bool) -> Tensor:
+        ctx.save_for_backward(order, places)
+        ctx.copies, ctx.back = copies, back
+        return _rearranged(x, order, places, copies, back)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        return _gather(grad, ctx.saved_tensors[0], ctx.copies), None, None, None
-
-
-class _Combine(torch.autograd.Function):
-    """The transpose of _Dispatch: the sum of each row's copies."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, order: Tensor, places: Tensor, copies: int) -> Tensor:
-        ctx.save_for_backward(order)
-        ctx.copies = copies
-        return _gather(y, places, copies)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        return _spread(grad, ctx.saved_tensors[0], ctx.copies), None, None, None
+        order, places = ctx.saved_tensors
+        return _rearranged(grad, order, places, ctx.copies, not ctx.back), None, None, None, None
 
 
 # ---- modules ---------------------------------------------------------------------------------------------------------
@@ -179,15 +164,15 @@ class Experts(nn.Module):
         places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         every = torch.arange(len(down_proj), device=chosen.device)
         ends = torch.searchsorted(chosen, every, right=True, out_int32=True)
-        rows = _Dispatch.apply(x, order, places, top_k)
+        rows = _Rearrange.apply(x, order, places, top_k, False)
         # An expert's output is linear in what enters its last product; its weight is applied there, without a pass.
-        scale = _Dispatch.apply(weights.flatten(), order, places, 1)
+        scale = _Rearrange.apply(weights.flatten(), order, places, 1, False)
         if served(x.device.type, x.dtype, *down_proj.shape[1:]):
             out = swiglu_groups(rows, [gate_up_proj], down_proj, ends, scale)
         else:
             gate, up = grouped_linear(rows, gate_up_proj, ends).chunk(2, dim=-1)
             out = grouped_linear(F.silu(gate) * up * scale[:, None].to(x.dtype), down_proj, ends)
-        return _Combine.apply(out, order, places, top_k)
+        return _Rearrange.apply(out, order, places, top_k, True)
 
 
 class MoE(nn.Module):

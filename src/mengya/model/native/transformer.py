@@ -186,7 +186,7 @@ class CausalLM(LanguageModel):
         return model
 
     def description(self) -> dict:
-        return to_hf(self.config, "float32", None, None)
+        return to_hf(self.config)
 
     @property
     def vocab_size(self) -> int:

@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -145,16 +146,12 @@ class Zero(Engine):
     """DeepSpeed's engine around the model. `settings` is what `read_settings` gives."""
 
     def __init__(self, model: LanguageModel, objective: Objective, optim: Optim, device: torch.device, settings: dict):
-        self._settings, self._device = settings, device
         # DeepSpeed casts buffers, too; they are to stay as they are.
-        self._buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         super().__init__(model, objective, optim)
         self.device = device
-        self._start()
-
-    def _start(self) -> None:
         deepspeed = _deepspeed()
-        if self._settings["zero_optimization"]["stage"] == 3:
+        if settings["zero_optimization"]["stage"] == 3:
             for block in self.model.blocks():  # before DeepSpeed's own hooks
                 if any(parameter.requires_grad for parameter in block.parameters()):
                     block.register_forward_pre_hook(_with_gradient)
@@ -162,7 +159,7 @@ class Zero(Engine):
             deepspeed.utils.set_z3_leaf_modules(self.root, list({type(block) for block in self.model.blocks()}))
             deepspeed.zero.register_external_parameter(self.root, self.model.output_weight)
         self.optimizer.state.clear()
-        settings = {"zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True, **self._settings}
+        settings = {"zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True, **settings}
         if settings["bf16"]["enabled"]:  # sums of gradients keep their digits, as in the other engines
             settings = {"communication_data_type": "fp32", **settings}
             if settings["zero_optimization"]["stage"] > 1:  # stage 1 would become another optimizer, without a norm
@@ -170,7 +167,7 @@ class Zero(Engine):
         with contextlib.redirect_stdout(io.StringIO()):
             self.run, *_ = deepspeed.initialize(model=self.root, optimizer=self.optimizer, config=settings)
         for name, buffer in self.model.named_buffers():
-            buffer.data = self._buffers[name].to(self._device)
+            buffer.data = buffers[name].to(device)
         self.zero: Any = self.run.optimizer
         self._tools = deepspeed.utils
         for flat in self._flat():
@@ -215,7 +212,7 @@ class Zero(Engine):
 
     def tensors(self) -> dict[str, Tensor]:
         """Gathered one by one; each stays with one rank, so that none holds them all."""
-        tools, found = self._tools, dict(self._plain())
+        tools, found = self._tools, self._plain()
         for number, (name, parameter) in enumerate(self.trained.items()):
             whole = {f"model.{name}": tools.safe_get_full_fp32_param(parameter)}
             for moment in MOMENTS:
@@ -232,21 +229,18 @@ class Zero(Engine):
         buffers = dict(self.model.named_buffers())
         return {f"model.{name}": buffers[name] for name in self._held if name in buffers}
 
-    def places(self) -> dict[str, Tensor]:
-        found = dict(self._plain())
+    def load(self, read: Callable[[dict[str, Tensor]], None]) -> None:
+        tools, tensors = self._tools, self._plain()
         for name, parameter in self.trained.items():
             shape = getattr(parameter, "ds_shape", parameter.shape)
             for key in (f"model.{name}", *(f"optimizer.{moment}.{name}" for moment in MOMENTS)):
-                found[key] = torch.empty(shape)
-            found[f"optimizer.step.{name}"] = torch.zeros(())
-        return found
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        tools = self._tools
+                tensors[key] = torch.empty(shape)
+            tensors[f"optimizer.step.{name}"] = torch.zeros(())
+        read(tensors)
         for name, parameter in self.trained.items():
-            tools.safe_set_full_fp32_param(parameter, tensors[f"model.{name}"].to(self._device))
+            tools.safe_set_full_fp32_param(parameter, tensors[f"model.{name}"].to(self.device))
             for moment in MOMENTS:
-                value = tensors[f"optimizer.{moment}.{name}"].to(self._device)
+                value = tensors[f"optimizer.{moment}.{name}"].to(self.device)
                 tools.safe_set_full_optimizer_state(parameter, value, moment)
             taken = tensors[f"optimizer.step.{name}"]
         for flat in self._flat():

@@ -38,16 +38,13 @@ def compiler_missing(device: str) -> str | None:
 
 def describe_machine() -> str:
     """One line for manifests and reports: no host name, no path."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_name()
+    device = platform.processor() or platform.machine()
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+            device = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), device)
     return f"{device}, {torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}"
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def synchronize(device: str) -> None:

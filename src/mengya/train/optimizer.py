@@ -19,7 +19,7 @@ Schedule = Callable[[int], float]
 
 @config
 class ParameterGroup:
-    """Weights that have a rate or a decay of their own."""
+    """Weights with a learning rate or a decay of their own."""
 
     pattern: str
     """Of parameter names, e.g. "*embed_tokens*"; * stands for anything. A name belongs to the first that fits."""
@@ -103,16 +103,11 @@ def parameter_groups(model: LanguageModel, optim: Optim) -> list[dict[str, Any]]
     return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in found.items() if p]
 
 
-def make_adamw(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
-
-
 def make_schedule(optim: Optim, steps: int) -> Schedule:
     """`schedule(step)` for steps 0 .. steps - 1, in units of the peak learning rate.
 
-    `warmup` and `decay` are shares of all steps, `min_lr` the last value. `cosine`: linear warm-up, then half a cosine
-    (Loshchilov and Hutter 2017, arXiv:1608.03983). `wsd`: warm-up, constant, then linear decay over the last `decay`
-    share (warmup-stable-decay, Hu et al. 2024, arXiv:2404.06395).
+    `cosine`: linear warm-up, then half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983). `wsd`: warm-up,
+    constant, then linear decay (warmup-stable-decay, Hu et al. 2024, arXiv:2404.06395).
     """
     rise = max(1, round(optim.warmup * steps))
     fall = max(1, round(optim.decay * steps))

@@ -1,4 +1,4 @@
-"""One training run: resume, log, measure, save, stop cleanly. What is measured, and what is best, its caller says."""
+"""One training run: resume, log, measure, save, stop cleanly. The caller says what is measured and what is best."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from mengya.metrics import MetricsLog, ProgressLine, format_count, say
 from mengya.model.language_model import LanguageModel
 from mengya.text.tokenizer import Tokenizer
 from mengya.train import balance
-from mengya.train.checkpoint import Checkpoints, read_weights
+from mengya.train.checkpoint import Checkpoints, Saved, read_weights
 from mengya.train.engines.single import Engine
 from mengya.train.loop import Guard, Metrics, fit, measure
 from mengya.train.objectives import Objective
@@ -83,7 +83,7 @@ def heldout_loss(
 
 
 class Run:
-    """In one directory, on all ranks. `metrics.jsonl` and `checkpoints/` are its memory."""
+    """A run in one directory, on all ranks; `metrics.jsonl` and `checkpoints/` say how far it is."""
 
     def __init__(
         self,
@@ -99,8 +99,8 @@ class Run:
         """Functions are called on all ranks alike, and give the same on all.
 
         `after_step`: with the metrics of each step whose update was applied. `evaluate`: every `heldout_every` steps
-        and after the last; what it gives is logged. `best`: which of those figures is lowest or highest in the weights
-        that are taken in the end; None: the last weights are.
+        and after the last; its figures are logged. `best`: the figure by which `weights` chooses, lowest or highest;
+        None: it takes the last weights.
         """
         self.engine, self.source, self.steps, self.out, self.settings = engine, source, steps, out, settings
         self._after_step, self._evaluate, self._best = after_step, evaluate, best
@@ -116,7 +116,9 @@ class Run:
 
     def train(self, title: str) -> None:
         """To the end, from where an earlier process has stopped. UserError if no update could be applied."""
-        self._resume()
+        found = self.checkpoints.latest()
+        if found is not None:
+            self._resume(found)
         try:
             self._train(title)
         except BaseException:
@@ -167,7 +169,7 @@ class Run:
                 self.speed.begin()
 
     def _count(self, step: int, metrics: Metrics) -> Metrics:
-        """Take note of a step; returns its row of the log."""
+        """Record a step; returns its row of the log."""
         self.done, self.tokens = step + 1, self.tokens + metrics.pop("tokens")
         if "skipped" not in metrics and self._after_step:
             self._after_step(metrics)
@@ -196,10 +198,7 @@ class Run:
         self._due = False
         return True
 
-    def _resume(self) -> None:
-        found = self.checkpoints.latest()
-        if found is None:
-            return
+    def _resume(self, found: Saved) -> None:
         random_states = _random_states()
         self.engine.load(lambda tensors: self.checkpoints.load(found, tensors | random_states))
         for name, state in random_states.items():

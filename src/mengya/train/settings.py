@@ -95,10 +95,8 @@ class TrainingConfig:
 
 def deepspeed_settings(settings: TrainingConfig) -> dict:
     """The user's ds.json, completed from the recipe. UserError if they contradict each other."""
-    share = settings.rows // ranks.size()
     half = runtime.pick_dtype(settings.dtype, runtime.pick_device()) == torch.bfloat16
-    micro_batch = min(settings.micro_batch or share, share)
-    wanted = wanted_values(settings.rows, micro_batch, settings.steps, half, settings.optim)
+    wanted = wanted_values(settings.rows, settings.micro_batch, settings.steps, half, settings.optim)
     return read_settings(Path(settings.deepspeed).expanduser(), wanted)
 
 

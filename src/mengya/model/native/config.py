@@ -89,7 +89,7 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even for rotary embeddings")
         if self.qk_norm and self.mlp_bias:
-            raise ValueError("mlp_bias=true with qk_norm=true exists in no published architecture; drop one of them")
+            raise ValueError("no published architecture has mlp_bias=true and qk_norm=true; remove one of them")
         if self.num_experts:
             self._check_experts()
         else:

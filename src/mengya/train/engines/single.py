@@ -11,7 +11,7 @@ from mengya import ranks
 from mengya.batch import Batch, Loss
 from mengya.model.language_model import LanguageModel
 from mengya.train.objectives import Objective
-from mengya.train.optimizer import Optim, make_adamw, parameter_groups
+from mengya.train.optimizer import Optim, parameter_groups
 
 
 class Root(nn.Module):
@@ -44,7 +44,9 @@ class Engine:
         self._prepare()
         groups = parameter_groups(model, optim)
         self._peak, self._peaks = optim.lr, [group["lr"] for group in groups]
-        self.optimizer: torch.optim.Optimizer = make_adamw(groups, optim)
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
+        )
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         for parameter in self.trained.values():
             self.optimizer.state[parameter] = no_moments(parameter)

@@ -162,13 +162,13 @@ class LanguageModel(nn.Module):
         return -self.log_probs(hidden, labels).sum()  # forms no gradient on the way
 
     def compile_blocks(self) -> None:
-        """Their forward passes alone: the hooks of engines stay outside."""
+        """Only their forward passes: the hooks of engines stay outside."""
         self.compiled = True
         for block in self.blocks():
             block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
 
     def recompute_blocks(self) -> None:
-        """Keep a block's input alone, and compute the rest again in the backward pass (Chen et al. 2016, 1604.06174).
+        """Keep only a block's input, and compute the rest again in the backward pass (Chen et al. 2016, 1604.06174).
 
         After `compile_blocks`, if both are wanted.
         """
@@ -176,10 +176,10 @@ class LanguageModel(nn.Module):
             block.forward = functools.partial(_recomputed, block.forward)  # type: ignore[method-assign]
 
     def detach_blocks(self) -> None:
-        """For a frozen model: compute exactly what a trained one computes, also compiled, but keep no graph.
+        """Make a frozen model compute exactly what a trained one does, also compiled, and keep no graph.
 
-        Compiled code rounds otherwise where nothing needs a gradient. So each block's input gets one, and its output is
-        detached: while a block runs, its activations exist as in training. After `compile_blocks`, `recompute_blocks`.
+        Compiled code rounds differently where nothing needs a gradient. So a block's input needs one, and its output is
+        detached: the activations of one block at a time exist. After `compile_blocks` and `recompute_blocks`.
         """
         for block in self.blocks():
             block.forward = functools.partial(_detached, block.forward)  # type: ignore[method-assign]

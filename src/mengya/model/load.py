@@ -55,10 +55,7 @@ def implementation_of(content: dict, source: str | Path) -> type[LanguageModel]:
 
 
 def check_model(directory: Path) -> LanguageModel:
-    """The model of a directory without its weights; reads config.json alone.
-
-    UserError if `load_model` could not load it.
-    """
+    """The model of a directory, without its weights, from config.json alone. UserError if that is not supported."""
     content = _read_json(directory)
     return implementation_of(content, directory).empty(content, str(directory), torch.float32, "meta")
 

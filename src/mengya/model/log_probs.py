@@ -153,6 +153,6 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def token_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """(B, T) float32 log p(labels[t]); 0 where IGNORE. The backward pass computes each chunk's logits anew."""
+    """(B, T) float32 log p(labels[t]); 0 where IGNORE. The backward pass computes each chunk's logits again."""
     flat = _TokenLogProbs.apply(hidden.reshape(-1, hidden.shape[-1]), weight, labels.reshape(-1))
     return flat.view(labels.shape)

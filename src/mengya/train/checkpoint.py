@@ -109,7 +109,7 @@ class Checkpoints:
         return {name: self._buffers[name] for name in share}
 
     def latest(self) -> Saved | None:
-        """The newest step checkpoint that is whole; damaged ones are named, deleted and passed over. None: begin anew.
+        """The newest step checkpoint that is whole; damaged ones are named and deleted. None: there is none.
 
         Removes what a killed run left half done.
         """
@@ -134,12 +134,11 @@ class Checkpoints:
         side, where the number of ranks has changed: those stay as they are.
         """
         wanted = {n: t for n, t in tensors.items() if n in saved.shapes or not n.startswith("rng.")}
-        of_ranks: list[dict[str, list[int]]] = [{name: list(tensor.shape) for name, tensor in wanted.items()}]
+        shapes = {name: list(tensor.shape) for name, tensor in wanted.items()}
         if not self._alone:
-            own = of_ranks[0]
-            of_ranks = [{}] * ranks.size()
-            dist.all_gather_object(of_ranks, own, self._group)
-        shapes = {name: shape for each in of_ranks for name, shape in each.items()}
+            of_ranks: list[dict[str, list[int]]] = [{}] * ranks.size()
+            dist.all_gather_object(of_ranks, shapes, self._group)
+            shapes = {name: shape for each in of_ranks for name, shape in each.items()}
         held = {name: shape for name, shape in saved.shapes.items() if name in shapes or not name.startswith("rng.")}
         if shapes != held:
             raise UserError(

@@ -143,8 +143,9 @@ class Writer(StorageWriter):
         path = self._partial / name
         try:  # the metadata is what torch's HuggingFaceStorageReader looks for
             save_file(tensors, path, {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets)})
-        except SafetensorError as error:
-            raise _as_os_error(error, path) from error
+        except SafetensorError as error:  # its message hides the system's error number
+            number = re.search(r"os error (\d+)", str(error))
+            raise (OSError(int(number[1]), str(error), str(path)) if number else OSError(f"{path}: {error}")) from error
         _flush(path)
         written.set_result([WriteResult(MetadataIndex(name), path.stat().st_size, _sha256(path))])
         return written
@@ -177,12 +178,6 @@ class Writer(StorageWriter):
         path = self._partial / name
         path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
         _flush(path)
-
-
-def _as_os_error(error: SafetensorError, path: Path) -> OSError:
-    """With the system's error number, which safetensors hides in its message."""
-    number = re.search(r"os error (\d+)", str(error))
-    return OSError(int(number[1]), str(error), str(path)) if number else OSError(f"{path}: {error}")
 
 
 def verify(path: Path) -> Saved:

@@ -5,9 +5,10 @@ import difflib
 import math
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 
 from mengya.errors import UserError
 from mengya.model.language_model import LanguageModel
@@ -15,6 +16,7 @@ from mengya.schema import Positive, Share, config
 
 Schedule = Callable[[int], float]
 """Step -> factor of the peak learning rate."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 @config
@@ -33,31 +35,21 @@ class ParameterGroup:
 class Optim:
     """AdamW and its schedule."""
 
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "wsd"] = "cosine"
-    warmup: float = 0.02
+    warmup: Share = 0.02
     """Share of all steps in which the rate rises."""
-    decay: float = 0.2
+    decay: Share = 0.2
     """Share of all steps in which a wsd schedule falls; cosine falls all the way."""
-    min_lr: float = 0.1
+    min_lr: Share = 0.1
     """Where the schedule ends, as a share of lr."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    max_grad_norm: float = 1.0
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    weight_decay: Share = 0.1
+    max_grad_norm: Positive = 1.0
     groups: list[ParameterGroup] = dataclasses.field(default_factory=list)
     """Rates and decay by name, e.g. [{pattern = "*embed_tokens*", lr = 1e-4}]."""
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "eps", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
-        for name in ("warmup", "decay", "min_lr", "weight_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas={list(self.betas)} must each be at least 0 and below 1, e.g. [0.9, 0.95]")
 
 
 def _check_patterns(key: str, patterns: Iterable[str], names: list[str]) -> None:

@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -58,7 +59,7 @@ def train_model(
         out,
         settings,
         after_step=balance.after_step(model, settings.balance),
-        evaluate=heldout_loss(engine, heldout, source.rows_per_batch, settings.heldout_rows),
+        evaluate=partial(heldout_loss, engine, heldout, source.rows_per_batch, settings.heldout_rows),
         best=("heldout_loss", "min"),
     )
     run.train(out.name.removesuffix(".partial"))
@@ -69,17 +70,11 @@ def train_model(
         tokenizer.save(out)
 
 
-def heldout_loss(
-    engine: Engine, parts: Sequence[HeldoutPart], rows_per_batch: int, max_rows: int
-) -> Callable[[], Metrics]:
-    """A function that measures the loss of all parts together, by their shares; of several parts each one's, too."""
-
-    def evaluate() -> Metrics:
-        share = ranks.rank(), ranks.size()
-        losses = [measure(engine, in_order(part.packer, rows_per_batch, max_rows, *share)) for part in parts]
-        return heldout_metrics(parts, losses)
-
-    return evaluate
+def heldout_loss(engine: Engine, parts: Sequence[HeldoutPart], rows_per_batch: int, max_rows: int) -> Metrics:
+    """Measure the loss of all parts together, by their shares; of several parts each one's, too."""
+    share = ranks.rank(), ranks.size()
+    losses = [measure(engine, in_order(part.packer, rows_per_batch, max_rows, *share)) for part in parts]
+    return heldout_metrics(parts, losses)
 
 
 class Run:

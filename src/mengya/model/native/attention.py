@@ -1,7 +1,7 @@
 """Causal attention of packed documents: grouped-query, rotary, one implementation chosen per kind of tensor.
 
-bf16 on CPUs with AMX goes to the kernel of kernels/attention.cpp; everything else to torch's
-`scaled_dot_product_attention`. Both see the same contract; only speed and rounding differ.
+The kernel of kernels/attention.cpp computes bf16 on CPUs with AMX, torch's `scaled_dot_product_attention` everything
+else. Both keep the same contract; only speed and rounding differ.
 """
 
 import torch
@@ -95,7 +95,7 @@ def _outputs(qkv: Tensor, kv_heads: int, cos: Tensor, sin: Tensor, starts: Tenso
 def _attention_backward(
     grad_out: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | None, out: Tensor, lse: Tensor
 ) -> Tensor:
-    grad_qkv = _gradient(grad_out, qkv, cos, sin, starts, out, lse)
+    grad_qkv = qkv.new_empty(qkv.shape)
     _call(
         "attention_backward", qkv, cos, sin, starts, out=out, lse=lse, grad_out=grad_out.contiguous(), grad_qkv=grad_qkv
     )
@@ -103,9 +103,7 @@ def _attention_backward(
 
 
 @_attention_backward.register_fake
-def _gradient(
-    grad_out: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | None, out: Tensor, lse: Tensor
-) -> Tensor:
+def _(grad_out, qkv: Tensor, cos, sin, starts, out, lse) -> Tensor:
     return qkv.new_empty(qkv.shape)
 
 

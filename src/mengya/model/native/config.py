@@ -152,7 +152,7 @@ class Family(NamedTuple):
     """Our name -> its name, of the fields that are not in all families."""
     assumed: dict[str, Any]
     """By our names, what transformers assumes where config.json is silent."""
-    constants: dict[str, Any]
+    constants: dict[str, Any] = {}  # noqa: RUF012  never changed
     """Written as they are."""
 
 
@@ -161,23 +161,18 @@ FAMILIES = {
         architecture="LlamaForCausalLM",
         names={"attention_bias": "attention_bias", "mlp_bias": "mlp_bias"},
         assumed={"vocab_size": 32000, "max_position_embeddings": 2048},
-        constants={},
     ),
     "qwen3": Family(
         architecture="Qwen3ForCausalLM",
         names={"attention_bias": "attention_bias"},
         assumed={"vocab_size": 151936, "max_position_embeddings": 32768, "head_dim": 128},
-        constants={},
     ),
     "ernie4_5_moe": Family(
         architecture="Ernie4_5_MoeForCausalLM",
-        names={
-            "num_experts": "moe_num_experts",
-            "num_experts_per_tok": "moe_k",
-            "moe_intermediate_size": "moe_intermediate_size",
-            "n_shared_experts": "moe_num_shared_experts",
-            "first_k_dense_replace": "moe_layer_start_index",
-        },
+        names=dict(
+            num_experts="moe_num_experts", num_experts_per_tok="moe_k", moe_intermediate_size="moe_intermediate_size",
+            n_shared_experts="moe_num_shared_experts", first_k_dense_replace="moe_layer_start_index",
+        ),
         assumed=dict(
             vocab_size=103424, max_position_embeddings=131072, tie_word_embeddings=True, rms_norm_eps=1e-5,
             rope_theta=500_000.0, num_experts=64, num_experts_per_tok=6, moe_intermediate_size=1536,

@@ -1,8 +1,8 @@
 """Linear layers over float32 weights and activations of another type, and the gradient of their weights.
 
-The forward product and the input's gradient are PyTorch's. The weight's gradient sums down the rows of both factors,
-which CPU libraries do at half their speed and round to the activations' type; on CPUs with AMX it goes to the kernel of
-kernels/weight_gradient.cpp, which writes float32.
+The forward product and the input's gradient are PyTorch's. The weight's gradient sums over the rows of both
+factors, which CPU libraries do at half their speed and round to the activations' type; on CPUs with AMX the kernel of
+kernels/weight_gradient.cpp computes it, in float32.
 """
 
 import torch
@@ -14,14 +14,14 @@ from mengya.model.native.kernels import Factor, ProductsProblem, WeightGradientP
 
 
 @torch.compiler.assume_constant_result
-def served(device_type: str, dtype: torch.dtype, *sizes: int) -> bool:
+def uses_kernels(device_type: str, dtype: torch.dtype, *sizes: int) -> bool:
     """Whether the kernels take tensors of this kind. The first call builds them."""
     right = device_type == "cpu" and dtype == torch.bfloat16 and all(size % 32 == 0 for size in sizes)
     return right and None not in (kernels.library("weight_gradient"), kernels.library("products"))
 
 
 def _is_plain(*layers: nn.Module) -> bool:
-    """Whether the weights and biases are all there is to these layers, so that reading them is as good as a call."""
+    """Whether these layers consist of weights and biases alone, so that reading them is as good as a call."""
     return all(
         type(m) is nn.Linear
         and not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
@@ -49,13 +49,13 @@ def project(x: Tensor, *layers: nn.Linear) -> list[Tensor]:
 def project_joined(x: Tensor, *layers: nn.Linear) -> Tensor:
     """The outputs of linear layers that share their input, side by side.
 
-    While training they are one matrix product: the weights are cast anyway, and the concatenation rides along. Without
-    gradients the weights already have the right type; then the outputs are put together, which are smaller.
+    With gradients they are one matrix product: the weights are cast anyway, and joined in the same pass. Without
+    gradients the weights already have the right type; then the outputs are joined, because they are smaller.
     """
     if not torch.is_grad_enabled() or not _is_plain(*layers):
         return torch.cat(project(x, *layers), dim=-1)
     weights = [m.weight for m in layers]
-    if served(x.device.type, x.dtype, x.shape[-1], *(m.out_features for m in layers)):
+    if uses_kernels(x.device.type, x.dtype, x.shape[-1], *(m.out_features for m in layers)):
         out = _Product.apply(x, *weights)
     else:
         out = F.linear(x, torch.cat(weights).to(x.dtype))
@@ -144,7 +144,7 @@ def multiply_groups(x: Tensor, weight: Tensor, ends: Tensor | None, transposed: 
 
 def output_projection(x: Tensor, weight: Tensor) -> Tensor:
     """x (T, C) times weight (O, C) of the same type: (T, O). Outside autograd."""
-    if not served(x.device.type, x.dtype, *weight.shape):
+    if not uses_kernels(x.device.type, x.dtype, *weight.shape):
         return F.linear(x, weight)
     out = x.new_empty(len(x), len(weight))
     multiply_groups(x.contiguous(), weight.contiguous()[None], None, True, out)
@@ -153,7 +153,7 @@ def output_projection(x: Tensor, weight: Tensor) -> Tensor:
 
 def output_gradient(grad_y: Tensor, x: Tensor) -> Tensor:
     """The gradient of output_projection's weight, (O, C), float32 if the kernel makes it. grad_y (T, O), x (T, C)."""
-    if not served(x.device.type, x.dtype, grad_y.shape[1], x.shape[1]):
+    if not uses_kernels(x.device.type, x.dtype, grad_y.shape[1], x.shape[1]):
         return grad_y.T @ x
     return weight_gradient(grad_y, x, [grad_y.shape[1]], None)[0][0]
 
@@ -161,7 +161,7 @@ def output_gradient(grad_y: Tensor, x: Tensor) -> Tensor:
 def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> Tensor:
     """down(silu(gate(x)) * up(x)), as Shazeer 2020 (arXiv:2002.05202)."""
     fused = torch.is_grad_enabled() and _is_plain(gate, up, down) and gate.bias is None
-    if fused and served(x.device.type, x.dtype, x.shape[-1], gate.out_features, down.out_features):
+    if fused and uses_kernels(x.device.type, x.dtype, x.shape[-1], gate.out_features, down.out_features):
         out = swiglu_groups(x.flatten(0, -2), [gate.weight[None], up.weight[None]], down.weight[None])
         return out.view(*x.shape[:-1], out.shape[-1])
     gate_out, up_out = project(x, gate, up)
@@ -171,7 +171,7 @@ def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> Tensor
 def swiglu_groups(
     x: Tensor, opening: list[Tensor], down: Tensor, ends: Tensor | None = None, scale: Tensor | None = None
 ) -> Tensor:
-    """down(silu(gate(x)) * up(x) * scale) by the kernels, which must take all sizes (`served`).
+    """down(silu(gate(x)) * up(x) * scale) by the kernels, which must take all sizes (`uses_kernels`).
 
     x (T, C) bf16. opening: gate and up, each (groups, I, C), or both in one (groups, 2 I, C); down (groups, C, I).
     ends: see multiply_groups. scale (T,) float32.
@@ -226,10 +226,7 @@ def _swiglu_backward(
 
 
 @_swiglu_backward.register_fake
-def _(
-    grad_out: Tensor, x: Tensor, gate_up: Tensor, opening: list[Tensor], down: Tensor, ends: Tensor | None,
-    scale: Tensor | None,
-) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:  # fmt: skip
+def _(grad_out, x: Tensor, gate_up, opening: list[Tensor], down: Tensor, ends, scale: Tensor | None):
     parts = x.new_empty((0 if scale is None else down.shape[2] // 32, len(x)), dtype=torch.float32)
     grads = [w.new_empty(w.shape, dtype=torch.float32) for w in opening]
     return x.new_empty(x.shape), grads, down.new_empty(down.shape, dtype=torch.float32), parts

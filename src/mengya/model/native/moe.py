@@ -1,7 +1,7 @@
 """Mixture of experts: a router, fine-grained routed experts and shared ones, as in DeepSeekMoE (arXiv:2401.06066).
 
 The (token, expert) pairs are sorted once, so that each product is one grouped matrix product over all experts; no token
-is dropped, and no scatter-add with an order of its own stands in the way of runs that repeat bit by bit.
+is dropped, and no scatter-add adds in an arbitrary order, so that runs repeat bit by bit.
 """
 
 from typing import Any
@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from mengya.model.language_model import Routing
 from mengya.model.native.config import ModelConfig
-from mengya.model.native.linear import served, swiglu_groups
-
-# ---- grouped matrix products -----------------------------------------------------------------------------------------
+from mengya.model.native.linear import swiglu_groups, uses_kernels
 
 
 def _grouped(*tensors: Tensor) -> bool:
@@ -56,6 +54,11 @@ def _(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
 
 
 class _GroupedLinear(torch.autograd.Function):
+    """Each group of rows times its own matrix, cast to their type: (M, I), (E, O, I) -> (M, O).
+
+    Group e is the rows ends[e - 1] .. ends[e] - 1; `ends` (E,) int32, the last one M. Empty groups are fine.
+    """
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, ends)
@@ -70,15 +73,7 @@ class _GroupedLinear(torch.autograd.Function):
         return grad_x, torch.ops.mengya.grouped_outer(grad, x, ends).to(weight.dtype), None
 
 
-def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Each group of rows times its own matrix, cast to their type: (M, I), (E, O, I) -> (M, O).
-
-    Group e is the rows ends[e - 1] .. ends[e] - 1; `ends` (E,) int32, the last one M. Empty groups are fine.
-    """
-    return _GroupedLinear.apply(x, weight, ends)
-
-
-# ---- to the experts and back -----------------------------------------------------------------------------------------
+grouped_linear = _GroupedLinear.apply
 
 
 def _rearranged(x: Tensor, order: Tensor, places: Tensor, copies: int, back: bool) -> Tensor:
@@ -105,9 +100,6 @@ class _Rearrange(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         order, places = ctx.saved_tensors
         return _rearranged(grad, order, places, ctx.copies, not ctx.back), None, None, None, None
-
-
-# ---- modules ---------------------------------------------------------------------------------------------------------
 
 
 class Statics(nn.Module):
@@ -167,7 +159,7 @@ class Experts(nn.Module):
         rows = _Rearrange.apply(x, order, places, top_k, False)
         # An expert's output is linear in what enters its last product; its weight is applied there, without a pass.
         scale = _Rearrange.apply(weights.flatten(), order, places, 1, False)
-        if served(x.device.type, x.dtype, *down_proj.shape[1:]):
+        if uses_kernels(x.device.type, x.dtype, *down_proj.shape[1:]):
             out = swiglu_groups(rows, [gate_up_proj], down_proj, ends, scale)
         else:
             gate, up = grouped_linear(rows, gate_up_proj, ends).chunk(2, dim=-1)

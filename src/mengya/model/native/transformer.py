@@ -134,8 +134,8 @@ class Decoder(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         x, rope = self._embed(input_ids, position_ids, dtype)
-        served = uses_kernel(x.device.type, x.dtype, self.head_dim)
-        mask = None if starts is None or served else document_mask(starts)
+        native = uses_kernel(x.device.type, x.dtype, self.head_dim)
+        mask = None if starts is None or native else document_mask(starts)
         routings = []
         for layer in self.layers:
             x, routing = layer(x, rope, starts, mask)

@@ -46,7 +46,16 @@ def read_settings(path: Path, wanted: dict[str, Any]) -> dict:
         given = _lookup(content, key)
         if given not in (None, AUTO, value):
             problems.append(f'{key} is {given!r}, but the recipe makes it {value!r}; write "auto" there')
-    problems += _unfit(content)
+    stage = _lookup(content, "zero_optimization.stage")
+    if stage not in (1, 2, 3):
+        problems.append(f'zero_optimization.stage is {stage!r}; set 1, 2 or 3, or use parallel = "ddp"')
+    kind = _lookup(content, "optimizer.type")
+    if str(kind or "adamw").lower() not in ("adam", "adamw", AUTO):
+        problems.append(f"optimizer.type is {kind!r}, but the recipe trains with AdamW; remove it")
+    for name in ("offload_optimizer", "offload_param"):
+        device = _lookup(content, f"zero_optimization.{name}.device")
+        if device not in (None, "cpu", "none"):
+            problems.append(f'zero_optimization.{name}.device is {device!r}; only "cpu" is supported')
     if problems:
         raise UserError(f"{path} contradicts the recipe:\n" + "\n".join(f"    {line}" for line in problems))
     filled = _without_auto({name: value for name, value in content.items() if name not in ("optimizer", "scheduler")})
@@ -78,22 +87,6 @@ def _lookup(content: Any, key: str) -> Any:
     return content
 
 
-def _unfit(content: dict) -> list[str]:
-    """What a recipe cannot say."""
-    problems = []
-    stage = _lookup(content, "zero_optimization.stage")
-    if stage not in (1, 2, 3):
-        problems.append(f'zero_optimization.stage is {stage!r}; set 1, 2 or 3, or use parallel = "ddp"')
-    kind = _lookup(content, "optimizer.type")
-    if str(kind or "adamw").lower() not in ("adam", "adamw", AUTO):
-        problems.append(f"optimizer.type is {kind!r}, but the recipe trains with AdamW; remove it")
-    for name in ("offload_optimizer", "offload_param"):
-        device = _lookup(content, f"zero_optimization.{name}.device")
-        if device not in (None, "cpu", "none"):
-            problems.append(f'zero_optimization.{name}.device is {device!r}; only "cpu" is supported')
-    return problems
-
-
 def _without_auto(value: Any) -> Any:
     """DeepSpeed does not know "auto": what is not filled in gets DeepSpeed's own default."""
     if isinstance(value, dict):
@@ -123,7 +116,7 @@ def wanted_values(rows: int, micro_batch: int, steps: int, half: bool, optim: Op
 
 
 def _deepspeed() -> ModuleType:
-    """The library, without its chatter, and without a minute of compiling a kernel that only inference uses."""
+    """The library, without its messages, and without a minute of compiling a kernel that only inference uses."""
     with contextlib.redirect_stdout(io.StringIO()):
         import deepspeed
     for handler in deepspeed.utils.logger.handlers:
@@ -137,7 +130,7 @@ def _deepspeed() -> ModuleType:
 
 
 def _with_gradient(block: torch.nn.Module, inputs: tuple) -> tuple:
-    """Behind frozen weights a block's input has no gradient; ZeRO-3 would then let go of its weights too early."""
+    """After frozen weights a block's input needs no gradient; ZeRO-3 would then release its weights too early."""
     first, *others = inputs
     if torch.is_grad_enabled() and not first.requires_grad:
         first = first.detach().requires_grad_()

@@ -1,4 +1,4 @@
-"""Training in one process, and what the other engines have in common with it."""
+"""Training in one process, and what all engines have in common."""
 
 from collections.abc import Callable
 from typing import Any

@@ -154,7 +154,9 @@ class Run:
                 row = self._count(step, metrics)
                 last = self.done == self.steps
                 if self._evaluate and (last or self.done % self.settings.heldout_every == 0):
-                    row |= self._measure(self._evaluate())
+                    measured = self._evaluate()
+                    self._save_if_best(measured)
+                    row |= measured
                 if log:
                     log.write(row)
                 bar.update(self.done, f"loss {row['loss']:.3f} {self.speed.text()}")
@@ -172,14 +174,13 @@ class Run:
             logging.getLogger(__name__).warning("step %d skipped: %s", self.done, metrics["skipped"])
         return {"step": self.done, **metrics, "tokens": self.tokens, "tokens_per_second": self.speed.step()}
 
-    def _measure(self, found: Metrics) -> Metrics:
+    def _save_if_best(self, measured: Metrics) -> None:
         if self._best is not None:
-            value, lower = found[self._best[0]], self._best[1] == "min"
+            value, lower = measured[self._best[0]], self._best[1] == "min"
             if math.isfinite(value) and (self.best is None or (value < self.best if lower else value > self.best)):
                 self.best, self.best_step = value, self.done
                 weights = {name: t for name, t in self.engine.tensors().items() if name.startswith("model.")}
                 self.checkpoints.save(_BEST, self.done, weights, {self._best[0]: value})
-        return found
 
     def _save_if_due(self, stop: bool) -> bool:
         """Save a checkpoint if it is time, or put it off to the next step after which the source allows one."""

@@ -214,9 +214,8 @@ class Zero(Engine):
                 whole[f"optimizer.{moment}.{name}"] = tools.safe_get_full_optimizer_state(parameter, moment)
             if number % ranks.size() == ranks.rank():
                 found |= {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in whole.items()}
-            found[f"optimizer.step.{name}"] = (
-                self.optimizer.state[self._flat()[0]]["step"].detach().to("cpu", copy=True)
-            )
+            step = self.optimizer.state[self._flat()[0]]["step"]
+            found[f"optimizer.step.{name}"] = step.detach().to("cpu", copy=True)
         return found
 
     def _plain(self) -> dict[str, Tensor]:

@@ -111,7 +111,7 @@ def peer(task: Task, mixed: bool, compiled: bool, experts: str = "eager") -> Ite
     from mengya.model.native.config import ModelConfig, to_hf
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(**to_hf(ModelConfig(**task.shape), "float32", None, None))
+    config = AutoConfig.for_model(**to_hf(ModelConfig(**task.shape)))
     config.use_cache = False
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").train().to(task.device)
     if task.shape.get("num_experts"):
@@ -280,8 +280,10 @@ class Worker:
 
 def summary(rounds: list[dict[str, dict]], task: Task) -> dict:
     """Ours against the strongest of the peers (names that begin with "peer"), medians over the rounds."""
+    import torch
+
     from mengya.model.native.config import ModelConfig
-    from mengya.model.native.transformer import flops_per_token
+    from mengya.model.native.transformer import CausalLM
 
     def median(value: Callable[[dict[str, dict]], float]) -> float:
         return statistics.median(map(value, rounds))
@@ -293,7 +295,8 @@ def summary(rounds: list[dict[str, dict]], task: Task) -> dict:
         for name in names if name != "ours"
     }  # fmt: skip
     memory = {name: rounds[-1][name]["peak_memory_bytes"] for name in names}
-    flops = flops_per_token(ModelConfig(**task.shape), task.length / 2)
+    with torch.device("meta"):
+        flops = CausalLM(ModelConfig(**task.shape)).flops_per_token(task.length / 2)
     share = median(lambda r: r["ours"]["tokens_per_second"] * flops / r["peak"]["flops_per_second"])
     strongest = min((name for name in ratios if name.startswith("peer")), key=lambda name: ratios[name])
     return {

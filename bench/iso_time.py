@@ -26,7 +26,7 @@ from mengya.text.tokenizer import Tokenizer
 from mengya.train import balance
 from mengya.train.loop import Guard, fit, measure
 from mengya.train.objectives import language_modeling
-from mengya.train.schedule import make_schedule
+from mengya.train.optimizer import make_schedule
 from mengya.train.settings import TrainingConfig, engine_for, prepare_model
 
 LENGTH, BATCH_TOKENS, HELDOUT_ROWS = 512, 4096, 128

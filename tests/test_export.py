@@ -124,7 +124,7 @@ def test_a_checkpoint_whose_tensors_are_not_the_models(tmp_path, change, words):
     state = {f"model.{name}": tensor for name, tensor in CausalLM(shape).state_dict().items() if "lm_head" not in name}
     state |= {f"model.model.{name}": tensor for name, tensor in change.items()}
     tensors = {name: tensor for name, tensor in state.items() if tensor is not None}
-    config = to_hf(shape, "float32", None, None)
+    config = to_hf(shape)
     Checkpoints(tmp_path, 1, config, asynchronous=False).save("step-1", 1, tensors, {})
     with pytest.raises(UserError, match=words):
         export(tmp_path / "step-1", tmp_path / "out", None)

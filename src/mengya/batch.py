@@ -1,8 +1,8 @@
 """What training hands from one part to the next: batches, where they come from, and the loss of one."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -45,9 +45,9 @@ class Batch:
             tensor.record_stream(stream)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        moved = {name: change(getattr(self, name)) for name in _TENSORS}
-        extra = {name: change(tensor) for name, tensor in self.extra.items()}
-        return Batch(**moved, sequences=self.sequences, count=self.count, extra=extra)
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in _TENSORS}
+        changed["extra"] = {name: change(tensor) for name, tensor in self.extra.items()}
+        return replace(self, **changed)
 
 
 class Source(Protocol):
@@ -66,10 +66,10 @@ class Source(Protocol):
 
 
 class Metric(NamedTuple):
-    """A figure that is told beside the loss."""
+    """A figure that is reported beside the loss."""
 
     sum: Tensor
-    """Of a batch. Not a scalar (tokens of each expert, say): it stays a sum."""
+    """Of a batch. One that is not a scalar (tokens of each expert, say) stays a sum."""
     divisor: Tensor | float | None = None
     """What the sum is divided by, once it is added up over a whole step; None: Batch.count."""
 

@@ -13,7 +13,8 @@ from mengya.model.load import assemble, load_model
 from mengya.runner import UNFINISHED
 from mengya.text.chat import Chat, own_template
 from mengya.text.tokenizer import Tokenizer, read_files, write_files
-from mengya.train.checkpoint import read_weights, steps_in
+from mengya.train.checkpoint import read_weights
+from mengya.train.checkpoint_storage import steps_in
 
 
 def export(source: Path, out: Path, dtype: torch.dtype | None) -> None:

@@ -25,7 +25,7 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
 
 
 class _Followed(SystemExit):
-    """This rank ends because rank 0 did, which tells why."""
+    """This rank ends because rank 0 did, which says why."""
 
 
 def launched() -> bool:
@@ -49,8 +49,8 @@ def is_main() -> bool:
 def group() -> Iterator[None]:
     """Join the ranks for the duration; nothing without a launcher.
 
-    Ranks other than 0 print nothing. Of an error that ends the run the first rank to meet it tells; the others leave
-    silently (SystemExit), as their errors only follow from it.
+    Ranks other than 0 print nothing. An error that ends the run is raised on the first rank that meets it; the others
+    exit silently (SystemExit), because their errors only follow from it.
     """
     if not launched():
         yield
@@ -65,13 +65,12 @@ def group() -> Iterator[None]:
         # several nodes (--rdzv-backend c10d) each round has its own, and nodes may count restarts differently.
         store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group(backend, store=store, rank=number, world_size=count, timeout=_TIMEOUT)
-    quiet = contextlib.nullcontext() if is_main() else contextlib.redirect_stdout(io.StringIO())
-    with quiet:
+    with contextlib.nullcontext() if is_main() else contextlib.redirect_stdout(io.StringIO()):
         try:
             yield
         except BaseException as error:
             if isinstance(error, _Followed) or not _first_to_fail(store):
-                time.sleep(20)  # torchrun ends all ranks when one ends, this one, too: let the first say why
+                time.sleep(20)  # when this rank ends, torchrun ends all of them: let the first one say why
                 raise SystemExit(_exit_code(error)) from None
             if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST):
                 again = (
@@ -87,7 +86,7 @@ def group() -> Iterator[None]:
 def _first_to_fail(store: dist.Store) -> bool:
     try:
         return store.add("mengya/failures", 1) == 1
-    except RuntimeError:  # the store has gone with the process that kept it
+    except RuntimeError:  # the process that held the store has ended
         return False
 
 

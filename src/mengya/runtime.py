@@ -19,17 +19,11 @@ def pick_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def fast_bfloat16(device: str) -> bool:
-    """bfloat16 products are faster than float32 ones."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported()
-
-
 def pick_dtype(name: str, device: str) -> torch.dtype:
     """`auto` is bfloat16 where the hardware multiplies it fast, else float32."""
     if name == "auto":
-        name = "bfloat16" if fast_bfloat16(device) else "float32"
+        fast = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
+        name = "bfloat16" if fast else "float32"
     return getattr(torch, name)
 
 
@@ -44,16 +38,13 @@ def compiler_missing(device: str) -> str | None:
 
 def describe_machine() -> str:
     """One line for manifests and reports: no host name, no path."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else (_cpu_name() or platform.machine())
+    device = platform.processor() or platform.machine()
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+            device = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), device)
     return f"{device}, {torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}"
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        for line in file:
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def synchronize(device: str) -> None:
@@ -64,8 +55,7 @@ def synchronize(device: str) -> None:
 def peak_flops(dtype: torch.dtype, device: str) -> float:
     """Operations per second of the best of a few square matrix products: the roof that utilisation is a share of."""
     size = 8192 if device == "cuda" else 2048
-    a = torch.randn(size, size, device=device).to(dtype)
-    b = torch.randn(size, size, device=device).to(dtype)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(6):
         synchronize(device)
@@ -77,7 +67,7 @@ def peak_flops(dtype: torch.dtype, device: str) -> float:
 
 
 def peak_memory() -> int:
-    """Most memory that this process has held, in bytes."""
+    """The maximum of the memory that this process has held, in bytes."""
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage if sys.platform == "darwin" else usage * 1024
 
@@ -85,31 +75,33 @@ def peak_memory() -> int:
 def keep_freed_memory() -> None:
     """Have the GNU C library keep blocks of up to 32 MB that are freed for its next allocation; elsewhere, do nothing.
 
-    They otherwise go back to the system, which hands every training step the same memory anew, page by page. Larger
-    blocks still do: 32 MB is the most that the library allows, and keeping all of them costs a tenth more memory.
+    They otherwise go back to the system, which gives every training step the same memory again, page by page. Larger
+    blocks still do: 32 MB is the library's maximum, and keeping all of them costs a tenth more memory.
     """
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # of malloc.h
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_threshold, 32 << 20), mallopt(trim_threshold, -1), mallopt(top_pad, 64 << 20)
+        mallopt(mmap_threshold, 32 << 20)
+        mallopt(trim_threshold, -1)
+        mallopt(top_pad, 64 << 20)
 
 
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Within, the first Ctrl-C or SIGTERM only sets a flag, read by the yielded function; a second one acts at once."""
-    asked = False
+    interrupted = False
 
     def note(number, frame) -> None:
-        nonlocal asked
-        if asked:
+        nonlocal interrupted
+        if interrupted:
             raise KeyboardInterrupt
-        asked = True
+        interrupted = True
 
     before = {}
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield lambda: interrupted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -209,7 +209,7 @@ def test_failed_build_warns_and_falls_back(fault, monkeypatch, tmp_path, caplog)
     which = {"no compiler": lambda _: None, "compiler fails": lambda _: "/bin/false"}[fault]
     monkeypatch.setattr(kernels.shutil, "which", which)
     with caplog.at_level(logging.WARNING):
-        assert kernels.attention_library.__wrapped__() is None
+        assert kernels.library.__wrapped__("attention") is None
     assert len(caplog.records) == 1 and "attention kernel" in caplog.text
 
 

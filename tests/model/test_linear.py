@@ -9,7 +9,7 @@ from mengya.model.native import kernels, linear
 from mengya.model.native.linear import project, swiglu, weight_gradient
 
 needs_kernels = pytest.mark.skipif(
-    not kernels.supported() or kernels.weight_gradient_library() is None, reason="no AMX or no C++ compiler here"
+    not kernels.supported() or kernels.library("weight_gradient") is None, reason="no AMX or no C++ compiler here"
 )
 
 
@@ -85,9 +85,9 @@ def test_bfloat16_layers_are_as_near_to_float64_as_rounding_allows(name, bias, s
     function, shapes = FUNCTIONS[name]
     modules, x = layers(*shapes, bias=bias), torch.randn(3, 700, 64)
     if not served:
-        monkeypatch.setattr(linear, "served", lambda *_: False)
+        monkeypatch.setattr(linear, "uses_kernels", lambda *_: False)
     got = gradients(function, x.bfloat16(), modules)
-    monkeypatch.setattr(linear, "served", lambda *_: False)
+    monkeypatch.setattr(linear, "uses_kernels", lambda *_: False)
     want = gradients(function, x.bfloat16().double(), [m.double() for m in modules])
     for g, w in zip(got, want, strict=True):
         assert relative(g, w) < 0.01

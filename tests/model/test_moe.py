@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from mengya.model.native.config import ModelConfig
 from mengya.model.native.moe import Experts, MoE, Router, grouped_linear
-from mengya.model.native.transformer import CausalLM, count_active_parameters, count_parameters, flops_per_token
+from mengya.model.native.transformer import CausalLM
 
 SHAPE = dict(
     hidden_size=32,
@@ -195,12 +195,13 @@ def test_parameters_and_operations_are_counted():
     expert, attention = 3 * 32 * 16, 32 * (2 * 32 + 2 * 16)
     sparse, dense, norms = 5 * 32 + 7 * expert, 3 * 32 * 72, 7 * 32
     total = 50 * 32 + 3 * attention + dense + 2 * sparse + norms
-    assert count_parameters(config) == total == sum(p.numel() for p in model.parameters())
-    assert count_active_parameters(config) == total - 2 * 3 * expert
+    assert model.all_parameters() == total == sum(p.numel() for p in model.parameters())
+    assert model.active_parameters() == total - 2 * 3 * expert
     products = 3 * attention + dense + 2 * (sparse - 3 * expert) + 50 * 32
-    assert flops_per_token(config, 10.0) == 6 * products + 12 * 3 * 32 * 10
-    alike = ModelConfig(**({k: v for k, v in SHAPE.items() if "exp" not in k and "moe" not in k and "first" not in k}))
-    assert count_active_parameters(alike) == count_parameters(alike)
+    assert model.flops_per_token(10.0) == 6 * products + 12 * 3 * 32 * 10
+    alike = {k: v for k, v in SHAPE.items() if "exp" not in k and "moe" not in k and "first" not in k}
+    alike = CausalLM(ModelConfig(**alike))
+    assert alike.active_parameters() == alike.all_parameters()
 
 
 def test_initial_outputs_into_the_residual_stream_are_scaled():

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -136,7 +137,8 @@ def train(folder: Path, name: str, engine: str | None, stop: int = STEPS, troubl
     objective = counted(troubled(objective) if trouble else objective)
     used = engine_for(model, objective, config)
     source = BatchSource(train, config.rows, config.micro_batch, config.seed, ranks.rank(), ranks.size())
-    evaluate = heldout_loss(used, [HeldoutPart("heldout", heldout)], source.rows_per_batch, config.heldout_rows)
+    parts = [HeldoutPart("heldout", heldout)]
+    evaluate = partial(heldout_loss, used, parts, source.rows_per_batch, config.heldout_rows)
     run = Run(used, source, config.steps, out, config, after_step, evaluate, ("heldout_loss", "min"))
     run.guard.warmup = 3
     try:

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from mengya.errors import UserError
 from mengya.train import checkpoint_storage
 from mengya.train.checkpoint import Checkpoints, read_weights
+from mengya.train.checkpoint_storage import verify
 
 SCRIPT = Path(__file__).parent / "two_ranks.py"
 RANKS = runpy.run_path(str(SCRIPT))
@@ -170,7 +171,7 @@ def test_consolidated_weights_have_the_models_names_and_types(tmp_path):
         with pytest.raises(UserError, match=rf"{name} cannot be read .*; delete it"):
             read_weights(tmp_path / name)
         with pytest.raises(UserError, match=rf"{name} cannot be read .*; delete it"):
-            make(tmp_path).find(name)
+            verify(tmp_path / name)
 
 
 def test_rotation_keeps_the_newest_by_number(tmp_path):
@@ -178,7 +179,7 @@ def test_rotation_keeps_the_newest_by_number(tmp_path):
     for step in (2, 9, 10, 100):
         save(tmp_path, step, keep=2)
     assert names(tmp_path) == ["best", "step-10", "step-100"]
-    assert make(tmp_path).latest().step == 100 and make(tmp_path).find("best").step == 1
+    assert make(tmp_path).latest().step == 100 and verify(tmp_path / "best").step == 1
 
 
 # --- whole or not at all ----------------------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ def test_a_failure_at_any_moment_leaves_the_old_or_the_new_one(tmp_path, monkeyp
                 assert str(error) == "[Errno 5] injected"
         checkpoints = make(root)
         newest = checkpoints.latest()
-        saved = newest if name != "best" else checkpoints.find("best")
+        saved = newest if name != "best" else verify(root / "best")
         assert value(root, saved) == saved.step == saved.state.get("value", 2)
         assert not [path for path in names(root) if path.startswith(".")]
         outcomes.append(saved.step)
@@ -261,11 +262,11 @@ def test_kill_9_between_any_two_operations_leaves_the_old_or_the_new_one(tmp_pat
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         checkpoints = make(root)
         newest = checkpoints.latest()  # tidies up
-        saved = newest if name != "best" else checkpoints.find("best")
+        saved = newest if name != "best" else verify(root / "best")
         assert value(root, saved) == saved.step
         assert not [path for path in names(root) if path.startswith(".")]
         save(root, 3, name)
-        assert checkpoints.find(name).step == 3
+        assert verify(root / name).step == 3
         outcomes.append(saved.step)
     assert code == 0 and fail_at > 10 and outcomes == sorted(outcomes) and set(outcomes) == {1, 2}
 

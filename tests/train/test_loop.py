@@ -9,7 +9,7 @@ import torch
 from mengya.batch import Loss, Metric, Source
 from mengya.data.packing import BatchSource
 from mengya.errors import UserError
-from mengya.train.engines import Engine
+from mengya.train.engines.single import Engine
 from mengya.train.loop import Guard, fit, measure
 from mengya.train.objectives import dpo, language_modeling
 from mengya.train.optimizer import Optim, parameter_groups

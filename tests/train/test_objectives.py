@@ -1,5 +1,7 @@
 """Objectives: against transformers, against the papers' formulas in float64, and packed against unpacked."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -113,7 +115,7 @@ def double_logits(model):
 def test_sequence_log_probs(make_model, make_groups, whole):
     batch = pair_batch(make_groups, whole)
     assert batch.sequences == 10 and batch.count == 5 and (batch.sequence_ids < 0).any()
-    found = sequence_log_probs(make_model(), batch)
+    found, _ = sequence_log_probs(make_model(), batch)
     wanted = reference_log_probs(double_logits(make_model()), batch)
     assert torch.allclose(found.double(), wanted, rtol=1e-5)
 
@@ -153,7 +155,7 @@ def test_dpo_equals_trl(make_model, make_groups, whole):
         pytest.skip("this trl has no separate dpo_loss")
     batch = pair_batch(make_groups, whole)
     model, reference = make_model(1), make_model(2)
-    policy, baseline = sequence_log_probs(model, batch), sequence_log_probs(reference, batch)
+    policy, baseline = sequence_log_probs(model, batch)[0], sequence_log_probs(reference, batch)[0]
     trainer = DPOTrainer.__new__(DPOTrainer)
     trainer.beta, trainer.label_smoothing, trainer.reference_free = 0.1, 0.0, False
     sides = (policy[0::2], policy[1::2], baseline[0::2], baseline[1::2])
@@ -161,11 +163,49 @@ def test_dpo_equals_trl(make_model, make_groups, whole):
     assert torch.allclose(dpo(0.1, reference)(model, batch).total, losses.sum(), rtol=1e-5)
 
 
-def test_dpo_of_a_model_with_itself_is_log_two(make_model, make_groups, whole):
+@pytest.mark.parametrize("kind", ["plain", "compiled", "recomputed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dpo_of_a_model_with_itself_is_log_two(make_model, make_groups, whole, kind, dtype):
     batch = pair_batch(make_groups, whole)
-    loss = dpo(0.1, make_model(3))(make_model(3), batch)
-    assert torch.allclose(loss.total, torch.tensor(2.0).log() * 5)
-    assert float(loss.metrics["margin"].sum) == float(loss.metrics["accuracy"].sum) == 0
+    model, reference = make_model(3), make_model(3).requires_grad_(False)
+    for each in (model, reference):
+        each.compute_dtype = dtype
+        if kind == "compiled":
+            each.compile_blocks()
+        elif kind == "recomputed":
+            each.recompute_blocks()
+    reference.detach_blocks()
+    objective = dpo(0.1, reference)
+    loss = objective(model, batch)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        measured = objective(model, batch)
+    for found in (loss, measured):
+        assert torch.allclose(found.total, torch.tensor(2.0).log() * 5)
+        assert float(found.metrics["margin"].sum) == float(found.metrics["accuracy"].sum) == 0
+    assert gradients(model, loss.total)
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_the_reference_of_dpo_keeps_no_graph(make_model, make_groups, whole, recomputed):
+    batch = pair_batch(make_groups, whole)
+    model, reference = make_model(1), make_model(2).requires_grad_(False)
+    if recomputed:
+        model.recompute_blocks()
+        reference.recompute_blocks()
+    reference.detach_blocks()
+    saved = []
+
+    def remember(x):
+        copy = x.detach().clone()
+        saved.append(weakref.ref(copy))
+        return copy
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda x: x):
+        baseline, _ = sequence_log_probs(reference, batch)
+        assert saved and not baseline.requires_grad
+        assert not any(tensor() is not None for tensor in saved)
+        log_p, _ = sequence_log_probs(model, batch)
+        assert log_p.requires_grad and any(tensor() is not None for tensor in saved)
 
 
 def test_dpo_packed_equals_pair_by_pair(make_model, make_groups, whole):

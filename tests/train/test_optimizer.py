@@ -3,7 +3,7 @@
 import pytest
 
 from mengya.errors import UserError
-from mengya.train.engines import Engine
+from mengya.train.engines.single import Engine
 from mengya.train.objectives import language_modeling
 from mengya.train.optimizer import Optim, ParameterGroup, freeze, parameter_groups
 from mengya.train.settings import TrainingConfig

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -44,7 +45,8 @@ def start(make_model, make_text, tmp_path):
         freeze(model, config.freeze)
         engine = engine_for(prepare_model(model, config), objective or language_modeling(), config)
         batches = source(packer, config.rows, config.micro_batch, config.seed)
-        evaluate = training.heldout_loss(engine, [HeldoutPart("heldout", heldout)], batches.rows_per_batch, 64)
+        parts = [HeldoutPart("heldout", heldout)]
+        evaluate = partial(training.heldout_loss, engine, parts, batches.rows_per_batch, 64)
         run = training.Run(engine, batches, config.steps, out, config, None, evaluate if best else None, best)
 
         def train():
@@ -341,7 +343,7 @@ def test_settings_that_cannot_be(make_model):
     ],
 )
 def test_optimizer_settings_that_cannot_be(key, value):
-    with pytest.raises(ValueError, match=rf"{key}=.* must "):
+    with pytest.raises(ValueError, match=rf"{key}.*\n.* (greater|less) than "):
         Optim(**{key: value})
 
 

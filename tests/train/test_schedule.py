@@ -5,8 +5,7 @@ import math
 
 import pytest
 
-from mengya.train.optimizer import Optim
-from mengya.train.schedule import make_schedule
+from mengya.train.optimizer import Optim, make_schedule
 
 
 def values(kind, steps=100, warmup=0.1, decay=0.2, floor=0.1):

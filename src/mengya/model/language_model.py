@@ -4,7 +4,6 @@ An implementation derives from `LanguageModel`, has all of `PARTS`, and is enter
 """
 
 import functools
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 from mengya.errors import UserError
@@ -28,7 +28,7 @@ PARTS = {
     "empty": "a model of the shape that a config.json describes",
     "description": "the content of config.json",
 }
-"""What an implementation must have of its own."""
+"""What an implementation must define itself."""
 
 
 class Routing(NamedTuple):
@@ -44,7 +44,7 @@ class LanguageModel(nn.Module):
     """Token ids to hidden states, and an output projection. B rows, T tokens, C wide, V entries."""
 
     compute_dtype: torch.dtype | None = None
-    """Type of the activations, which an implementation has to see to; None: that of the weights."""
+    """Type of the activations, which an implementation must respect; None: that of the weights."""
     compiled = False
 
     # ---- what an implementation must give (PARTS) --------------------------------------------------------------------
@@ -95,9 +95,8 @@ class LanguageModel(nn.Module):
 
         Here 6 for each weight of the blocks and of the output projection: that is without attention.
         """
-        return 6.0 * (
-            sum(p.numel() for block in self.blocks() for p in block.parameters()) + self.output_weight.numel()
-        )
+        weights = [self.output_weight, *(p for block in self.blocks() for p in block.parameters())]
+        return 6.0 * sum(weight.numel() for weight in weights)
 
     def active_parameters(self) -> int:
         """Parameters that one token passes through."""
@@ -163,21 +162,30 @@ class LanguageModel(nn.Module):
         return -self.log_probs(hidden, labels).sum()  # forms no gradient on the way
 
     def compile_blocks(self) -> None:
-        """Their forward passes alone: the hooks of engines stay outside."""
+        """Only their forward passes: the hooks of engines stay outside."""
         self.compiled = True
         for block in self.blocks():
             block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
 
     def recompute_blocks(self) -> None:
-        """Keep a block's input alone, and compute the rest again in the backward pass (Chen et al. 2016, 1604.06174).
+        """Keep only a block's input, and compute the rest again in the backward pass (Chen et al. 2016, 1604.06174).
 
         After `compile_blocks`, if both are wanted.
         """
         for block in self.blocks():
             block.forward = functools.partial(_recomputed, block.forward)  # type: ignore[method-assign]
 
+    def detach_blocks(self) -> None:
+        """Make a frozen model compute exactly what a trained one does, also compiled, and keep no graph.
+
+        Compiled code rounds differently where nothing needs a gradient. So a block's input needs one, and its output is
+        detached: the activations of one block at a time exist. After `compile_blocks` and `recompute_blocks`.
+        """
+        for block in self.blocks():
+            block.forward = functools.partial(_detached, block.forward)  # type: ignore[method-assign]
+
     def weights(self) -> dict[str, Tensor]:
-        """All parameters, a shared one under its first name alone, and the buffers that are saved; the live tensors."""
+        """All parameters (a shared one once, under its first name) and the buffers that are saved; the live tensors."""
         saved = self.state_dict().keys()
         return dict(self.named_parameters()) | {n: b for n, b in self.named_buffers() if n in saved}
 
@@ -223,9 +231,8 @@ def _recomputed(forward: Callable, *args: Any, **kwargs: Any) -> Any:
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
-def missing_parts(kind: type) -> list[str]:
-    """What a class lacks to be an implementation, in words."""
-    static = inspect.getattr_static
-    lacks = [name for name in PARTS if static(kind, name, None) in (None, static(LanguageModel, name))]
-    found = [f"{name} ({PARTS[name]})" for name in lacks]
-    return found if issubclass(kind, LanguageModel) else ["LanguageModel as its base class", *found]
+def _detached(forward: Callable, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(x, *args, **kwargs)
+    out = forward(x.detach().requires_grad_(), *args, **kwargs)
+    return tree_map_only(Tensor, Tensor.detach, out)

@@ -1,5 +1,6 @@
-"""From a directory in Hugging Face's layout to a model: the one place where the implementation is chosen."""
+"""From a directory in Hugging Face's layout to a model; the implementation is chosen here and nowhere else."""
 
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,20 +11,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mengya.errors import UserError
-from mengya.model.language_model import WEIGHTS, LanguageModel, missing_parts
-from mengya.model.native.config import ARCHITECTURES
+from mengya.model.language_model import PARTS, WEIGHTS, LanguageModel
+from mengya.model.native.config import FAMILIES
+from mengya.model.native.transformer import CausalLM
 
 SHARD_INDEX = "model.safetensors.index.json"
 
 
-def _native() -> type[LanguageModel]:
-    from mengya.model.native.transformer import CausalLM
-
-    return CausalLM
-
-
-IMPLEMENTATIONS: dict[str, Callable[[], type]] = dict.fromkeys(ARCHITECTURES, _native)
-"""model_type of config.json -> what imports the class that implements it."""
+IMPLEMENTATIONS: dict[str, Callable[[], type]] = dict.fromkeys(FAMILIES, lambda: CausalLM)
+"""model_type of config.json -> a function that gives (and may import) the class that implements it."""
 
 
 def _read_json(directory: Path) -> dict:
@@ -45,7 +41,11 @@ def implementation_of(content: dict, source: str | Path) -> type[LanguageModel]:
     if kind not in IMPLEMENTATIONS:
         raise UserError(f"{source}: model_type {kind!r} is not implemented; use one of {', '.join(IMPLEMENTATIONS)}")
     found = IMPLEMENTATIONS[kind]()
-    missing = missing_parts(found)
+    look = inspect.getattr_static
+    missing = [] if issubclass(found, LanguageModel) else ["LanguageModel as its base class"]
+    for name, words in PARTS.items():
+        if look(found, name, None) in (None, look(LanguageModel, name)):
+            missing.append(f"{name} ({words})")
     if missing:
         raise UserError(
             f"{source}: the class {found.__name__} of model_type {kind!r} lacks {', '.join(missing)}; "
@@ -55,10 +55,7 @@ def implementation_of(content: dict, source: str | Path) -> type[LanguageModel]:
 
 
 def check_model(directory: Path) -> LanguageModel:
-    """The model of a directory without its weights, for what is known of it; reads config.json alone.
-
-    UserError if `load_model` could not load it.
-    """
+    """The model of a directory, without its weights, from config.json alone. UserError if that is not supported."""
     content = _read_json(directory)
     return implementation_of(content, directory).empty(content, str(directory), torch.float32, "meta")
 
@@ -111,12 +108,12 @@ def assemble(directory: Path, tensors: Mapping[str, Tensor], base: Path | None) 
     content = _read_json(directory)
     model = implementation_of(content, directory).empty(content, str(directory), torch.float32, "cpu")
     frozen = [name for name in model.weights() if name not in tensors]
-    if frozen and base is None:
-        raise UserError(
-            f"{directory} lacks {len(frozen)} weights that were frozen ({', '.join(frozen[:3])}), and the model that "
-            "it was trained from is not known; put it back into its run, or let the run finish"
-        )
-    if frozen and base is not None:
+    if frozen:
+        if base is None:
+            raise UserError(
+                f"{directory} lacks {len(frozen)} weights that were frozen ({', '.join(frozen[:3])}), and the model "
+                "that it was trained from is not known; put it back into its run, or let the run finish"
+            )
         given = load_model(base).weights()
         lost = [name for name in frozen if name not in given]
         if lost:

@@ -13,7 +13,7 @@ from mengya.batch import IGNORE
 from mengya.model.native.linear import output_gradient, output_projection
 
 UNIT = 256
-"""Rows are filled up to a multiple of so many, because a CPU's library compiles a product for every number it meets."""
+"""The number of rows is a multiple of this, because a CPU's library compiles a product for every number it meets."""
 
 
 def _chunks(rows: int, entries: int) -> Iterator[slice]:
@@ -31,13 +31,7 @@ def _normalise(logits: Tensor, labels: Tensor) -> Tensor:
     return lse
 
 
-_compiled = torch.compile(_normalise)
-
-
-def _compiled_normalise(logits: Tensor, labels: Tensor) -> Tensor:
-    for tensor in (logits, labels):
-        torch._dynamo.mark_dynamic(tensor, 0)
-    return _compiled(logits, labels)
+_compiled_normalise = torch.compile(_normalise)
 
 
 def _at_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,6 +46,9 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor, compiled: bool) -> tuple[
     """
     at = _at_labels(labels)
     picked = logits[at].float()
+    if compiled:
+        for tensor in (logits, labels):
+            torch._dynamo.mark_dynamic(tensor, 0)
     lse = (_compiled_normalise if compiled else _normalise)(logits, labels)
     log_p = torch.where(labels == IGNORE, 0.0, picked - lse)
     logits[at] = log_p.expm1().to(logits.dtype)
@@ -64,11 +61,11 @@ def _supervised(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]
     spare = -len(rows) % UNIT
     if len(rows) == len(hidden) and not spare:
         return hidden, labels, rows
-    picked = torch.nn.functional.pad(rows, (0, spare))
-    kept = labels[picked]
+    filled = torch.nn.functional.pad(rows, (0, spare))
+    targets = labels[filled]
     if spare:
-        kept[-spare:] = IGNORE
-    return hidden[picked], kept, rows
+        targets[-spare:] = IGNORE
+    return hidden[filled], targets, rows
 
 
 def _placed(values: Tensor, rows: Tensor, size: int) -> Tensor:
@@ -105,7 +102,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         grad_hidden, grad_w = ctx.saved_tensors
-        if grad_w is not None:  # in place: a second backward pass is told by autograd
+        if grad_w is not None:  # in place: autograd reports a second backward pass
             grad_w = grad_w.mul_(grad_output).to(ctx.weight_dtype)
         # A float32 scalar keeps its digits and leaves the product in hidden's type; rounded to bfloat16 it would shift
         # every gradient below by the same fraction of a percent.
@@ -127,12 +124,12 @@ class _TokenLogProbs(torch.autograd.Function):
         w = weight.to(hidden.dtype)
         log_p = torch.zeros(len(hidden), device=hidden.device)
         lse = torch.empty(len(x), device=hidden.device)
-        kept = torch.empty(len(x), device=hidden.device)
+        found = torch.empty(len(x), device=hidden.device)
         for part in _chunks(len(x), len(w)):
             logits = output_projection(x[part], w)
             lse[part] = logits.float().logsumexp(-1)
-            kept[part] = torch.where(y[part] == IGNORE, 0.0, logits[_at_labels(y[part])].float() - lse[part])
-        log_p[rows] = kept[: len(rows)]
+            found[part] = torch.where(y[part] == IGNORE, 0.0, logits[_at_labels(y[part])].float() - lse[part])
+        log_p[rows] = found[: len(rows)]
         ctx.save_for_backward(x, weight, y, lse, rows)
         ctx.size = len(hidden)
         return log_p
@@ -156,6 +153,6 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def token_log_probs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    """(B, T) float32 log p(labels[t]); 0 where IGNORE. The backward pass computes each chunk's logits anew."""
+    """(B, T) float32 log p(labels[t]); 0 where IGNORE. The backward pass computes each chunk's logits again."""
     flat = _TokenLogProbs.apply(hidden.reshape(-1, hidden.shape[-1]), weight, labels.reshape(-1))
     return flat.view(labels.shape)

@@ -125,7 +125,7 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
 
 
 def estimate(config: Config, sources: Sources) -> Estimate:
-    base = to_hf(config.model, "float32", None, None) if config.model else description_of(sources["init"][0])
+    base = to_hf(config.model) if config.model else description_of(sources["init"][0])
     entries = vocab_size_of(sources["shards"][0])  # a vocabulary may grow, but does not shrink
     base = base | {"vocab_size": max(base["vocab_size"], entries)}
     return estimate_training(config, base, tokens_of_shards(sources["shards"]), language_modeling(config.balance))

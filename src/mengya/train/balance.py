@@ -98,15 +98,11 @@ def router_losses(routings: list[Routing], batch: Batch) -> RouterLosses:
 
 def weigh(losses: RouterLosses, layers: int, balance: Balance) -> tuple[Tensor, dict[str, Metric]]:
     """What is added to a summed loss, all layers together (as DeepSeek), and the metrics: means over the layers."""
-    total = (
-        balance.sequence_loss_coef * losses.sequence
-        + balance.batch_loss_coef * losses.batch
-        + balance.z_loss_coef * losses.z
-    )
-    metrics = {"balance_loss": losses.sequence, "batch_balance_loss": losses.batch, "router_z_loss": losses.z}
-    return layers * total, {name: Metric(value.detach()) for name, value in metrics.items()} | {
-        LOAD: Metric(losses.load)
-    }
+    total = balance.sequence_loss_coef * losses.sequence + balance.batch_loss_coef * losses.batch
+    total = total + balance.z_loss_coef * losses.z
+    sums = {"balance_loss": losses.sequence, "batch_balance_loss": losses.batch, "router_z_loss": losses.z}
+    sums[LOAD] = losses.load
+    return layers * total, {name: Metric(value.detach()) for name, value in sums.items()}
 
 
 def after_step(model: LanguageModel, balance: Balance) -> Callable[[dict[str, Any]], None] | None:
@@ -124,7 +120,7 @@ def after_step(model: LanguageModel, balance: Balance) -> Callable[[dict[str, An
 
     @torch.no_grad()
     def update(metrics: dict[str, Any]) -> None:
-        biases = model.selection_biases()  # asked for each time: an engine may have moved them
+        biases = model.selection_biases()  # each time again: an engine may have moved them
         for bias, load in zip(biases, torch.tensor(metrics[LOAD], dtype=torch.float64), strict=True):
             step = balance.bias_update_rate * (load.mean() - load).sign()
             bias += step.to(bias)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,11 +22,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from mengya import ranks
 from mengya.errors import UserError
 from mengya.metrics import say
-from mengya.train.checkpoint_storage import Saved, Writer, hidden, reader, recover, remove, steps_in, verify
-
-__all__ = ["Checkpoints", "Saved", "read_weights", "steps_in"]
-
-T = TypeVar("T")
+from mengya.train.checkpoint_storage import Saved, Writer, hidden, recover, remove, steps_in, verify
 
 
 class Checkpoints:
@@ -38,7 +33,7 @@ class Checkpoints:
     """
 
     def __init__(self, root: Path, keep: int, config: dict, asynchronous: bool):
-        """`keep`: so many of the newest `step-*` stay. `config`: the content of config.json, which lies in each.
+        """`keep`: so many of the newest `step-*` stay. `config`: the content of config.json, which is put into each.
 
         `asynchronous`: `save` returns once the state is copied.
         """
@@ -46,8 +41,8 @@ class Checkpoints:
         self._alone = ranks.size() == 1
         if self._alone:
             _expect_one_process()
-        # Its own group: the writing thread must not get between the collectives of training. Disks may be slow, and a
-        # rank that dies is noticed without a limit.
+        # Its own group: the writing thread must not get between the collectives of training. The limit is long, because
+        # disks may be slow, and a rank that dies is noticed anyway.
         self._group = None if self._alone else dist.new_group(backend="gloo", timeout=timedelta(days=1))
         self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
         self._pending: Future[None] | None = None
@@ -114,27 +109,23 @@ class Checkpoints:
         return {name: self._buffers[name] for name in share}
 
     def latest(self) -> Saved | None:
-        """The newest step checkpoint that is whole; damaged ones are named, deleted and passed over. None: begin anew.
+        """The newest step checkpoint that is whole; damaged ones are named and deleted. None: there is none.
 
         Removes what a killed run left half done.
         """
         self.wait()
-        return self._from_main(self._latest)
 
-    def _latest(self) -> Saved | None:
-        recover(self._root)
-        for path in reversed(steps_in(self._root)):
-            try:
-                return verify(path)
-            except UserError as error:
-                say(f"passing over a damaged checkpoint: {error}")
-                remove(path)
-        return None
+        def find() -> Saved | None:
+            recover(self._root)
+            for path in reversed(steps_in(self._root)):
+                try:
+                    return verify(path)
+                except UserError as error:
+                    say(f"passing over a damaged checkpoint: {error}")
+                    remove(path)
+            return None
 
-    def find(self, name: str) -> Saved:
-        """The checkpoint of this name. UserError if it is not there or not whole."""
-        self.wait()
-        return self._from_main(lambda: verify(self._root / name))
+        return ranks.on_main(find)
 
     def load(self, saved: Saved, tensors: Mapping[str, Tensor]) -> None:
         """Fill `tensors` in place, whatever their device and sharding; each rank reads only what it needs.
@@ -143,7 +134,11 @@ class Checkpoints:
         side, where the number of ranks has changed: those stay as they are.
         """
         wanted = {n: t for n, t in tensors.items() if n in saved.shapes or not n.startswith("rng.")}
-        shapes = {name: shape for rank in self._gather(_shapes(wanted)) for name, shape in rank.items()}
+        shapes = {name: list(tensor.shape) for name, tensor in wanted.items()}
+        if not self._alone:
+            of_ranks: list[dict[str, list[int]]] = [{}] * ranks.size()
+            dist.all_gather_object(of_ranks, shapes, self._group)
+            shapes = {name: shape for each in of_ranks for name, shape in each.items()}
         held = {name: shape for name, shape in saved.shapes.items() if name in shapes or not name.startswith("rng.")}
         if shapes != held:
             raise UserError(
@@ -151,28 +146,6 @@ class Checkpoints:
                 "delete the unfinished run or change back"
             )
         _read(saved, wanted, self._group, self._alone)
-
-    def _gather(self, value: T) -> list[T]:
-        """`value` of every rank, on every rank."""
-        if self._alone:
-            return [value]
-        found: list[T] = [value] * ranks.size()
-        dist.all_gather_object(found, value, self._group)
-        return found
-
-    def _from_main(self, function: Callable[[], T]) -> T:
-        """What `function` returns or raises on rank 0, on every rank."""
-        answer: list = [None, None]
-        if ranks.is_main():
-            try:
-                answer[0] = function()
-            except (UserError, OSError) as error:
-                answer[1] = error
-        if not self._alone:
-            dist.broadcast_object_list(answer, 0, self._group)
-        if answer[1] is not None:
-            raise answer[1]
-        return answer[0]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -182,7 +155,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     _expect_one_process()
     saved = verify(path)
-    held = reader(saved).read_metadata().state_dict_metadata
+    held = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     weights = {
         name: torch.empty(tensor.size, dtype=tensor.properties.dtype)
         for name, tensor in held.items()
@@ -197,10 +170,6 @@ def _on_host(share: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu").contiguous() for name, tensor in share.items()}
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
-    return {name: list(tensor.shape) for name, tensor in tensors.items()}
-
-
 def _difference(held: dict[str, list[int]], wanted: dict[str, list[int]]) -> str:
     lines = [f"{name}: not in the checkpoint" for name in wanted.keys() - held.keys()]
     lines += [f"{name}: only in the checkpoint" for name in held.keys() - wanted.keys()]
@@ -211,8 +180,9 @@ def _difference(held: dict[str, list[int]], wanted: dict[str, list[int]]) -> str
 
 def _read(saved: Saved, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None, alone: bool) -> None:
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    reader = dcp.HuggingFaceStorageReader(str(saved.path))
     with _plain_errors():
-        dcp.load(dict(tensors), storage_reader=reader(saved), planner=planner, process_group=group, no_dist=alone)
+        dcp.load(dict(tensors), storage_reader=reader, planner=planner, process_group=group, no_dist=alone)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -25,8 +24,8 @@ from mengya import __version__, manifest
 from mengya.errors import UserError
 
 RECORD = "checkpoint.json"
-"""Written last: a directory without it is no checkpoint."""
-_LIBRARIES = ("torch", "safetensors")
+"""Written last: a directory without it is not a checkpoint."""
+Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def _sha256(path: Path) -> str:
 
 
 def _publish(partial: Path, path: Path) -> None:
-    """Rename, in place of an older one if there is one; a crash in between is mended by `recover`."""
+    """Rename, replacing an older one if there is one; `recover` repairs a crash in between."""
     old = hidden(path, "old")
     if path.exists():
         path.rename(old)
@@ -104,14 +103,7 @@ def _publish(partial: Path, path: Path) -> None:
 class Writer(StorageWriter):
     """One safetensors file a rank, each hashed and flushed by its rank; the coordinator adds the JSON and renames."""
 
-    def __init__(
-        self,
-        path: Path,
-        keep: int,
-        record: dict,
-        config: dict,
-        stage: Callable[[dict[str, Tensor]], dict[str, Tensor]],
-    ):
+    def __init__(self, path: Path, keep: int, record: dict, config: dict, stage: Callable[[Tensors], Tensors]):
         """`keep`: step checkpoints that stay beside it. `record`: step and state. `config`: content of config.json.
 
         `stage`: contiguous tensors of this rank's share in host memory, given those of the run.
@@ -142,7 +134,7 @@ class Writer(StorageWriter):
     @torch.no_grad()
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         tensors = self._stage({item.index.fqn: planner.resolve_data(item) for item in plan.items})  # type: ignore[misc]
-        written = Future()  # type: ignore[var-annotated]
+        written: Future[list[WriteResult]] = Future()
         if not tensors:
             written.set_result([])
             return written
@@ -151,8 +143,9 @@ class Writer(StorageWriter):
         path = self._partial / name
         try:  # the metadata is what torch's HuggingFaceStorageReader looks for
             save_file(tensors, path, {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets)})
-        except SafetensorError as error:
-            raise _as_os_error(error, path) from error
+        except SafetensorError as error:  # its message hides the system's error number
+            number = re.search(r"os error (\d+)", str(error))
+            raise (OSError(int(number[1]), str(error), str(path)) if number else OSError(f"{path}: {error}")) from error
         _flush(path)
         written.set_result([WriteResult(MetadataIndex(name), path.stat().st_size, _sha256(path))])
         return written
@@ -166,15 +159,13 @@ class Writer(StorageWriter):
                     f"{self._path.parent} is not the same directory on all nodes; choose an --out that they share"
                 )
         config = self._partial / "config.json"
+        libraries = {name: importlib.metadata.version(name) for name in ("torch", "safetensors")}
+        stored = metadata.state_dict_metadata.items()
         record = self._record | {
             "ranks": self._ranks,
-            "versions": {"mengya": __version__} | {name: importlib.metadata.version(name) for name in _LIBRARIES},
+            "versions": {"mengya": __version__} | libraries,
             "files": written | {"config.json": {"bytes": config.stat().st_size, "sha256": _sha256(config)}},
-            "shapes": {
-                name: list(tensor.size)
-                for name, tensor in metadata.state_dict_metadata.items()
-                if isinstance(tensor, TensorStorageMetadata)
-            },
+            "shapes": {name: list(t.size) for name, t in stored if isinstance(t, TensorStorageMetadata)},
         }
         record = json.loads(json.dumps(record))  # as it will be read: numbers as keys become text
         self._write_json(RECORD, record | {"digest": manifest.digest(record)})
@@ -187,12 +178,6 @@ class Writer(StorageWriter):
         path = self._partial / name
         path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
         _flush(path)
-
-
-def _as_os_error(error: SafetensorError, path: Path) -> OSError:
-    """safetensors hides the system's error number in its message."""
-    number = re.search(r"os error (\d+)", str(error))
-    return OSError(int(number[1]), str(error), str(path)) if number else OSError(f"{path}: {error}")
 
 
 def verify(path: Path) -> Saved:
@@ -213,7 +198,3 @@ def verify(path: Path) -> Saved:
     except (OSError, ValueError) as error:
         raise UserError(f"the checkpoint {path} cannot be read ({error}); delete it to go on without it") from error
     return Saved(path, record["step"], record["state"], record["shapes"])
-
-
-def reader(saved: Saved) -> dcp.HuggingFaceStorageReader:
-    return dcp.HuggingFaceStorageReader(str(saved.path))

@@ -4,10 +4,12 @@ import contextlib
 import time
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from mengya import runtime
 from mengya.batch import Batch, Source
+from mengya.data.packing import PackedRow, make_batch
 from mengya.errors import UserError
 from mengya.model.language_model import LanguageModel
 from mengya.model.load import implementation_of
@@ -87,22 +89,15 @@ class _RandomBatches(Source):
     """A row holds one document, or as many sequences as count as one."""
 
     def __init__(self, settings: TrainingConfig, vocab_size: int, per_count: int):
-        rows, length, sequences = settings.micro_batch or settings.rows, settings.seq_len, max(per_count, 1)
-        rows = min(rows, settings.rows)
+        rows = min(settings.micro_batch or settings.rows, settings.rows)
         if settings.rows % rows:
             raise UserError(f"micro_batch={rows} does not divide the {settings.rows} rows of a step; try a divisor")
-        size = length // sequences
-        starts = (torch.arange(length) // size * size).to(torch.int32).expand(rows, length).contiguous()
-        ids = torch.randint(0, vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(0))
-        batch = Batch(
-            input_ids=ids[:, :-1],
-            labels=ids[:, 1:],
-            position_ids=torch.arange(length) - starts.long(),
-            starts=starts,
-            sequence_ids=torch.arange(rows)[:, None] * sequences + torch.arange(length) // size,
-            sequences=rows * sequences,
-            count=rows if per_count else rows * length,
-        )
+        length = settings.seq_len
+        size = length // max(per_count, 1)
+        number = np.arange(length) // size
+        starts = (number * size).astype(np.int32)
+        ids = np.random.default_rng(0).integers(0, vocab_size, (rows, length + 1))
+        batch = make_batch([PackedRow(row[:-1], row[1:], starts, number) for row in ids], per_count)
         self._batches = [batch] * (settings.rows // rows)
 
     def __call__(self, step: int) -> list[Batch]:

@@ -14,7 +14,7 @@ from mengya.batch import Batch, Loss, Metric, Source
 from mengya.data.prefetch import prefetch
 from mengya.errors import UserError
 from mengya.train.engines.single import Engine
-from mengya.train.schedule import Schedule
+from mengya.train.optimizer import Schedule
 
 Metrics = dict[str, Any]
 """Scalars are means over the step; a list (of tokens per expert, say) is a sum over it."""
@@ -27,7 +27,7 @@ class Guard:
     spike: float = 20.0
     """A norm above this multiple of its running mean is a spike."""
     most_skips: int = 10
-    """As many skipped steps in a row end the run."""
+    """So many skipped steps in a row end the run."""
     warmup: int = 50
     """Steps before spikes are looked for; the first norms are wild."""
     mean_norm: float = 0.0
@@ -39,12 +39,11 @@ class Guard:
 
         `where`: on which ranks the loss is not a number, for the message.
         """
-        reason = None
         if not (math.isfinite(loss) and math.isfinite(norm)):
             reason = f"loss {loss}{where}, gradient norm {norm}"
         elif self.seen >= self.warmup and norm > self.spike * self.mean_norm:
             reason = f"gradient norm {norm:.3g} is over {self.spike:g} x its mean {self.mean_norm:.3g}"
-        if reason is None:
+        else:
             self.seen += 1
             weight = max(0.02, 1 / self.seen)
             self.mean_norm += weight * (norm - self.mean_norm)
@@ -70,9 +69,9 @@ class _Sums:
 
     def add(self, loss: Loss) -> None:
         for name, metric in {"loss": Metric(loss.total), **loss.metrics}.items():
-            given = [(self._sums, metric.sum)] + ([] if metric.divisor is None else [(self._divisors, metric.divisor)])
-            for sums, value in given:
-                sums[name] = sums[name] + self._wide(value) if name in sums else self._wide(value)
+            self._sums[name] = self._wide(metric.sum) + self._sums.get(name, 0.0)
+            if metric.divisor is not None:
+                self._divisors[name] = self._wide(metric.divisor) + self._divisors.get(name, 0.0)
 
     def over_ranks(self, norm: Tensor) -> tuple[float, list[int]]:
         """Add up over all ranks. Returns the norm, to the bit the same on all, and which ranks' loss is not finite."""
@@ -89,23 +88,19 @@ class _Sums:
 
     def means(self, count: int) -> Metrics:
         """Each sum by its own divisor, or by the step's count; NaN if its own is 0."""
-        return {name: self._mean(name, value, count) for name, value in self._sums.items()}
-
-    def _mean(self, name: str, value: Tensor, count: int) -> Any:
-        if value.ndim:
-            return value.tolist()
-        if name not in self._divisors:
-            return float(value) / max(count, 1)
-        return float(value / self._divisors[name])  # tensors: 0 / 0 is NaN
+        means: Metrics = {}
+        for name, value in self._sums.items():
+            if value.ndim:
+                means[name] = value.tolist()
+            elif name in self._divisors:
+                means[name] = float(value / self._divisors[name])  # tensors: 0 / 0 is NaN
+            else:
+                means[name] = float(value) / max(count, 1)
+        return means
 
 
 def fit(
-    engine: Engine,
-    schedule: Schedule,
-    source: Source,
-    steps: range,
-    max_grad_norm: float,
-    guard: Guard,
+    engine: Engine, schedule: Schedule, source: Source, steps: range, max_grad_norm: float, guard: Guard
 ) -> Generator[tuple[int, Metrics], None, None]:
     """Train over `steps`; after each yields its number and metrics (loss, lr, grad_norm, tokens, the objective's).
 

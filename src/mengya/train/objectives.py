@@ -35,12 +35,8 @@ def language_modeling(balance: Balance = DEFAULT) -> Objective:
     return objective
 
 
-def sequence_log_probs(model: LanguageModel, batch: Batch) -> Tensor:
-    """(sequences,) summed log-probability of each sequence's labelled tokens."""
-    return _sum_log_probs(model, batch)[0]
-
-
-def _sum_log_probs(model: LanguageModel, batch: Batch) -> tuple[Tensor, list[Routing]]:
+def sequence_log_probs(model: LanguageModel, batch: Batch) -> tuple[Tensor, list[Routing]]:
+    """(sequences,) summed log-probability of each sequence's labelled tokens; the decisions of every router."""
     hidden, routings = _hidden(model, batch)
     log_p = model.log_probs(hidden, batch.labels)
     # Padding goes to one more slot. The sum is a product with a 0/1 matrix: unlike scatter-add, its order is fixed.
@@ -51,23 +47,22 @@ def _sum_log_probs(model: LanguageModel, batch: Batch) -> tuple[Tensor, list[Rou
 def dpo(beta: float, reference: LanguageModel, balance: Balance = DEFAULT) -> Objective:
     """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290), the sigmoid loss.
 
-    Sequences 2p and 2p + 1 of a batch are the chosen and the rejected completion of pair p.
+    Sequences 2p and 2p + 1 of a batch are the chosen and the rejected completion of pair p. `reference` is frozen. It
+    does not run under no_grad, where models may round otherwise: equal models must have margins of exactly 0.
     """
 
     def objective(model: LanguageModel, batch: Batch) -> Loss:
-        policy, routings = _sum_log_probs(model, batch)
-        with torch.no_grad():
-            baseline = sequence_log_probs(reference, batch)
-        rewards = beta * (policy - baseline)
+        policy, routings = sequence_log_probs(model, batch)
+        rewards = beta * (policy - sequence_log_probs(reference, batch)[0].detach())
         chosen, rejected = rewards[0::2], rewards[1::2]
         margins = chosen - rejected
-        metrics = {
+        sums = {
             "accuracy": (margins > 0).float().sum(),
             "margin": margins.sum(),
             "reward_chosen": chosen.sum(),
             "reward_rejected": rejected.sum(),
         }
-        told = {name: Metric(value.detach()) for name, value in metrics.items()}
-        return _balanced(Loss(-F.logsigmoid(margins).sum(), told), routings, batch, balance)
+        metrics = {name: Metric(value.detach()) for name, value in sums.items()}
+        return _balanced(Loss(-F.logsigmoid(margins).sum(), metrics), routings, batch, balance)
 
     return objective

@@ -1,21 +1,27 @@
-"""Which weights are trained, and AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), fused."""
+"""Which weights are trained, AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), and learning-rate schedules."""
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 
 from mengya.errors import UserError
 from mengya.model.language_model import LanguageModel
 from mengya.schema import Positive, Share, config
 
+Schedule = Callable[[int], float]
+"""Step -> factor of the peak learning rate."""
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 @config
 class ParameterGroup:
-    """Weights that have a rate or a decay of their own."""
+    """Weights with a learning rate or a decay of their own."""
 
     pattern: str
     """Of parameter names, e.g. "*embed_tokens*"; * stands for anything. A name belongs to the first that fits."""
@@ -29,31 +35,21 @@ class ParameterGroup:
 class Optim:
     """AdamW and its schedule."""
 
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "wsd"] = "cosine"
-    warmup: float = 0.02
+    warmup: Share = 0.02
     """Share of all steps in which the rate rises."""
-    decay: float = 0.2
+    decay: Share = 0.2
     """Share of all steps in which a wsd schedule falls; cosine falls all the way."""
-    min_lr: float = 0.1
+    min_lr: Share = 0.1
     """Where the schedule ends, as a share of lr."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    max_grad_norm: float = 1.0
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: Positive = 1e-8
+    weight_decay: Share = 0.1
+    max_grad_norm: Positive = 1.0
     groups: list[ParameterGroup] = dataclasses.field(default_factory=list)
     """Rates and decay by name, e.g. [{pattern = "*embed_tokens*", lr = 1e-4}]."""
-
-    def __post_init__(self) -> None:
-        for name in ("lr", "eps", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be greater than 0")
-        for name in ("warmup", "decay", "min_lr", "weight_decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be between 0 and 1")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas={list(self.betas)} must each be at least 0 and below 1, e.g. [0.9, 0.95]")
 
 
 def _check_patterns(key: str, patterns: Iterable[str], names: list[str]) -> None:
@@ -89,14 +85,32 @@ def parameter_groups(model: LanguageModel, optim: Optim) -> list[dict[str, Any]]
     _check_patterns("optim.groups", (group.pattern for group in optim.groups), list(trained))
     found: dict[tuple[float, float], list] = {(optim.lr, optim.weight_decay): [], (optim.lr, 0.0): []}
     for name, parameter in trained.items():
-        own = next((group for group in optim.groups if fnmatchcase(name, group.pattern)), None)
-        rate, decay = optim.lr, optim.weight_decay if parameter.ndim >= 2 else 0.0
-        if own is not None:
-            rate = rate if own.lr is None else own.lr
-            decay = decay if own.weight_decay is None else own.weight_decay
+        own = next((g for g in optim.groups if fnmatchcase(name, g.pattern)), ParameterGroup(pattern=name))
+        rate, decay = own.lr, own.weight_decay
+        if rate is None:
+            rate = optim.lr
+        if decay is None:
+            decay = optim.weight_decay if parameter.ndim >= 2 else 0.0
         found.setdefault((rate, decay), []).append(parameter)
     return [{"params": p, "lr": rate, "weight_decay": decay} for (rate, decay), p in found.items() if p]
 
 
-def make_adamw(groups: list[dict[str, Any]], optim: Optim) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+def make_schedule(optim: Optim, steps: int) -> Schedule:
+    """`schedule(step)` for steps 0 .. steps - 1, in units of the peak learning rate.
+
+    `cosine`: linear warm-up, then half a cosine (Loshchilov and Hutter 2017, arXiv:1608.03983). `wsd`: warm-up,
+    constant, then linear decay (warmup-stable-decay, Hu et al. 2024, arXiv:2404.06395).
+    """
+    rise = max(1, round(optim.warmup * steps))
+    fall = max(1, round(optim.decay * steps))
+    floor = optim.min_lr
+
+    def schedule(step: int) -> float:
+        if step < rise:
+            return (step + 1) / rise
+        if optim.schedule == "wsd":
+            return 1 - (1 - floor) * max(0.0, (step + 1 - (steps - fall)) / fall)
+        progress = (step + 1 - rise) / max(1, steps - rise)
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return schedule

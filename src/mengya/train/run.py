@@ -1,4 +1,4 @@
-"""One training run: resume, log, measure, save, stop cleanly. What is measured, and what is best, its caller says."""
+"""One training run: resume, log, measure, save, stop cleanly. The caller says what is measured and what is best."""
 
 import contextlib
 import dataclasses
@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,12 +22,11 @@ from mengya.metrics import MetricsLog, ProgressLine, format_count, say
 from mengya.model.language_model import LanguageModel
 from mengya.text.tokenizer import Tokenizer
 from mengya.train import balance
-from mengya.train.checkpoint import Checkpoints, read_weights
-from mengya.train.engines import Engine
+from mengya.train.checkpoint import Checkpoints, Saved, read_weights
+from mengya.train.engines.single import Engine
 from mengya.train.loop import Guard, Metrics, fit, measure
 from mengya.train.objectives import Objective
-from mengya.train.optimizer import freeze
-from mengya.train.schedule import make_schedule
+from mengya.train.optimizer import freeze, make_schedule
 from mengya.train.settings import TrainingConfig, engine_for, prepare_model
 
 SCRATCH = ("checkpoints", "shards")
@@ -47,7 +47,7 @@ def train_model(
 ) -> None:
     """Train `model` on all ranks, and leave in `out` a model directory with the weights best on held-out data.
 
-    `rebuild` makes the model anew, as it was given: what was trained is laid over it. `eos_ids` end an answer.
+    `rebuild` makes the model again, as it was given; the trained weights are copied into it. `eos_ids` end an answer.
     """
     freeze(model, settings.freeze)
     engine = engine_for(prepare_model(model, settings), objective, settings)
@@ -59,7 +59,7 @@ def train_model(
         out,
         settings,
         after_step=balance.after_step(model, settings.balance),
-        evaluate=heldout_loss(engine, heldout, source.rows_per_batch, settings.heldout_rows),
+        evaluate=partial(heldout_loss, engine, heldout, source.rows_per_batch, settings.heldout_rows),
         best=("heldout_loss", "min"),
     )
     run.train(out.name.removesuffix(".partial"))
@@ -70,21 +70,15 @@ def train_model(
         tokenizer.save(out)
 
 
-def heldout_loss(
-    engine: Engine, parts: Sequence[HeldoutPart], rows_per_batch: int, max_rows: int
-) -> Callable[[], Metrics]:
-    """What measures the loss of all parts together, by their shares; of several parts each one's by itself as well."""
-
-    def evaluate() -> Metrics:
-        share = ranks.rank(), ranks.size()
-        losses = [measure(engine, in_order(part.packer, rows_per_batch, max_rows, *share)) for part in parts]
-        return heldout_metrics(parts, losses)
-
-    return evaluate
+def heldout_loss(engine: Engine, parts: Sequence[HeldoutPart], rows_per_batch: int, max_rows: int) -> Metrics:
+    """Measure the loss of all parts together, by their shares; of several parts each one's, too."""
+    share = ranks.rank(), ranks.size()
+    losses = [measure(engine, in_order(part.packer, rows_per_batch, max_rows, *share)) for part in parts]
+    return heldout_metrics(parts, losses)
 
 
 class Run:
-    """In one directory, on all ranks. `metrics.jsonl` and `checkpoints/` are its memory."""
+    """A run in one directory, on all ranks; `metrics.jsonl` and `checkpoints/` say how far it is."""
 
     def __init__(
         self,
@@ -100,15 +94,14 @@ class Run:
         """Functions are called on all ranks alike, and give the same on all.
 
         `after_step`: with the metrics of each step whose update was applied. `evaluate`: every `heldout_every` steps
-        and after the last; what it gives is logged. `best`: which of those figures is lowest or highest in the weights
-        that are taken in the end; None: the last weights are.
+        and after the last; its figures are logged. `best`: the figure by which `weights` chooses, lowest or highest;
+        None: it takes the last weights.
         """
         self.engine, self.source, self.steps, self.out, self.settings = engine, source, steps, out, settings
         self._after_step, self._evaluate, self._best = after_step, evaluate, best
         torch.manual_seed(settings.seed + ranks.rank())
         self.speed = _Speed(engine.model, settings)
-        self._root = out / "checkpoints"
-        config = engine.model.description()
+        self._root, config = out / "checkpoints", engine.model.description()
         self.checkpoints = Checkpoints(self._root, settings.keep_checkpoints, config, settings.async_checkpoints)
         self.guard = Guard()
         self.done, self.tokens = 0, 0
@@ -118,7 +111,9 @@ class Run:
 
     def train(self, title: str) -> None:
         """To the end, from where an earlier process has stopped. UserError if no update could be applied."""
-        self._resume()
+        found = self.checkpoints.latest()
+        if found is not None:
+            self._resume(found)
         try:
             self._train(title)
         except BaseException:
@@ -132,26 +127,24 @@ class Run:
 
     def weights(self) -> dict[str, Tensor]:
         """After `train`: what was trained, the best or the last."""
-        try:
-            if self._best is None or not self.best_step:
-                return read_weights(self._root / f"step-{self.done}")
-            found = read_weights(self._root / _BEST)
-        except UserError as error:
-            say(f"keeping the last weights: {error}")
-            return read_weights(self._root / f"step-{self.done}")
-        if self.best_step != self.done:
-            say(f"taking the weights of step {self.best_step}, the best on held-out data")
-        return found
+        if self._best and self.best_step:
+            try:
+                found = read_weights(self._root / _BEST)
+            except UserError as error:
+                say(f"keeping the last weights: {error}")
+            else:
+                if self.best_step != self.done:
+                    say(f"taking the weights of step {self.best_step}, the best on held-out data")
+                return found
+        return read_weights(self._root / f"step-{self.done}")
 
     def _train(self, title: str) -> None:
-        settings, optim = self.settings, self.settings.optim
-        steps = range(self.done, self.steps)
-        updates = fit(
-            self.engine, make_schedule(optim, self.steps), self.source, steps, optim.max_grad_norm, self.guard
-        )
+        optim, steps = self.settings.optim, range(self.done, self.steps)
+        schedule = make_schedule(optim, self.steps)
+        updates = fit(self.engine, schedule, self.source, steps, optim.max_grad_norm, self.guard)
         log = MetricsLog(self.out / "metrics.jsonl", self.done) if ranks.is_main() else None
         with (
-            runtime.deferred_interrupt() as asked,
+            runtime.deferred_interrupt() as interrupted,
             ProgressLine(title, self.steps, self.done) as bar,
             contextlib.closing(log) if log else contextlib.nullcontext(),
             contextlib.closing(updates),
@@ -160,18 +153,20 @@ class Run:
             for step, metrics in updates:
                 row = self._count(step, metrics)
                 last = self.done == self.steps
-                if self._evaluate and (last or self.done % settings.heldout_every == 0):
-                    row |= self._measure(self._evaluate)
+                if self._evaluate and (last or self.done % self.settings.heldout_every == 0):
+                    measured = self._evaluate()
+                    self._save_if_best(measured)
+                    row |= measured
                 if log:
                     log.write(row)
                 bar.update(self.done, f"loss {row['loss']:.3f} {self.speed.text()}")
-                stop = ranks.any_of(asked())
+                stop = ranks.any_of(interrupted())
                 if self._save_if_due(stop) and stop and not last:
                     raise KeyboardInterrupt
                 self.speed.begin()
 
     def _count(self, step: int, metrics: Metrics) -> Metrics:
-        """Take note of a step; returns its row of the log."""
+        """Record a step; returns its row of the log."""
         self.done, self.tokens = step + 1, self.tokens + metrics.pop("tokens")
         if "skipped" not in metrics and self._after_step:
             self._after_step(metrics)
@@ -179,20 +174,18 @@ class Run:
             logging.getLogger(__name__).warning("step %d skipped: %s", self.done, metrics["skipped"])
         return {"step": self.done, **metrics, "tokens": self.tokens, "tokens_per_second": self.speed.step()}
 
-    def _measure(self, evaluate: Callable[[], Metrics]) -> Metrics:
-        found = evaluate()
+    def _save_if_best(self, measured: Metrics) -> None:
         if self._best is not None:
-            value, lower = found[self._best[0]], self._best[1] == "min"
+            value, lower = measured[self._best[0]], self._best[1] == "min"
             if math.isfinite(value) and (self.best is None or (value < self.best if lower else value > self.best)):
                 self.best, self.best_step = value, self.done
                 weights = {name: t for name, t in self.engine.tensors().items() if name.startswith("model.")}
                 self.checkpoints.save(_BEST, self.done, weights, {self._best[0]: value})
-        return found
 
-    def _save_if_due(self, asked: bool) -> bool:
+    def _save_if_due(self, stop: bool) -> bool:
         """Save a checkpoint if it is time, or put it off to the next step after which the source allows one."""
         last = self.done == self.steps
-        self._due = self._due or last or asked or self.done % self.settings.checkpoint_every == 0
+        self._due = self._due or last or stop or self.done % self.settings.checkpoint_every == 0
         if not self._due or not (last or self.source.whole(self.done - 1)):
             return False
         state = {"guard": dataclasses.asdict(self.guard), "tokens": self.tokens}
@@ -201,14 +194,11 @@ class Run:
         self._due = False
         return True
 
-    def _resume(self) -> None:
-        found = self.checkpoints.latest()
-        if found is None:
-            return
-        tensors, random_states = self.engine.places(), _random_states()
-        self.checkpoints.load(found, tensors | random_states)
-        self.engine.restore(tensors)
-        _set_random_states(random_states)
+    def _resume(self, found: Saved) -> None:
+        random_states = _random_states()
+        self.engine.load(lambda tensors: self.checkpoints.load(found, tensors | random_states))
+        for name, state in random_states.items():
+            (torch.cuda.set_rng_state if name.startswith("rng.cuda.") else torch.set_rng_state)(state)
         self.done, self.tokens = found.step, found.state["tokens"]
         self.best, self.best_step = found.state["best"], found.state["best_step"]
         self.guard = Guard(**found.state["guard"])
@@ -216,16 +206,11 @@ class Run:
 
 
 def _random_states() -> dict[str, Tensor]:
-    """Of this rank's generators; a new tensor each."""
+    """Of this rank's generators, in new tensors."""
     states = {f"rng.{ranks.rank()}": torch.get_rng_state()}
     if torch.cuda.is_initialized():
         states[f"rng.cuda.{ranks.rank()}"] = torch.cuda.get_rng_state()
     return states
-
-
-def _set_random_states(states: dict[str, Tensor]) -> None:
-    for name, state in states.items():
-        (torch.cuda.set_rng_state if name.startswith("rng.cuda.") else torch.set_rng_state)(state)
 
 
 class _Speed:

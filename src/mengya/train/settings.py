@@ -13,9 +13,10 @@ from mengya.metrics import say
 from mengya.model.language_model import LanguageModel
 from mengya.schema import HOW, Count, Natural, Positive, config
 from mengya.train.balance import Balance
-from mengya.train.engines import Engine, make_engine
-from mengya.train.engines.deepspeed import read_settings, wanted_values
-from mengya.train.engines.fsdp import Fsdp
+from mengya.train.engines.ddp import Replicated
+from mengya.train.engines.deepspeed import Zero, read_settings, wanted_values
+from mengya.train.engines.fsdp import Fsdp, Sharded
+from mengya.train.engines.single import Engine
 from mengya.train.objectives import Objective
 from mengya.train.optimizer import Optim
 
@@ -67,7 +68,6 @@ class TrainingConfig:
             raise ValueError(
                 f"batch_tokens={self.batch_tokens} is not a multiple of seq_len={self.seq_len}; try {better}"
             )
-
         if (self.parallel == "deepspeed") != bool(self.deepspeed):
             raise ValueError(
                 f"parallel={self.parallel!r} and deepspeed={self.deepspeed!r} do not fit; DeepSpeed needs both: "
@@ -82,7 +82,7 @@ class TrainingConfig:
         return self.batch_tokens // self.seq_len
 
     def check(self) -> None:
-        """UserError if the ranks that there are cannot train so. Called before any stage runs."""
+        """UserError if these ranks cannot train so. Called before any stage runs."""
         if self.parallel != "auto" and not ranks.launched():
             raise UserError(
                 f'parallel = "{self.parallel}" trains in several processes; start them with '
@@ -95,10 +95,8 @@ class TrainingConfig:
 
 def deepspeed_settings(settings: TrainingConfig) -> dict:
     """The user's ds.json, completed from the recipe. UserError if they contradict each other."""
-    share = settings.rows // ranks.size()
     half = runtime.pick_dtype(settings.dtype, runtime.pick_device()) == torch.bfloat16
-    micro_batch = min(settings.micro_batch or share, share)
-    wanted = wanted_values(settings.rows, micro_batch, settings.steps, half, settings.optim)
+    wanted = wanted_values(settings.rows, settings.micro_batch, settings.steps, half, settings.optim)
     return read_settings(Path(settings.deepspeed).expanduser(), wanted)
 
 
@@ -115,17 +113,26 @@ def prepare_model(model: LanguageModel, settings: TrainingConfig) -> LanguageMod
     if not (ranks.launched() and settings.parallel in ("fsdp", "deepspeed")):  # which move it part by part
         model.to(device)
     model.compute_dtype = runtime.pick_dtype(settings.dtype, device)
-    missing = runtime.compiler_missing(device)
-    if settings.compile and missing:
-        say(f"training uncompiled: {missing}")
-    if settings.compile and not missing:
-        model.compile_blocks()
+    if settings.compile:
+        missing = runtime.compiler_missing(device)
+        if missing:
+            say(f"training uncompiled: {missing}")
+        else:
+            model.compile_blocks()
     if settings.activation_checkpointing:
         model.recompute_blocks()
+    if not any(parameter.requires_grad for parameter in model.parameters()):  # the reference of preference training
+        model.detach_blocks()
     return model
 
 
 def engine_for(model: LanguageModel, objective: Objective, settings: TrainingConfig) -> Engine:
     """The engine that the settings name, around a model from `prepare_model`."""
-    deepspeed = deepspeed_settings(settings) if settings.parallel == "deepspeed" else {}
-    return make_engine(model, objective, settings.optim, settings.parallel, settings.fsdp, deepspeed)
+    optim, device = settings.optim, torch.device(runtime.pick_device())
+    if not ranks.launched():
+        return Engine(model, objective, optim)
+    if settings.parallel == "fsdp":
+        return Sharded(model, objective, optim, device, settings.fsdp)
+    if settings.parallel == "deepspeed":
+        return Zero(model, objective, optim, device, deepspeed_settings(settings))
+    return Replicated(model, objective, optim)

@@ -1,16 +1,14 @@
 """Causal attention of packed documents: grouped-query, rotary, one implementation chosen per kind of tensor.
 
-bf16 on CPUs with AMX goes to the kernel of kernels/attention.cpp; everything else to torch's
-`scaled_dot_product_attention`. Both see the same contract; only speed and rounding differ.
+The kernel of kernels/attention.cpp computes bf16 on CPUs with AMX, torch's `scaled_dot_product_attention` everything
+else. Both keep the same contract; only speed and rounding differ.
 """
-
-import ctypes
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mengya.model.native.kernels import AttentionProblem, attention_library
+from mengya.model.native.kernels import AttentionProblem, call, library
 from mengya.model.native.rope import apply_rotary
 
 _HEAD_DIMS = (32, 64, 96, 128)
@@ -18,10 +16,9 @@ _HEAD_DIMS = (32, 64, 96, 128)
 
 @torch.compiler.assume_constant_result
 def uses_kernel(device_type: str, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether tensors of this kind are served by the native kernel, which needs no mask. The first call builds it."""
-    return (
-        device_type == "cpu" and dtype == torch.bfloat16 and head_dim in _HEAD_DIMS and attention_library() is not None
-    )
+    """Whether the native kernel, which needs no mask, takes tensors of this kind. The first call builds it."""
+    right = device_type == "cpu" and dtype == torch.bfloat16 and head_dim in _HEAD_DIMS
+    return right and library("attention") is not None
 
 
 def document_mask(starts: Tensor) -> Tensor:
@@ -44,7 +41,7 @@ def packed_attention(
     sin: the tables of RotaryEmbedding, (B or 1, T, 1, D / 2) float32. starts (B, T) int32: the position in its row of
     the first token of t's document, non-decreasing along t and at most t; None means one document per row. mask: the
     `document_mask` of starts, which a caller with many layers builds once where `uses_kernel` is False; built here if
-    absent. Returns (B, T, H, D), contiguous where the kernel serves. The kernel's results, gradients included, are the
+    absent. Returns (B, T, H, D), contiguous if the kernel makes it. The kernel's results, gradients included, are the
     same bits on every run and for every number of threads.
     """
     if uses_kernel(qkv.device.type, qkv.dtype, qkv.shape[-1]):
@@ -63,7 +60,7 @@ def _call(function: str, qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor |
     """Call a function of attention.cpp; `tensors` are its other pointers, contiguous."""
     batch, time, _, head_dim = qkv.shape
     heads = tensors["out"].shape[2]
-    # Tables of one row serve all rows. The kernel believes what it is told.
+    # Tables of one row are for all rows. The kernel itself checks nothing.
     assert cos.shape == sin.shape and cos.shape in ((1, time, 1, head_dim // 2), (batch, time, 1, head_dim // 2))
     assert cos.dtype == sin.dtype == torch.float32 and (starts is None or starts.dtype == torch.int32)
     assert all(t.is_contiguous() for t in tensors.values())
@@ -75,10 +72,8 @@ def _call(function: str, qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor |
         scale=head_dim**-0.5, threads=torch.get_num_threads(), rope_row=0 if len(cos) == 1 else time * head_dim // 2,
         **{name: t.data_ptr() for name, t in tensors.items()},
     )  # fmt: skip
-    library = attention_library()
-    assert library is not None, "called without asking uses_kernel"
     if qkv.numel():
-        getattr(library, function)(ctypes.byref(problem))
+        call("attention", function, problem)
 
 
 @torch.library.custom_op("mengya::attention", mutates_args=())
@@ -100,7 +95,7 @@ def _outputs(qkv: Tensor, kv_heads: int, cos: Tensor, sin: Tensor, starts: Tenso
 def _attention_backward(
     grad_out: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | None, out: Tensor, lse: Tensor
 ) -> Tensor:
-    grad_qkv = _gradient(grad_out, qkv, cos, sin, starts, out, lse)
+    grad_qkv = qkv.new_empty(qkv.shape)
     _call(
         "attention_backward", qkv, cos, sin, starts, out=out, lse=lse, grad_out=grad_out.contiguous(), grad_qkv=grad_qkv
     )
@@ -108,9 +103,7 @@ def _attention_backward(
 
 
 @_attention_backward.register_fake
-def _gradient(
-    grad_out: Tensor, qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | None, out: Tensor, lse: Tensor
-) -> Tensor:
+def _(grad_out, qkv: Tensor, cos, sin, starts, out, lse) -> Tensor:
     return qkv.new_empty(qkv.shape)
 
 

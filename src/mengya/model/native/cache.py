@@ -31,11 +31,6 @@ class KVCache:
         values = lengths.tolist()
         self.longest, self.uniform = max(values), min(values) == max(values)
 
-    def select(self, rows: Tensor) -> None:
-        """Keep only `rows` (indices), in that order."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
-        self.set_lengths(self.lengths[rows])
-
     def check_room(self, tokens: int) -> None:
         if self.longest + tokens > self.max_len:
             raise UserError(f"{self.longest} + {tokens} tokens exceed the cache of {self.max_len}; shorten the text")

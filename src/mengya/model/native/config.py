@@ -1,7 +1,7 @@
 """The shape of a model, in Hugging Face's names, and its spellings in config.json."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import model_validator
 
@@ -73,7 +73,7 @@ class ModelConfig:
     n_shared_experts: Natural = 0
     """Experts that every token takes as well, fused into one of that many times the width."""
     first_k_dense_replace: Natural = 0
-    """As many first layers are dense."""
+    """So many of the first layers are dense."""
     norm_topk_prob: bool = True
     """The weights of a token's routed experts add up to 1; if not, they are the router's probabilities."""
 
@@ -89,13 +89,15 @@ class ModelConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even for rotary embeddings")
         if self.qk_norm and self.mlp_bias:
-            raise ValueError("mlp_bias=true with qk_norm=true exists in no published architecture; drop one of them")
+            raise ValueError("no published architecture has mlp_bias=true and qk_norm=true; remove one of them")
         if self.num_experts:
             self._check_experts()
         else:
-            idle = [name for name in _OF_EXPERTS if getattr(self, name) != _OF_EXPERTS[name]]
-            if idle:
-                raise ValueError(f"{idle[0]}={getattr(self, idle[0])} needs experts; set num_experts, or remove it")
+            for field in dataclasses.fields(self):
+                if field.name in _OF_EXPERTS and getattr(self, field.name) != field.default:
+                    raise ValueError(
+                        f"{field.name}={getattr(self, field.name)} needs experts; set num_experts, or remove it"
+                    )
         return self
 
     def _check_experts(self) -> None:
@@ -126,45 +128,70 @@ class ModelConfig:
         return dataclasses.replace(self, vocab_size=self.vocab_size or vocab_size)
 
 
-# What says something about experts, and its value in a dense model.
-_OF_EXPERTS: dict[str, object] = {
-    "num_experts_per_tok": 0,
-    "moe_intermediate_size": 0,
-    "n_shared_experts": 0,
-    "first_k_dense_replace": 0,
-    "norm_topk_prob": True,
-}
+# Fields that say something only about experts.
+_OF_EXPERTS = (
+    "num_experts_per_tok moe_intermediate_size n_shared_experts first_k_dense_replace norm_topk_prob"
+).split()
 
 
 # ---- config.json -----------------------------------------------------------------------------------------------------
 
-# Fields that mean and are named the same in all architectures.
+# Fields that mean and are named the same in all families.
 _SAME = (
     "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size "
     "max_position_embeddings tie_word_embeddings rms_norm_eps initializer_range"
 ).split()
 
-ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
-    "qwen2_moe": "Qwen2MoeForCausalLM",
-}
-"""model_type -> class in transformers, of every family that we read and write."""
 
-# What transformers assumes where config.json is silent.
-_ASSUMED: dict[str, dict] = {
-    "llama": {"vocab_size": 32000, "max_position_embeddings": 2048},
-    "qwen3": {"vocab_size": 151936, "max_position_embeddings": 32768, "head_dim": 128},
-    "ernie4_5_moe": {
-        "vocab_size": 103424,
-        "max_position_embeddings": 131072,
-        "tie_word_embeddings": True,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500_000.0,
-    },
-    "qwen2_moe": {"vocab_size": 151936, "max_position_embeddings": 32768},
-}
+class Family(NamedTuple):
+    """How config.json of one family spells a ModelConfig."""
+
+    architecture: str
+    """The class in transformers."""
+    names: dict[str, str]
+    """Our name -> its name, of the fields that are not in all families."""
+    assumed: dict[str, Any]
+    """By our names, what transformers assumes where config.json is silent."""
+    constants: dict[str, Any] = {}  # noqa: RUF012  never changed
+    """Written as they are."""
+
+
+FAMILIES = {
+    "llama": Family(
+        architecture="LlamaForCausalLM",
+        names={"attention_bias": "attention_bias", "mlp_bias": "mlp_bias"},
+        assumed={"vocab_size": 32000, "max_position_embeddings": 2048},
+    ),
+    "qwen3": Family(
+        architecture="Qwen3ForCausalLM",
+        names={"attention_bias": "attention_bias"},
+        assumed={"vocab_size": 151936, "max_position_embeddings": 32768, "head_dim": 128},
+    ),
+    "ernie4_5_moe": Family(
+        architecture="Ernie4_5_MoeForCausalLM",
+        names=dict(
+            num_experts="moe_num_experts", num_experts_per_tok="moe_k", moe_intermediate_size="moe_intermediate_size",
+            n_shared_experts="moe_num_shared_experts", first_k_dense_replace="moe_layer_start_index",
+        ),
+        assumed=dict(
+            vocab_size=103424, max_position_embeddings=131072, tie_word_embeddings=True, rms_norm_eps=1e-5,
+            rope_theta=500_000.0, num_experts=64, num_experts_per_tok=6, moe_intermediate_size=1536,
+            n_shared_experts=2, first_k_dense_replace=1,
+        ),
+        constants={"use_bias": False, "moe_layer_interval": 1, "moe_norm_min": 1e-12, "output_router_logits": False},
+    ),
+    "qwen2_moe": Family(
+        architecture="Qwen2MoeForCausalLM",
+        names={n: n for n in ("num_experts", "num_experts_per_tok", "norm_topk_prob", "moe_intermediate_size")},
+        assumed=dict(
+            vocab_size=151936, max_position_embeddings=32768, num_experts=60, num_experts_per_tok=4,
+            moe_intermediate_size=1408,
+        ),
+        # All biases are zero; vLLM reads them without asking.
+        constants=dict(decoder_sparse_step=1, qkv_bias=True, use_sliding_window=False, output_router_logits=False),
+    ),
+}  # fmt: skip
+"""By model_type: every family that we read and write."""
 
 
 def model_type(shape: ModelConfig) -> str:
@@ -174,23 +201,32 @@ def model_type(shape: ModelConfig) -> str:
     return "qwen3" if shape.qk_norm else "llama"
 
 
-def to_hf(shape: ModelConfig, dtype: str, eos_token_id: int | list[int] | None, pad_token_id: int | None) -> dict:
-    """The content of config.json; `rope_theta` and `rope_scaling` are for readers older than transformers 5."""
+def to_hf(shape: ModelConfig) -> dict:
+    """The content of config.json, of a float32 model without special tokens.
+
+    `rope_theta` and `rope_scaling` are for readers older than transformers 5.
+    """
     kind = model_type(shape)
+    family = FAMILIES[kind]
     out: dict = {
-        "architectures": [ARCHITECTURES[kind]],
+        "architectures": [family.architecture],
         "model_type": kind,
         "hidden_act": "silu",
         "attention_dropout": 0.0,
         "use_cache": True,
-        "dtype": dtype,
-        "torch_dtype": dtype,
+        "dtype": "float32",
+        "torch_dtype": "float32",
         "bos_token_id": None,
-        "eos_token_id": eos_token_id,
-        "pad_token_id": pad_token_id,
+        "eos_token_id": None,
+        "pad_token_id": None,
     }
     out |= {name: getattr(shape, name) for name in _SAME}
-    out |= {"llama": _to_llama, "qwen3": _to_qwen3, "ernie4_5_moe": _to_ernie, "qwen2_moe": _to_qwen2_moe}[kind](shape)
+    out |= {theirs: getattr(shape, ours) for ours, theirs in family.names.items()} | family.constants
+    if kind == "ernie4_5_moe":
+        out["moe_layer_end_index"] = shape.num_hidden_layers - 1
+    elif kind == "qwen2_moe":
+        out["shared_expert_intermediate_size"] = shape.n_shared_experts * shape.moe_intermediate_size
+        out["mlp_only_layers"] = list(range(shape.first_k_dense_replace))
     rope: dict = {"rope_type": "default"}
     if shape.rope_scaling:
         rope = {k: v for k, v in dataclasses.asdict(shape.rope_scaling).items() if v is not None}
@@ -200,82 +236,27 @@ def to_hf(shape: ModelConfig, dtype: str, eos_token_id: int | list[int] | None, 
     return out
 
 
-def _to_llama(shape: ModelConfig) -> dict:
-    return {"attention_bias": shape.attention_bias, "mlp_bias": shape.mlp_bias}
-
-
-def _to_qwen3(shape: ModelConfig) -> dict:
-    return {"attention_bias": shape.attention_bias}
-
-
-def _to_ernie(shape: ModelConfig) -> dict:
-    return {
-        "use_bias": False,
-        "moe_num_experts": shape.num_experts,
-        "moe_k": shape.num_experts_per_tok,
-        "moe_intermediate_size": shape.moe_intermediate_size,
-        "moe_num_shared_experts": shape.n_shared_experts,
-        "moe_layer_start_index": shape.first_k_dense_replace,
-        "moe_layer_end_index": shape.num_hidden_layers - 1,
-        "moe_layer_interval": 1,
-        "moe_norm_min": 1e-12,
-        "output_router_logits": False,
-    }
-
-
-def _to_qwen2_moe(shape: ModelConfig) -> dict:
-    return {
-        "num_experts": shape.num_experts,
-        "num_experts_per_tok": shape.num_experts_per_tok,
-        "norm_topk_prob": shape.norm_topk_prob,
-        "moe_intermediate_size": shape.moe_intermediate_size,
-        "shared_expert_intermediate_size": shape.n_shared_experts * shape.moe_intermediate_size,
-        "mlp_only_layers": list(range(shape.first_k_dense_replace)),
-        "decoder_sparse_step": 1,
-        "qkv_bias": True,  # all zero; vLLM reads biases without asking
-        "use_sliding_window": False,
-        "output_router_logits": False,
-    }
-
-
-def _from_llama(hf: dict) -> dict:
-    return {"attention_bias": bool(hf.get("attention_bias")), "mlp_bias": bool(hf.get("mlp_bias"))}
-
-
-def _from_qwen3(hf: dict) -> dict:
-    return {"attention_bias": bool(hf.get("attention_bias")), "qk_norm": True}
-
-
-def _from_ernie(hf: dict) -> dict:
-    if hf.get("use_bias"):
-        raise ValueError("use_bias=true is not supported with experts")
-    last, layers = hf.get("moe_layer_end_index", -1), hf["num_hidden_layers"]
-    if last not in (-1, layers - 1) or hf.get("moe_layer_interval", 1) != 1:
-        raise ValueError("only the first layers may be dense (moe_layer_end_index=-1, moe_layer_interval=1)")
-    return {
-        "num_experts": hf.get("moe_num_experts", 64),
-        "num_experts_per_tok": hf.get("moe_k", 6),
-        "moe_intermediate_size": hf.get("moe_intermediate_size", 1536),
-        "n_shared_experts": hf.get("moe_num_shared_experts", 2),
-        "first_k_dense_replace": hf.get("moe_layer_start_index", 1),
-    }
-
-
-def _from_qwen2_moe(hf: dict) -> dict:
-    dense = sorted(hf.get("mlp_only_layers") or [])
-    if dense != list(range(len(dense))) or hf.get("decoder_sparse_step", 1) != 1:
-        raise ValueError("only the first layers may be dense (mlp_only_layers=[0, 1, ...], decoder_sparse_step=1)")
-    width, shared = hf.get("moe_intermediate_size", 1408), hf.get("shared_expert_intermediate_size", 5632)
-    if width and shared % width:
-        raise ValueError(f"shared_expert_intermediate_size={shared} is not a multiple of moe_intermediate_size={width}")
-    return {
-        "num_experts": hf.get("num_experts", 60),
-        "num_experts_per_tok": hf.get("num_experts_per_tok", 4),
-        "norm_topk_prob": bool(hf.get("norm_topk_prob")),
-        "moe_intermediate_size": width,
-        "n_shared_experts": shared // width if width else 0,
-        "first_k_dense_replace": len(dense),
-    }
+def _special_values(kind: str, hf: dict, width: int) -> dict:
+    """The fields that are not spelled one to one. `width`: of one expert. ValueError for what we do not have."""
+    if kind == "qwen3":
+        return {"qk_norm": True}
+    if kind == "ernie4_5_moe":
+        if hf.get("use_bias"):
+            raise ValueError("use_bias=true is not supported with experts")
+        last = hf.get("moe_layer_end_index", -1)
+        if last not in (-1, hf["num_hidden_layers"] - 1) or hf.get("moe_layer_interval", 1) != 1:
+            raise ValueError("only the first layers may be dense (moe_layer_end_index=-1, moe_layer_interval=1)")
+    if kind == "qwen2_moe":
+        dense = sorted(hf.get("mlp_only_layers") or [])
+        if dense != list(range(len(dense))) or hf.get("decoder_sparse_step", 1) != 1:
+            raise ValueError("only the first layers may be dense (mlp_only_layers=[0, 1, ...], decoder_sparse_step=1)")
+        shared = hf.get("shared_expert_intermediate_size", 5632)
+        if width and shared % width:
+            raise ValueError(
+                f"shared_expert_intermediate_size={shared} is not a multiple of moe_intermediate_size={width}"
+            )
+        return {"n_shared_experts": shared // width if width else 0, "first_k_dense_replace": len(dense)}
+    return {}
 
 
 def from_hf(hf: dict, source: str) -> ModelConfig:
@@ -283,29 +264,29 @@ def from_hf(hf: dict, source: str) -> ModelConfig:
 
     `source` names the directory in errors. Raises UserError for other architectures or settings that we do not have.
     """
-    kind = hf.get("model_type")
-    if kind not in ARCHITECTURES:
-        raise UserError(
-            f"{source}: model_type {kind!r} is not implemented natively; use one of {', '.join(ARCHITECTURES)}"
-        )
+    kind = hf["model_type"]
     if hf.get("hidden_act", "silu") != "silu":
         raise UserError(f"{source}: hidden_act={hf['hidden_act']!r} is not supported, only silu")
     if hf.get("use_sliding_window"):
         raise UserError(f"{source}: sliding-window attention is not supported; set use_sliding_window to false")
-    assumed = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "rope_theta": 10_000.0} | _ASSUMED[kind]
-    values: dict = {name: hf.get(name, assumed.get(name)) for name in _SAME}
+    family = FAMILIES[kind]
+    assumed = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "rope_theta": 10_000.0} | family.assumed
+    names = {name: name for name in _SAME} | family.names
+    values: dict = {ours: hf.get(theirs, assumed.get(ours)) for ours, theirs in names.items()}
     values["num_key_value_heads"] = values["num_key_value_heads"] or values["num_attention_heads"]
-    values["tie_word_embeddings"] = bool(values["tie_word_embeddings"])
-    values = {name: value for name, value in values.items() if value is not None}
+    for name in ("tie_word_embeddings", "attention_bias", "mlp_bias", "norm_topk_prob"):
+        if name in values:
+            values[name] = bool(values[name])
+    values = {name: value for name, value in values.items() if value is not None or name not in _SAME}
     rope = dict(hf.get("rope_parameters") or {}) or dict(hf.get("rope_scaling") or {})
     theta = rope.pop("rope_theta", None) or hf.get("rope_theta") or assumed["rope_theta"]
     scaled: Any = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
     if rope.pop("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"{source}: partial rotary embeddings are not supported")
-    special = {"llama": _from_llama, "qwen3": _from_qwen3, "ernie4_5_moe": _from_ernie, "qwen2_moe": _from_qwen2_moe}
     try:
+        values |= _special_values(kind, hf, values.get("moe_intermediate_size", 0))
         scaling = None if scaled == "default" else RopeScaling(rope_type=scaled, **rope)
-        return ModelConfig(**values, **special[kind](hf), rope_theta=theta, rope_scaling=scaling)
+        return ModelConfig(**values, rope_theta=theta, rope_scaling=scaling)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{source}: config.json does not describe a model that we implement: {error}") from error

@@ -5,7 +5,7 @@ llama.cpp and older transformers read them.
 
 Ernie-4.5-MoE rotates neighbouring dimensions of a head, we rotate halves: rows of q_proj and k_proj change places.
 Qwen2-MoE multiplies the shared expert by sigmoid(gate . x): a zero gate halves it, so its down_proj is written doubled,
-which is exact in floating point. Biases of q, k and v are written as zeros, because vLLM reads them unasked.
+which is exact in floating point. Biases of q, k and v are written as zeros, because vLLM always reads them.
 """
 
 import re
@@ -44,27 +44,26 @@ def from_disk(state: _State, shape: ModelConfig, family: str, source: str) -> _S
     if family not in _FROM:
         return state
     out: _State = {}
-    stacks: dict[tuple[str, str], dict[int, Tensor]] = {}
+    stacks: dict[str, dict[tuple[str, int], Tensor]] = {}
     for name, tensor in state.items():
         expert = re.fullmatch(r"(.*\.mlp\.experts\.)(\d+)\.(gate|up|down)_proj\.weight", name)
         if expert:
-            stacks.setdefault((expert[1], expert[3]), {})[int(expert[2])] = tensor
-        elif name.endswith("mlp.experts.gate_up_proj") or name.endswith("mlp.experts.down_proj"):
+            stacks.setdefault(expert[1], {})[expert[3], int(expert[2])] = tensor
+        elif name.endswith(("mlp.experts.gate_up_proj", "mlp.experts.down_proj")):
             out[name] = tensor  # already fused
         else:
             out |= _FROM[family](name, tensor, shape, source)
-    whole = {key: [parts[i] for i in sorted(parts)] for key, parts in stacks.items() if _is_whole(parts, shape)}
-    if len(whole) != len(stacks) or {key[1] for key in stacks} not in (set(), {"gate", "up", "down"}):
-        raise UserError(f"the weights in {source} lack some of the {shape.num_experts} experts; copy the model again")
-    for prefix in dict.fromkeys(prefix for prefix, _ in whole):
-        pairs = zip(whole[prefix, "gate"], whole[prefix, "up"], strict=True)
-        out[f"{prefix}gate_up_proj"] = torch.stack([torch.cat(pair) for pair in pairs])
-        out[f"{prefix}down_proj"] = torch.stack(whole[prefix, "down"])
+    experts = range(shape.num_experts)
+    for prefix, parts in stacks.items():
+        shapes = {(kind, tensor.shape) for (kind, _), tensor in parts.items()}
+        if len(shapes) != 3 or parts.keys() != {(kind, i) for kind in ("gate", "up", "down") for i in experts}:
+            raise UserError(
+                f"the weights in {source} lack some of the {shape.num_experts} experts; copy the model again"
+            )
+        pairs = [torch.cat((parts["gate", i], parts["up", i])) for i in experts]
+        out |= {f"{prefix}gate_up_proj": torch.stack(pairs)}
+        out |= {f"{prefix}down_proj": torch.stack([parts["down", i] for i in experts])}
     return out
-
-
-def _is_whole(parts: dict[int, Tensor], shape: ModelConfig) -> bool:
-    return sorted(parts) == list(range(shape.num_experts)) and len({t.shape for t in parts.values()}) == 1
 
 
 # ---- Ernie-4.5-MoE ---------------------------------------------------------------------------------------------------
@@ -106,7 +105,7 @@ def _to_qwen2_moe(name: str, tensor: Tensor, shape: ModelConfig) -> _State:
     out = {name: tensor}
     if name.endswith(tuple(bias.replace("bias", "weight") for bias in _BIASES)):
         out[name.removesuffix("weight") + "bias"] = tensor.new_zeros(len(tensor))
-    if name.endswith("mlp.gate.weight") and not shape.n_shared_experts:  # a shared expert of no width
+    if name.endswith("mlp.gate.weight") and not shape.n_shared_experts:  # a shared expert of width 0
         prefix, none = name.removesuffix("gate.weight"), (0, shape.hidden_size)
         out |= {f"{prefix}shared_expert.{part}_proj.weight": tensor.new_zeros(none) for part in ("gate", "up")}
         out[f"{prefix}shared_expert.down_proj.weight"] = tensor.new_zeros(none[::-1])

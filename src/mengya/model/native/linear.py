@@ -1,34 +1,27 @@
 """Linear layers over float32 weights and activations of another type, and the gradient of their weights.
 
-The forward product and the input's gradient are PyTorch's. The weight's gradient sums down the rows of both factors,
-which CPU libraries do at half their speed and round to the activations' type; on CPUs with AMX it goes to the kernel of
-kernels/weight_gradient.cpp, which writes float32.
+The forward product and the input's gradient are PyTorch's. The weight's gradient sums over the rows of both
+factors, which CPU libraries do at half their speed and round to the activations' type; on CPUs with AMX the kernel of
+kernels/weight_gradient.cpp computes it, in float32.
 """
-
-import ctypes
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mengya.model.native.kernels import (
-    Factor,
-    ProductsProblem,
-    WeightGradientProblem,
-    products_library,
-    weight_gradient_library,
-)
+from mengya.model.native import kernels
+from mengya.model.native.kernels import Factor, ProductsProblem, WeightGradientProblem
 
 
 @torch.compiler.assume_constant_result
-def served(device_type: str, dtype: torch.dtype, *sizes: int) -> bool:
-    """Whether the kernels serve tensors of this kind. The first call builds them."""
+def uses_kernels(device_type: str, dtype: torch.dtype, *sizes: int) -> bool:
+    """Whether the kernels take tensors of this kind. The first call builds them."""
     right = device_type == "cpu" and dtype == torch.bfloat16 and all(size % 32 == 0 for size in sizes)
-    return right and None not in (weight_gradient_library(), products_library())
+    return right and None not in (kernels.library("weight_gradient"), kernels.library("products"))
 
 
 def _is_plain(*layers: nn.Module) -> bool:
-    """Whether the weights and biases are all there is to these layers, so that reading them is as good as a call."""
+    """Whether these layers consist of weights and biases alone, so that reading them is as good as a call."""
     return all(
         type(m) is nn.Linear
         and not (m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks)
@@ -37,7 +30,7 @@ def _is_plain(*layers: nn.Module) -> bool:
 
 
 def _call(layer: nn.Module, x: Tensor) -> Tensor:
-    """A layer that is not plain (wrapped by an adapter, parametrised, with hooks), as it is, in the type of x."""
+    """Call a layer that is not plain (wrapped by an adapter, parametrised, with hooks), in the type of x."""
     if x.dtype not in (torch.bfloat16, torch.float16):
         return layer(x)
     with torch.autocast(x.device.type, x.dtype):
@@ -56,13 +49,13 @@ def project(x: Tensor, *layers: nn.Linear) -> list[Tensor]:
 def project_joined(x: Tensor, *layers: nn.Linear) -> Tensor:
     """The outputs of linear layers that share their input, side by side.
 
-    While training they are one matrix product: the weights are cast anyway, and the concatenation rides along. Without
-    gradients the weights already have the right type; then the outputs are put together, which are smaller.
+    With gradients they are one matrix product: the weights are cast anyway, and joined in the same pass. Without
+    gradients the weights already have the right type; then the outputs are joined, because they are smaller.
     """
     if not torch.is_grad_enabled() or not _is_plain(*layers):
         return torch.cat(project(x, *layers), dim=-1)
     weights = [m.weight for m in layers]
-    if served(x.device.type, x.dtype, x.shape[-1], *(m.out_features for m in layers)):
+    if uses_kernels(x.device.type, x.dtype, x.shape[-1], *(m.out_features for m in layers)):
         out = _Product.apply(x, *weights)
     else:
         out = F.linear(x, torch.cat(weights).to(x.dtype))
@@ -102,9 +95,7 @@ def weight_gradient(grad_y: Tensor, x: Tensor, sizes: list[int], ends: Tensor | 
     )  # fmt: skip
     for index, (part, grad) in enumerate(zip(grad_y.split(sizes, dim=1), grads, strict=True)):
         problem.grad_y[index], problem.grad_weight[index] = Factor.of(part), grad.data_ptr()
-    library = weight_gradient_library()
-    assert library is not None, "called without asking whether it serves"
-    library.weight_gradient(ctypes.byref(problem))
+    kernels.call("weight_gradient", "weight_gradient", problem)
     return grads
 
 
@@ -115,25 +106,30 @@ def _empty_gradients(grad_y: Tensor, x: Tensor, sizes: list[int], ends: Tensor |
 
 
 def _call_products(
-    function: str, x: Tensor, weight: Tensor, ends: Tensor, transposed: bool, outer: int, **pointers: Tensor | None
+    function: str,
+    x: Tensor,
+    weight: Tensor,
+    ends: Tensor | None,
+    transposed: bool,
+    outer: int,
+    **others: Tensor | None,
 ) -> None:
-    """Call a function of products.cpp on rows x, groups of which meet a matrix each."""
-    inner = x.shape[1]
-    # The kernel believes what it is told.
-    for matrix in (weight, pointers.get("up_weight")):
+    """Call a function of products.cpp on rows x, each group of which has a matrix of its own; ends None: one group."""
+    if ends is None:
+        ends = torch.tensor([len(x)], dtype=torch.int32)
+    # The kernel itself checks nothing.
+    for matrix in (weight, others.get("up_weight")):
         assert matrix is None or (matrix[0].is_contiguous() and matrix.dtype == weight.dtype), "weights of another form"
     assert weight.dtype in (torch.float32, torch.bfloat16) and x.dtype == torch.bfloat16 and x.is_contiguous()
-    scale = pointers.get("scale")
+    scale = others.get("scale")
     assert scale is None or (scale.dtype == torch.float32 and scale.is_contiguous())
     problem = ProductsProblem(
-        groups=len(ends), inner=inner, outer=outer, threads=torch.get_num_threads(),
+        groups=len(ends), inner=x.shape[1], outer=outer, threads=torch.get_num_threads(),
         transposed=transposed, wide_weights=weight.dtype == torch.float32, group_stride=weight.stride(0),
         ends=ends.data_ptr(), rows=x.data_ptr(), weight=weight.data_ptr(),
-        **{name: t.data_ptr() for name, t in pointers.items() if t is not None},
+        **{name: t.data_ptr() for name, t in others.items() if t is not None},
     )  # fmt: skip
-    library = products_library()
-    assert library is not None, "called without asking whether it serves"
-    getattr(library, function)(ctypes.byref(problem))
+    kernels.call("products", function, problem)
 
 
 def multiply_groups(x: Tensor, weight: Tensor, ends: Tensor | None, transposed: bool, out: Tensor) -> None:
@@ -143,16 +139,12 @@ def multiply_groups(x: Tensor, weight: Tensor, ends: Tensor | None, transposed: 
     multiples of 32; out as torch allocates it. ends (groups,) int32: the end row of each group, the last M; None: one
     group.
     """
-    _call_products("product", x, weight, _ends(x, ends), transposed, out.shape[1], to=out)
-
-
-def _ends(x: Tensor, ends: Tensor | None) -> Tensor:
-    return torch.tensor([len(x)], dtype=torch.int32) if ends is None else ends
+    _call_products("product", x, weight, ends, transposed, out.shape[1], to=out)
 
 
 def output_projection(x: Tensor, weight: Tensor) -> Tensor:
     """x (T, C) times weight (O, C) of the same type: (T, O). Outside autograd."""
-    if not served(x.device.type, x.dtype, *weight.shape):
+    if not uses_kernels(x.device.type, x.dtype, *weight.shape):
         return F.linear(x, weight)
     out = x.new_empty(len(x), len(weight))
     multiply_groups(x.contiguous(), weight.contiguous()[None], None, True, out)
@@ -160,8 +152,8 @@ def output_projection(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def output_gradient(grad_y: Tensor, x: Tensor) -> Tensor:
-    """The gradient of output_projection's weight, (O, C), float32 where the kernel serves. grad_y (T, O), x (T, C)."""
-    if not served(x.device.type, x.dtype, grad_y.shape[1], x.shape[1]):
+    """The gradient of output_projection's weight, (O, C), float32 if the kernel makes it. grad_y (T, O), x (T, C)."""
+    if not uses_kernels(x.device.type, x.dtype, grad_y.shape[1], x.shape[1]):
         return grad_y.T @ x
     return weight_gradient(grad_y, x, [grad_y.shape[1]], None)[0][0]
 
@@ -169,7 +161,7 @@ def output_gradient(grad_y: Tensor, x: Tensor) -> Tensor:
 def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> Tensor:
     """down(silu(gate(x)) * up(x)), as Shazeer 2020 (arXiv:2002.05202)."""
     fused = torch.is_grad_enabled() and _is_plain(gate, up, down) and gate.bias is None
-    if fused and served(x.device.type, x.dtype, x.shape[-1], gate.out_features, down.out_features):
+    if fused and uses_kernels(x.device.type, x.dtype, x.shape[-1], gate.out_features, down.out_features):
         out = swiglu_groups(x.flatten(0, -2), [gate.weight[None], up.weight[None]], down.weight[None])
         return out.view(*x.shape[:-1], out.shape[-1])
     gate_out, up_out = project(x, gate, up)
@@ -179,19 +171,12 @@ def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> Tensor
 def swiglu_groups(
     x: Tensor, opening: list[Tensor], down: Tensor, ends: Tensor | None = None, scale: Tensor | None = None
 ) -> Tensor:
-    """down(silu(gate(x)) * up(x) * scale) by the kernels, for which `served` must be true of all sizes.
+    """down(silu(gate(x)) * up(x) * scale) by the kernels, which must take all sizes (`uses_kernels`).
 
     x (T, C) bf16. opening: gate and up, each (groups, I, C), or both in one (groups, 2 I, C); down (groups, C, I).
     ends: see multiply_groups. scale (T,) float32.
     """
     return torch.ops.mengya.swiglu(x, opening, down, ends, scale)[0]
-
-
-def _gate_and_up(opening: list[Tensor]) -> tuple[Tensor, Tensor]:
-    if len(opening) == 2:
-        return opening[0], opening[1]
-    gate, up = opening[0].chunk(2, dim=1)
-    return gate, up
 
 
 @torch.library.custom_op("mengya::swiglu", mutates_args=())
@@ -201,12 +186,9 @@ def _swiglu(
     """Output (T, C) and what the backward pass needs besides: gate and up side by side (T, 2 I)."""
     x = x.contiguous()
     out, gate_up = _swiglu_outputs(x, opening, down, ends, scale)
-    gate, up = _gate_and_up(opening)
-    inner = down.shape[2]
-    h = x.new_empty(len(x), inner)
-    _call_products(
-        "gated_product", x, gate, _ends(x, ends), True, inner, up_weight=up, scale=scale, gate_up=gate_up, h=h
-    )
+    gate, up = opening if len(opening) == 2 else opening[0].chunk(2, dim=1)
+    h = x.new_empty(len(x), down.shape[2])
+    _call_products("gated_product", x, gate, ends, True, down.shape[2], up_weight=up, scale=scale, gate_up=gate_up, h=h)
     if ends is None:
         torch.mm(h, down[0].to(x.dtype).T, out=out)
     else:
@@ -226,13 +208,13 @@ def _swiglu_backward(
     grad_out: Tensor, x: Tensor, gate_up: Tensor, opening: list[Tensor], down: Tensor, ends: Tensor | None,
     scale: Tensor | None,
 ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, opening, down and scale; the last one in parts (I / 32, T) that are still to be added up."""
+    """Gradients of x, opening, down and scale; the last one in (I / 32, T) parts that are still to be added up."""
     x, grad_out = x.contiguous(), grad_out.contiguous()
     inner = down.shape[2]
     grad_x, grad, h = torch.empty_like(x), torch.empty_like(gate_up), x.new_empty(len(x), inner)
     parts = x.new_empty((0 if scale is None else inner // 32, len(x)), dtype=torch.float32)
     _call_products(
-        "gated_gradients", grad_out, down, _ends(x, ends), False, inner,
+        "gated_gradients", grad_out, down, ends, False, inner,
         scale=scale, gate_up=gate_up, h=h, grad_gate_up=grad, grad_scale=parts,
     )  # fmt: skip
     if ends is None:
@@ -244,10 +226,7 @@ def _swiglu_backward(
 
 
 @_swiglu_backward.register_fake
-def _(
-    grad_out: Tensor, x: Tensor, gate_up: Tensor, opening: list[Tensor], down: Tensor, ends: Tensor | None,
-    scale: Tensor | None,
-) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:  # fmt: skip
+def _(grad_out, x: Tensor, gate_up, opening: list[Tensor], down: Tensor, ends, scale: Tensor | None):
     parts = x.new_empty((0 if scale is None else down.shape[2] // 32, len(x)), dtype=torch.float32)
     grads = [w.new_empty(w.shape, dtype=torch.float32) for w in opening]
     return x.new_empty(x.shape), grads, down.new_empty(down.shape, dtype=torch.float32), parts

@@ -1,7 +1,7 @@
 """Mixture of experts: a router, fine-grained routed experts and shared ones, as in DeepSeekMoE (arXiv:2401.06066).
 
 The (token, expert) pairs are sorted once, so that each product is one grouped matrix product over all experts; no token
-is dropped, and no scatter-add with an order of its own stands in the way of runs that repeat bit by bit.
+is dropped, and no scatter-add adds in an arbitrary order, so that runs repeat bit by bit.
 """
 
 from typing import Any
@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from mengya.model.language_model import Routing
 from mengya.model.native.config import ModelConfig
-from mengya.model.native.linear import served, swiglu_groups
-
-# ---- grouped matrix products -----------------------------------------------------------------------------------------
+from mengya.model.native.linear import swiglu_groups, uses_kernels
 
 
 def _grouped(*tensors: Tensor) -> bool:
@@ -56,6 +54,11 @@ def _(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
 
 
 class _GroupedLinear(torch.autograd.Function):
+    """Each group of rows times its own matrix, cast to their type: (M, I), (E, O, I) -> (M, O).
+
+    Group e is the rows ends[e - 1] .. ends[e] - 1; `ends` (E,) int32, the last one M. Empty groups are fine.
+    """
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         ctx.save_for_backward(x, weight, ends)
@@ -70,59 +73,33 @@ class _GroupedLinear(torch.autograd.Function):
         return grad_x, torch.ops.mengya.grouped_outer(grad, x, ends).to(weight.dtype), None
 
 
-def grouped_linear(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Each group of rows times its own matrix, cast to their type: (M, I), (E, O, I) -> (M, O).
-
-    Group e is the rows ends[e - 1] .. ends[e] - 1; `ends` (E,) int32, the last one M. Empty groups are fine.
-    """
-    return _GroupedLinear.apply(x, weight, ends)
+grouped_linear = _GroupedLinear.apply
 
 
-# ---- to the experts and back -----------------------------------------------------------------------------------------
+def _rearranged(x: Tensor, order: Tensor, places: Tensor, copies: int, back: bool) -> Tensor:
+    if not back:
+        return x[order // copies if copies > 1 else order]
+    x = x[places]
+    return x.unflatten(0, (-1, copies)).sum(1) if copies > 1 else x
 
 
-def _spread(x: Tensor, order: Tensor, copies: int) -> Tensor:
-    return x[order // copies if copies > 1 else order]
+class _Rearrange(torch.autograd.Function):
+    """Rows of x (N, ...) in the order of the pairs, (N * copies, ...); pair p belongs to row p // copies.
 
-
-def _gather(y: Tensor, places: Tensor, copies: int) -> Tensor:
-    y = y[places]
-    return y.unflatten(0, (-1, copies)).sum(1) if copies > 1 else y
-
-
-class _Dispatch(torch.autograd.Function):
-    """Rows of x (N, ...) in the order of the pairs: (N * copies, ...); pair p belongs to row p // copies.
-
-    `order` (M,) lists the pairs as they are sorted, `places` is its inverse. The gradient gathers, too, where autograd
-    would add into rows in an order of its own.
+    `order` (M,) lists the pairs as they are sorted, `places` is its inverse. `back`: the transpose, the sum of each
+    row's copies. Both ways gather, as forward and as backward pass; autograd would add into rows in any order.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, places: Tensor, copies: int) -> Tensor:
-        ctx.save_for_backward(places)
-        ctx.copies = copies
-        return _spread(x, order, copies)
+    def forward(ctx: Any, x: Tensor, order: Tensor, places: Tensor, copies: int, back: bool) -> Tensor:
+        ctx.save_for_backward(order, places)
+        ctx.copies, ctx.back = copies, back
+        return _rearranged(x, order, places, copies, back)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        return _gather(grad, ctx.saved_tensors[0], ctx.copies), None, None, None
-
-
-class _Combine(torch.autograd.Function):
-    """The transpose of _Dispatch: the sum of each row's copies."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, order: Tensor, places: Tensor, copies: int) -> Tensor:
-        ctx.save_for_backward(order)
-        ctx.copies = copies
-        return _gather(y, places, copies)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple:
-        return _spread(grad, ctx.saved_tensors[0], ctx.copies), None, None, None
-
-
-# ---- modules ---------------------------------------------------------------------------------------------------------
+        order, places = ctx.saved_tensors
+        return _rearranged(grad, order, places, ctx.copies, not ctx.back), None, None, None, None
 
 
 class Statics(nn.Module):
@@ -173,24 +150,21 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """x (N, C), experts and weights (N, k) -> the weighted sum of the experts' outputs (N, C)."""
-        top_k, gate_up_proj, down_proj = (
-            experts.shape[1],
-            self.gate_up_proj,
-            self.down_proj,
-        )  # once: one may be computed
+        top_k = experts.shape[1]
+        gate_up_proj, down_proj = self.gate_up_proj, self.down_proj  # read once: a parametrised one is computed
         chosen, order = experts.flatten().sort(stable=True)
         places = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         every = torch.arange(len(down_proj), device=chosen.device)
         ends = torch.searchsorted(chosen, every, right=True, out_int32=True)
-        rows = _Dispatch.apply(x, order, places, top_k)
+        rows = _Rearrange.apply(x, order, places, top_k, False)
         # An expert's output is linear in what enters its last product; its weight is applied there, without a pass.
-        scale = _Dispatch.apply(weights.flatten(), order, places, 1)
-        if served(x.device.type, x.dtype, *down_proj.shape[1:]):
+        scale = _Rearrange.apply(weights.flatten(), order, places, 1, False)
+        if uses_kernels(x.device.type, x.dtype, *down_proj.shape[1:]):
             out = swiglu_groups(rows, [gate_up_proj], down_proj, ends, scale)
         else:
             gate, up = grouped_linear(rows, gate_up_proj, ends).chunk(2, dim=-1)
             out = grouped_linear(F.silu(gate) * up * scale[:, None].to(x.dtype), down_proj, ends)
-        return _Combine.apply(out, order, places, top_k)
+        return _Rearrange.apply(out, order, places, top_k, True)
 
 
 class MoE(nn.Module):

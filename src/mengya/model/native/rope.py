@@ -48,8 +48,7 @@ def _llama3(scaling: RopeScaling, theta: float, dim: int, context: int) -> Tenso
     assert scaling.low_freq_factor is not None and scaling.high_freq_factor is not None  # checked by RopeScaling
     plain = _frequencies(theta, dim)
     periods = context * plain / (2 * math.pi)  # of each dimension within the original context
-    blend = (periods - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    blend = blend.clamp(0, 1)
+    blend = ((periods - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
     return (1 - blend) * plain / scaling.factor + blend * plain
 
 
@@ -63,15 +62,13 @@ class RotaryEmbedding:
         self._amplitude = 1.0
         original = (scaling and scaling.original_max_position_embeddings) or self._context
         with torch.device("cpu"):  # real numbers even when the model around them is built on the meta device
-            if scaling is None or scaling.rope_type == "dynamic":
-                frequencies = _frequencies(self._theta, self._dim)
-            elif scaling.rope_type == "linear":
-                frequencies = _frequencies(self._theta, self._dim) / scaling.factor
-            elif scaling.rope_type == "yarn":
-                frequencies, self._amplitude = _yarn(scaling, self._theta, self._dim, original)
-            else:
-                frequencies = _llama3(scaling, self._theta, self._dim, original)
-        self._frequencies = frequencies
+            self._frequencies = _frequencies(self._theta, self._dim)
+            if scaling and scaling.rope_type == "linear":
+                self._frequencies = self._frequencies / scaling.factor
+            elif scaling and scaling.rope_type == "yarn":
+                self._frequencies, self._amplitude = _yarn(scaling, self._theta, self._dim, original)
+            elif scaling and scaling.rope_type == "llama3":
+                self._frequencies = _llama3(scaling, self._theta, self._dim, original)
 
     def __call__(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) positions -> float32 cos and sin, each (B, T, 1, head_dim / 2)."""

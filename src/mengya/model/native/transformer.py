@@ -45,16 +45,13 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = (
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
-        size, inner, bias = config.hidden_size, self.heads * self.head_dim, config.attention_bias
-        self.q_proj = nn.Linear(size, inner, bias=bias)
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        size, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(size, self.heads * self.head_dim, bias=bias)
         self.k_proj = nn.Linear(size, self.kv_heads * self.head_dim, bias=bias)
         self.v_proj = nn.Linear(size, self.kv_heads * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(inner, size, bias=bias)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, size, bias=bias)
         if config.qk_norm:
             self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
@@ -92,18 +89,15 @@ class MLP(nn.Module):
         return swiglu(x, self.gate_proj, self.up_proj, self.down_proj)
 
 
-def _feed_forward(config: ModelConfig, layer: int) -> MLP | MoE:
-    if not config.has_experts(layer):
-        return MLP(config, config.intermediate_size)
-    shared = config.n_shared_experts * config.moe_intermediate_size
-    return MoE(config, MLP(config, shared) if shared else None)
-
-
 class DecoderLayer(nn.Module):
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.self_attn = Attention(config)
-        self.mlp = _feed_forward(config, layer)
+        if config.has_experts(layer):
+            shared = config.n_shared_experts * config.moe_intermediate_size
+            self.mlp: nn.Module = MoE(config, MLP(config, shared) if shared else None)
+        else:
+            self.mlp = MLP(config, config.intermediate_size)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
@@ -140,8 +134,8 @@ class Decoder(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         x, rope = self._embed(input_ids, position_ids, dtype)
-        served = uses_kernel(x.device.type, x.dtype, self.head_dim)
-        mask = None if starts is None or served else document_mask(starts)
+        native = uses_kernel(x.device.type, x.dtype, self.head_dim)
+        mask = None if starts is None or native else document_mask(starts)
         routings = []
         for layer in self.layers:
             x, routing = layer(x, rope, starts, mask)
@@ -192,7 +186,7 @@ class CausalLM(LanguageModel):
         return model
 
     def description(self) -> dict:
-        return to_hf(self.config, "float32", None, None)
+        return to_hf(self.config)
 
     @property
     def vocab_size(self) -> int:
@@ -225,10 +219,25 @@ class CausalLM(LanguageModel):
         norm.forward = torch.compile(norm.forward, dynamic=False)  # type: ignore[method-assign]
 
     def flops_per_token(self, context: float) -> float:
-        return flops_per_token(self.config, context)
+        """6 for each weight of a matrix product, and 12 x layers x attention width x context.
+
+        As in PaLM's appendix B (Chowdhery et al. 2022, arXiv:2204.02311), of the active parameters. The embedding is
+        looked up, so that it does not count; the output projection does.
+        """
+        c = self.config
+        inner, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        attention = c.hidden_size * (2 * inner + 2 * kv)
+        expert = 3 * c.hidden_size * c.moe_intermediate_size
+        sparse = c.hidden_size * c.num_experts + (c.num_experts_per_tok + c.n_shared_experts) * expert
+        dense = 3 * c.hidden_size * c.intermediate_size
+        layers = [attention + (sparse if c.has_experts(i) else dense) for i in range(c.num_hidden_layers)]
+        products = sum(layers) + c.hidden_size * c.vocab_size
+        return 6.0 * products + 12.0 * c.num_hidden_layers * inner * context
 
     def active_parameters(self) -> int:
-        return self.all_parameters() - _idle_parameters(self.config)
+        c = self.config
+        idle = (c.num_experts - c.num_experts_per_tok) * 3 * c.hidden_size * c.moe_intermediate_size
+        return self.all_parameters() - sum(map(c.has_experts, range(c.num_hidden_layers))) * idle
 
     @property
     def has_experts(self) -> bool:
@@ -287,37 +296,3 @@ class CausalLM(LanguageModel):
                 residual = name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj"))
                 scale = std / math.sqrt(2 * self.config.num_hidden_layers) if residual else std
                 parameter.normal_(0.0, scale, generator=generator)
-
-
-def count_parameters(config: ModelConfig) -> int:
-    """Of the whole model; a tied embedding counts once."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in CausalLM(config).parameters())
-
-
-def count_active_parameters(config: ModelConfig) -> int:
-    """Those that one token passes through: without the routed experts that it does not take."""
-    return count_parameters(config) - _idle_parameters(config)
-
-
-def _idle_parameters(config: ModelConfig) -> int:
-    c = config
-    idle = (c.num_experts - c.num_experts_per_tok) * 3 * c.hidden_size * c.moe_intermediate_size
-    return sum(map(c.has_experts, range(c.num_hidden_layers))) * idle
-
-
-def flops_per_token(config: ModelConfig, context: float) -> float:
-    """Floating-point operations of one training token (forward and backward), `context` keys seen on average.
-
-    6 for each active parameter of a matrix product (the embedding look-up is none, the output projection is one) plus
-    12 x layers x attention width x context, as in PaLM's appendix B (Chowdhery et al. 2022, arXiv:2204.02311).
-    """
-    c = config
-    inner, kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
-    attention = c.hidden_size * (2 * inner + 2 * kv)
-    expert = 3 * c.hidden_size * c.moe_intermediate_size
-    sparse = c.hidden_size * c.num_experts + (c.num_experts_per_tok + c.n_shared_experts) * expert
-    dense = 3 * c.hidden_size * c.intermediate_size
-    layers = [attention + (sparse if c.has_experts(i) else dense) for i in range(c.num_hidden_layers)]
-    products = sum(layers) + c.hidden_size * c.vocab_size
-    return 6.0 * products + 12.0 * c.num_hidden_layers * inner * context

@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,14 +30,13 @@ from mengya.train.optimizer import Optim
 
 AUTO = "auto"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-_SCHEDULERS = {"cosine": "WarmupCosineLR"}
 
 
 def read_settings(path: Path, wanted: dict[str, Any]) -> dict:
     """The content of ds.json with the recipe's values: `wanted`, by dotted keys.
 
-    UserError for each value that is neither the wanted one nor "auto", for what the recipe has no place for, and if
-    DeepSpeed is not installed.
+    UserError for each value that is neither the wanted one nor "auto", for what a recipe cannot say, and if DeepSpeed
+    is not installed.
     """
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("parallel = \"deepspeed\" needs DeepSpeed; install it with: pip install 'mengya[deepspeed]'")
@@ -44,9 +44,18 @@ def read_settings(path: Path, wanted: dict[str, Any]) -> dict:
     problems = []
     for key, value in wanted.items():
         given = _lookup(content, key)
-        if given not in (None, AUTO) and not _equal(given, value):
+        if given not in (None, AUTO, value):
             problems.append(f'{key} is {given!r}, but the recipe makes it {value!r}; write "auto" there')
-    problems += _unfit(content)
+    stage = _lookup(content, "zero_optimization.stage")
+    if stage not in (1, 2, 3):
+        problems.append(f'zero_optimization.stage is {stage!r}; set 1, 2 or 3, or use parallel = "ddp"')
+    kind = _lookup(content, "optimizer.type")
+    if str(kind or "adamw").lower() not in ("adam", "adamw", AUTO):
+        problems.append(f"optimizer.type is {kind!r}, but the recipe trains with AdamW; remove it")
+    for name in ("offload_optimizer", "offload_param"):
+        device = _lookup(content, f"zero_optimization.{name}.device")
+        if device not in (None, "cpu", "none"):
+            problems.append(f'zero_optimization.{name}.device is {device!r}; only "cpu" is supported')
     if problems:
         raise UserError(f"{path} contradicts the recipe:\n" + "\n".join(f"    {line}" for line in problems))
     filled = _without_auto({name: value for name, value in content.items() if name not in ("optimizer", "scheduler")})
@@ -78,26 +87,6 @@ def _lookup(content: Any, key: str) -> Any:
     return content
 
 
-def _equal(given: Any, value: Any) -> bool:
-    return list(given) == list(value) if isinstance(given, list) and isinstance(value, list | tuple) else given == value
-
-
-def _unfit(content: dict) -> list[str]:
-    """What the recipe has no place for."""
-    problems = []
-    stage = _lookup(content, "zero_optimization.stage")
-    if stage not in (1, 2, 3):
-        problems.append(f'zero_optimization.stage is {stage!r}; set 1, 2 or 3, or use parallel = "ddp"')
-    kind = _lookup(content, "optimizer.type")
-    if str(kind or "adamw").lower() not in ("adam", "adamw", AUTO):
-        problems.append(f"optimizer.type is {kind!r}, but the recipe trains with AdamW; remove it")
-    for name in ("offload_optimizer", "offload_param"):
-        device = _lookup(content, f"zero_optimization.{name}.device")
-        if device not in (None, "cpu", "none"):
-            problems.append(f'zero_optimization.{name}.device is {device!r}; only "cpu" is supported')
-    return problems
-
-
 def _without_auto(value: Any) -> Any:
     """DeepSpeed does not know "auto": what is not filled in gets DeepSpeed's own default."""
     if isinstance(value, dict):
@@ -105,18 +94,20 @@ def _without_auto(value: Any) -> Any:
     return value
 
 
-def wanted_values(rows: int, rows_per_batch: int, steps: int, half: bool, optim: Optim) -> dict[str, Any]:
+def wanted_values(rows: int, micro_batch: int, steps: int, half: bool, optim: Optim) -> dict[str, Any]:
     """What the recipe decides, by the keys of ds.json. `steps` 0: not known yet; `half`: bfloat16 activations."""
+    share = rows // ranks.size()
+    rows_per_batch = min(micro_batch or share, share)
     adamw = {"lr": optim.lr, "betas": list(optim.betas), "eps": optim.eps, "weight_decay": optim.weight_decay}
     wanted: dict[str, Any] = {
         "train_batch_size": rows,
         "train_micro_batch_size_per_gpu": rows_per_batch,
-        "gradient_accumulation_steps": rows // ranks.size() // rows_per_batch,
+        "gradient_accumulation_steps": share // rows_per_batch,
         "gradient_clipping": optim.max_grad_norm,
         "bf16.enabled": half,
         "fp16.enabled": False,
         **{f"optimizer.params.{name}": value for name, value in adamw.items()},
-        "scheduler.type": _SCHEDULERS.get(optim.schedule, "(none)"),
+        "scheduler.type": "WarmupCosineLR" if optim.schedule == "cosine" else "(none)",
     }
     if steps:
         wanted["scheduler.params.total_num_steps"] = steps
@@ -125,7 +116,7 @@ def wanted_values(rows: int, rows_per_batch: int, steps: int, half: bool, optim:
 
 
 def _deepspeed() -> ModuleType:
-    """The library, without its chatter, and without a minute of compiling a kernel that only inference uses."""
+    """The library, without its messages, and without a minute of compiling a kernel that only inference uses."""
     with contextlib.redirect_stdout(io.StringIO()):
         import deepspeed
     for handler in deepspeed.utils.logger.handlers:
@@ -139,7 +130,7 @@ def _deepspeed() -> ModuleType:
 
 
 def _with_gradient(block: torch.nn.Module, inputs: tuple) -> tuple:
-    """Behind frozen weights a block's input has no gradient; ZeRO-3 would then let go of its weights too early."""
+    """After frozen weights a block's input needs no gradient; ZeRO-3 would then release its weights too early."""
     first, *others = inputs
     if torch.is_grad_enabled() and not first.requires_grad:
         first = first.detach().requires_grad_()
@@ -150,16 +141,12 @@ class Zero(Engine):
     """DeepSpeed's engine around the model. `settings` is what `read_settings` gives."""
 
     def __init__(self, model: LanguageModel, objective: Objective, optim: Optim, device: torch.device, settings: dict):
-        self._settings, self._device = settings, device
         # DeepSpeed casts buffers, too; they are to stay as they are.
-        self._buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         super().__init__(model, objective, optim)
         self.device = device
-        self._start()
-
-    def _start(self) -> None:
         deepspeed = _deepspeed()
-        if self._settings["zero_optimization"]["stage"] == 3:
+        if settings["zero_optimization"]["stage"] == 3:
             for block in self.model.blocks():  # before DeepSpeed's own hooks
                 if any(parameter.requires_grad for parameter in block.parameters()):
                     block.register_forward_pre_hook(_with_gradient)
@@ -167,7 +154,7 @@ class Zero(Engine):
             deepspeed.utils.set_z3_leaf_modules(self.root, list({type(block) for block in self.model.blocks()}))
             deepspeed.zero.register_external_parameter(self.root, self.model.output_weight)
         self.optimizer.state.clear()
-        settings = {"zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True, **self._settings}
+        settings = {"zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True, **settings}
         if settings["bf16"]["enabled"]:  # sums of gradients keep their digits, as in the other engines
             settings = {"communication_data_type": "fp32", **settings}
             if settings["zero_optimization"]["stage"] > 1:  # stage 1 would become another optimizer, without a norm
@@ -175,7 +162,7 @@ class Zero(Engine):
         with contextlib.redirect_stdout(io.StringIO()):
             self.run, *_ = deepspeed.initialize(model=self.root, optimizer=self.optimizer, config=settings)
         for name, buffer in self.model.named_buffers():
-            buffer.data = self._buffers[name].to(self._device)
+            buffer.data = buffers[name].to(device)
         self.zero: Any = self.run.optimizer
         self._tools = deepspeed.utils
         for flat in self._flat():
@@ -218,19 +205,17 @@ class Zero(Engine):
         finally:
             self.optimizer.step = step  # type: ignore[method-assign,assignment]
 
-    def _trained(self) -> dict[str, Tensor]:
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
     def tensors(self) -> dict[str, Tensor]:
         """Gathered one by one; each stays with one rank, so that none holds them all."""
-        tools, found = self._tools, dict(self._plain())
-        for number, (name, parameter) in enumerate(self._trained().items()):
+        tools, found = self._tools, self._plain()
+        for number, (name, parameter) in enumerate(self.trained.items()):
             whole = {f"model.{name}": tools.safe_get_full_fp32_param(parameter)}
             for moment in MOMENTS:
                 whole[f"optimizer.{moment}.{name}"] = tools.safe_get_full_optimizer_state(parameter, moment)
             if number % ranks.size() == ranks.rank():
                 found |= {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in whole.items()}
-            found[f"optimizer.step.{name}"] = self._taken()
+            step = self.optimizer.state[self._flat()[0]]["step"]
+            found[f"optimizer.step.{name}"] = step.detach().to("cpu", copy=True)
         return found
 
     def _plain(self) -> dict[str, Tensor]:
@@ -238,25 +223,18 @@ class Zero(Engine):
         buffers = dict(self.model.named_buffers())
         return {f"model.{name}": buffers[name] for name in self._held if name in buffers}
 
-    def _taken(self) -> Tensor:
-        """Steps that the optimizer has taken."""
-        return self.optimizer.state[self._flat()[0]]["step"].detach().to("cpu", copy=True)
-
-    def places(self) -> dict[str, Tensor]:
-        found = dict(self._plain())
-        for name, parameter in self._trained().items():
+    def load(self, read: Callable[[dict[str, Tensor]], None]) -> None:
+        tools, tensors = self._tools, self._plain()
+        for name, parameter in self.trained.items():
             shape = getattr(parameter, "ds_shape", parameter.shape)
             for key in (f"model.{name}", *(f"optimizer.{moment}.{name}" for moment in MOMENTS)):
-                found[key] = torch.empty(shape)
-            found[f"optimizer.step.{name}"] = torch.zeros(())
-        return found
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        tools = self._tools
-        for name, parameter in self._trained().items():
-            tools.safe_set_full_fp32_param(parameter, tensors[f"model.{name}"].to(self._device))
+                tensors[key] = torch.empty(shape)
+            tensors[f"optimizer.step.{name}"] = torch.zeros(())
+        read(tensors)
+        for name, parameter in self.trained.items():
+            tools.safe_set_full_fp32_param(parameter, tensors[f"model.{name}"].to(self.device))
             for moment in MOMENTS:
-                value = tensors[f"optimizer.{moment}.{name}"].to(self._device)
+                value = tensors[f"optimizer.{moment}.{name}"].to(self.device)
                 tools.safe_set_full_optimizer_state(parameter, value, moment)
             taken = tensors[f"optimizer.step.{name}"]
         for flat in self._flat():

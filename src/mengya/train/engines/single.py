@@ -1,5 +1,6 @@
-"""Training in one process, and what the other engines have in common with it."""
+"""Training in one process, and what all engines have in common."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ from mengya import ranks
 from mengya.batch import Batch, Loss
 from mengya.model.language_model import LanguageModel
 from mengya.train.objectives import Objective
-from mengya.train.optimizer import Optim, make_adamw, parameter_groups
+from mengya.train.optimizer import Optim, parameter_groups
 
 
 class Root(nn.Module):
-    """A model whose forward pass is the objective, so that an engine's hooks meet everything that it reads."""
+    """A model whose forward pass is the objective, so that an engine's hooks see everything that it reads."""
 
     def __init__(self, model: LanguageModel, objective: Objective):
         super().__init__()
@@ -43,7 +44,9 @@ class Engine:
         self._prepare()
         groups = parameter_groups(model, optim)
         self._peak, self._peaks = optim.lr, [group["lr"] for group in groups]
-        self.optimizer: torch.optim.Optimizer = make_adamw(groups, optim)
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
+        )
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         for parameter in self.trained.values():
             self.optimizer.state[parameter] = no_moments(parameter)
@@ -53,7 +56,7 @@ class Engine:
         """Change the model before its parameters are handed to the optimizer."""
 
     def set_rate(self, factor: float) -> float:
-        """Set the learning rates to a share of their peaks; returns that of most weights."""
+        """Set the learning rates to a share of their peaks; returns the rate of weights that are not in a group."""
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor
         return self._peak * factor
@@ -97,16 +100,13 @@ class Engine:
                 found[f"optimizer.{moment}.{name}"] = value
         return found
 
-    def places(self) -> dict[str, Tensor]:
-        """The tensors that a checkpoint is to be read into; hand them to `restore` afterwards."""
-        return self.tensors()
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over what was read into `places()`; live tensors are already there."""
+    def load(self, read: Callable[[dict[str, Tensor]], None]) -> None:
+        """Take over a checkpoint: `read` fills tensors of the names and shapes that `tensors` gives."""
+        read(self.tensors())
 
 
 def no_moments(parameter: Tensor) -> dict[str, Tensor]:
-    """AdamW's state before the first step, made now so that a checkpoint has a place to be read into."""
+    """AdamW's state before the first step, made now so that a checkpoint can be read into it."""
     step = torch.zeros((), dtype=torch.float32, device=parameter.device)
     moments = {name: torch.zeros_like(parameter, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
     return {"step": step, **moments}

@@ -42,52 +42,46 @@ def build(source: Path, directory: Path) -> Path:
         raise FileNotFoundError("no C++ compiler (g++, clang++ or c++) on the PATH")
     texts = [path.read_text("utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
     key = hashlib.sha256("\0".join((*texts, compiler, *_FLAGS)).encode()).hexdigest()[:16]
-    library = directory / f"{source.stem}-{key}.so"
-    if library.exists():
-        return library
+    target = directory / f"{source.stem}-{key}.so"
+    if target.exists():
+        return target
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
-        built = Path(scratch) / library.name
+        built = Path(scratch) / target.name
         subprocess.run(
             [compiler, *_FLAGS, str(source), "-o", str(built)], check=True, capture_output=True, text=True, timeout=300
         )
-        os.replace(built, library)
-    return library
+        os.replace(built, target)
+    return target
 
 
-def _load(name: str, structure: type[ctypes.Structure], functions: tuple[str, ...]) -> ctypes.CDLL | None:
-    """A kernel's library, built if need be; None where it cannot run, with one logged warning if a build failed."""
+@functools.cache
+def library(name: str) -> ctypes.CDLL | None:
+    """A kernel's library, built if need be; None where it cannot run, with one logged warning if a build failed.
+
+    `name`: "attention", "weight_gradient" or "products". Each function takes a pointer to its `struct Problem`.
+    """
     if not supported():
         return None
     try:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mengya" / "kernels"
-        library = ctypes.CDLL(str(build(Path(__file__).with_name(f"{name}.cpp"), cache)))
-        if library.init() != 0:
-            raise OSError("the system grants no tile registers")
+        found = ctypes.CDLL(str(build(Path(__file__).with_name(f"{name}.cpp"), cache)))
+        if found.init() != 0:
+            raise OSError("the system does not grant tile registers")
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home directory
         detail = getattr(error, "stderr", None) or str(error)
         _LOG.warning(
             "The fast %s kernel could not be built; using PyTorch's, which is slower: %s", name, detail.strip()
         )
         return None
-    for function in functions:
-        getattr(library, function).argtypes, getattr(library, function).restype = (ctypes.POINTER(structure),), None
-    return library
+    return found
 
 
-@functools.cache
-def attention_library() -> ctypes.CDLL | None:
-    return _load("attention", AttentionProblem, ("attention_forward", "attention_backward"))
-
-
-@functools.cache
-def weight_gradient_library() -> ctypes.CDLL | None:
-    return _load("weight_gradient", WeightGradientProblem, ("weight_gradient",))
-
-
-@functools.cache
-def products_library() -> ctypes.CDLL | None:
-    return _load("products", ProductsProblem, ("product", "gated_product", "gated_gradients"))
+def call(name: str, function: str, problem: ctypes.Structure) -> None:
+    """Call a function of a library that is there."""
+    found = library(name)
+    assert found is not None, "called without asking whether the kernel can run"
+    getattr(found, function)(ctypes.byref(problem))
 
 
 class AttentionProblem(ctypes.Structure):

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from mengya.data.cleaning import strip_controls
-from mengya.data.json_stream import parse_json
 from mengya.data.quarantine import Quarantine
 from mengya.data.readers import Rejected, Row, read_rows
+from mengya.data.readers.json_rows import parse_json
 from mengya.text.chat import Message
 
 T = TypeVar("T")

@@ -5,9 +5,9 @@ import glob
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import zstandard
 
@@ -60,11 +60,6 @@ def scan_files(paths: str | Path | list[str] | list[Path]) -> FoundFiles:
     return FoundFiles(list(found.values()), list(ignored.values()))
 
 
-def find_files(paths: str | Path | list[str] | list[Path]) -> list[Path]:
-    """The readable ones among `scan_files(paths)`."""
-    return scan_files(paths).files
-
-
 def _expand(path: Path, given: str) -> Iterator[Path]:
     if path.is_file():
         yield path
@@ -96,13 +91,12 @@ class ByteSource:
         self._stored: list[bytes] = []
         self._chunks = self._read(path)
 
-    def head(self, size: int = HEAD_BYTES) -> bytes:
-        """The first `size` bytes, or fewer if the file ends before."""
-        held = sum(map(len, self._stored))
-        while held < size and (chunk := next(self._chunks, None)) is not None:
+    def head(self) -> tuple[bytes, bool]:
+        """The first `HEAD_BYTES`, or fewer if the file ends before, and whether they are all that it has."""
+        while sum(map(len, self._stored)) <= HEAD_BYTES and (chunk := next(self._chunks, None)) is not None:
             self._stored.append(chunk)
-            held += len(chunk)
-        return b"".join(self._stored)[:size]
+        content = b"".join(self._stored)
+        return content[:HEAD_BYTES], len(content) <= HEAD_BYTES
 
     def __iter__(self) -> Iterator[bytes]:
         while self._stored:
@@ -110,57 +104,47 @@ class ByteSource:
         yield from self._chunks
 
     def _read(self, path: Path) -> Iterator[bytes]:
-        decompress = {".gz": _gunzip, ".zst": _unzstd, "": lambda chunks: chunks}[file_format(path)[1]]
+        compression = file_format(path)[1]
         try:
             with path.open("rb") as file:
-                yield from decompress(iter(lambda: file.read(CHUNK_BYTES), b""))
+                chunks = iter(lambda: file.read(CHUNK_BYTES), b"")
+                yield from _decompressed(chunks, *_STREAMS[compression]) if compression else chunks
         except (zlib.error, zstandard.ZstdError, EOFError) as error:
             self.damage = f"damaged {path.suffix.lower()} data: {error}"
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; check its permissions and the disk") from error
 
 
-def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Like `gzip`, but without losing what was decompressed before the damage. Members may follow each other."""
-    inflate = zlib.decompressobj(wbits=31)
-    started = False  # inside a member
-    for chunk in chunks:
-        while chunk:
-            if not started:
-                chunk = chunk.lstrip(b"\0")  # padding between members is allowed
-                inflate = zlib.decompressobj(wbits=31)
-                started = bool(chunk)
-            piece = inflate.decompress(chunk, CHUNK_BYTES)
-            if piece:
-                yield piece
-            started = started and not inflate.eof
-            chunk = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
-    while started and (piece := inflate.decompress(b"", CHUNK_BYTES)):
-        yield piece
-    if started and not inflate.eof:
-        raise EOFError("it ends too early")
+_STREAMS: dict[str, tuple[Callable[[], Any], bytes]] = {
+    ".gz": (lambda: zlib.decompressobj(wbits=31), b"\0"),
+    ".zst": (lambda: zstandard.ZstdDecompressor().decompressobj(), b""),
+}
+"""What decompresses one stream, and the padding that is allowed before a stream."""
 
 
-def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """`zstandard`'s own stream reader takes a truncated file for a whole one, so the frames are walked by hand."""
-    frame = zstandard.ZstdDecompressor().decompressobj()
-    started = False
+def _decompressed(chunks: Iterator[bytes], new_stream: Callable[[], Any], padding: bytes) -> Iterator[bytes]:
+    """The content of compressed streams that follow each other. `zstandard`'s own reader takes a truncated file for a
+    whole one, and `gzip` loses what it decompressed before the damage."""
+    stream = None
     step = 64  # bytes of input at a time, so that output comes in bounded pieces however well it was compressed
     for chunk in chunks:
         start = 0
         while start < len(chunk):
             part = chunk[start : start + step]
             start += len(part)
-            if not started:
-                frame = zstandard.ZstdDecompressor().decompressobj()
-            piece = frame.decompress(part)
+            if stream is None:
+                part = part.lstrip(padding)
+                if not part:
+                    continue
+                stream = new_stream()
+            piece = stream.decompress(part)
             if piece:
                 yield piece
-            started = not frame.eof
-            if frame.eof:
-                start -= len(frame.unused_data)
+            if stream.eof:
+                start -= len(stream.unused_data)
+                stream = None
             step = max(64, step // 2) if len(piece) > CHUNK_BYTES // 2 else min(2048, step * 2)
-    if started:
+    if stream is not None:
         raise EOFError("it ends too early")
 
 
@@ -213,9 +197,6 @@ def _looks_like_gb18030(text: str) -> bool:
 def raw_bytes(paths: str | Path | list[str] | list[Path]) -> int:
     """Bytes of all files under `paths`, decompressed."""
     total = 0
-    for path in find_files(paths):
-        if file_format(path)[1]:
-            total += sum(map(len, ByteSource(path)))
-        else:
-            total += path.stat().st_size
+    for path in scan_files(paths).files:
+        total += sum(map(len, ByteSource(path))) if file_format(path)[1] else path.stat().st_size
     return total

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Iterator
 
-from mengya.data.readers.rows import BAD_BYTES, Rejected, Row, TextFile, is_whole, iter_lines, original
+from mengya.data.readers.rows import BAD_BYTES, Rejected, Row, TextFile, is_whole, iter_lines
 
 MAX_CELL_CHARS = 16 << 20
 
@@ -31,7 +31,7 @@ class _LineFeed:
         return item[0], item[1].decode(self._encoding, "surrogateescape")
 
     def retry(self) -> None:
-        """Give the current record's lines, but for the first one, out again."""
+        """Give the current record's lines out again, except the first one."""
         self._again.extend(reversed(self.record[1:]))
         del self.record[1:]
 
@@ -65,7 +65,7 @@ def read_table(text: TextFile, delimiter: str) -> Iterator[Row | Rejected]:
             yield Row(text.file, line, dict(zip(header, cells, strict=True)))
         elif cells:
             reason = f"invalid CSV: {problem}" if len(cells) != len(header) else BAD_BYTES
-            yield text.reject(line, reason, original(raw, text.encoding))
+            yield Rejected(text.file, line, reason, raw.encode(text.encoding, "surrogateescape"))
 
 
 def _lenient_cells(line: str, delimiter: str) -> list[str]:

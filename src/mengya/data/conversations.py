@@ -3,10 +3,10 @@
 import json
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from mengya.data.cleaning import strip_controls
+from mengya.data.files import Paths
 from mengya.data.quarantine import Quarantine
 from mengya.data.readers import Rejected, Row, read_rows
 from mengya.data.readers.json_rows import parse_json
@@ -50,28 +50,21 @@ class Turn(NamedTuple):
     content: str
 
 
-def read_parsed(
-    paths: str | Path | list[str] | list[Path], quarantine: Quarantine, parse: Callable[[Any], T]
-) -> Iterator[Row[T]]:
-    """Every row of every file under `paths` with `parse` of its value; rows for which it raises ValueError(reason) are
+def read_parsed(paths: Paths, quarantine: Quarantine, parse: Callable[[Any], T]) -> Iterator[Row[T]]:
+    """Every row of every file under `paths`, its value parsed; a row for which `parse` raises ValueError(reason) is
     quarantined."""
     for file in quarantine.files(paths):
-        yield from quarantine.without(_parsed(row, parse) for row in read_rows(file))
+        for row in quarantine.without(read_rows(file)):
+            try:
+                value = parse(row.value)
+            except ValueError as error:
+                quarantine.add(Rejected(row.file, row.line, str(error), row.value))
+            else:
+                yield row._replace(value=value)
 
 
-def _parsed(row: Row | Rejected, parse: Callable[[Any], T]) -> Row[T] | Rejected:
-    if isinstance(row, Rejected):
-        return row
-    try:
-        return row._replace(value=parse(row.value))
-    except ValueError as error:
-        return Rejected(row.file, row.line, str(error), row.value)
-
-
-def read_conversations(
-    paths: str | Path | list[str] | list[Path], quarantine: Quarantine
-) -> Iterator[Row[list[Message]]]:
-    """The conversation in every row of every file under `paths`; rows that hold none are quarantined."""
+def read_conversations(paths: Paths, quarantine: Quarantine) -> Iterator[Row[list[Message]]]:
+    """The conversation in every row of every file under `paths`; rows without one are quarantined."""
     return read_parsed(paths, quarantine, parse_conversation)
 
 
@@ -149,9 +142,8 @@ def prompt_messages(row: dict[str, Any]) -> list[Message]:
     question = "\n".join(filter(None, (as_text(prompt), as_text(first_field(row, INPUT_FIELDS)))))
     if not question and not _is_filled(history):
         known = (*PROMPT_FIELDS, *INPUT_FIELDS, *LIST_FIELDS)
-        raise ValueError(
-            "an empty question" if any(name in row for name in known) else "no field of a known conversation shape"
-        )
+        found = any(name in row for name in known)
+        raise ValueError("an empty question" if found else "no field of a known conversation shape")
     messages.append({"role": "user", "content": question})
     return messages
 
@@ -178,14 +170,10 @@ def _dict_turns(item: dict[str, Any]) -> list[Turn]:
         if not pair:
             raise ValueError("a turn without content")
         return pair
-    content = as_text(first_field(item, CONTENT_FIELDS))
-    if calls := item.get("tool_calls"):
-        written = [
-            json.dumps(call.get("function", call), ensure_ascii=False) for call in calls if isinstance(call, dict)
-        ]
-        content = "\n".join(filter(None, [content, *written]))
+    calls = [call.get("function", call) for call in item.get("tool_calls") or [] if isinstance(call, dict)]
+    texts = [as_text(first_field(item, CONTENT_FIELDS)), *(json.dumps(call, ensure_ascii=False) for call in calls)]
     speaker = first_field(item, ROLE_FIELDS)
-    return [Turn(None if speaker is None else str(speaker).strip().lower(), content)]
+    return [Turn(None if speaker is None else str(speaker).strip().lower(), "\n".join(filter(None, texts)))]
 
 
 def _map_roles(turns: list[Turn]) -> list[Message]:

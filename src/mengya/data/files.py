@@ -14,6 +14,7 @@ import zstandard
 from mengya.errors import UserError
 from mengya.folders import visible_files
 
+Paths = str | Path | list[str] | list[Path]
 FORMATS = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
 SUPPORTED = f"{' '.join(FORMATS)}, plain or with {' or '.join(COMPRESSIONS)}"
@@ -37,7 +38,7 @@ def file_format(path: Path) -> tuple[str, str]:
     return os.path.splitext(name.removesuffix(compression))[1], compression
 
 
-def scan_files(paths: str | Path | list[str] | list[Path]) -> FoundFiles:
+def scan_files(paths: Paths) -> FoundFiles:
     """Every file under `paths`, in the order given, each once; `~` is the home folder.
 
     A path is a file, a folder (searched recursively, sorted by name, hidden entries left out) or a glob (`**` crosses
@@ -194,7 +195,7 @@ def _looks_like_gb18030(text: str) -> bool:
     return bool(foreign) and wrong * 50 <= len(foreign) + 49 and likely * 5 >= len(foreign) * 2
 
 
-def raw_bytes(paths: str | Path | list[str] | list[Path]) -> int:
+def raw_bytes(paths: Paths) -> int:
     """Bytes of all files under `paths`, decompressed."""
     total = 0
     for path in scan_files(paths).files:

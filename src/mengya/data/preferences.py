@@ -1,7 +1,6 @@
 """Preference pairs out of the shapes in which people publish them: a prompt, a chosen and a rejected answer."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from mengya.data.cleaning import strip_controls
@@ -16,6 +15,7 @@ from mengya.data.conversations import (
     read_parsed,
     system_messages,
 )
+from mengya.data.files import Paths
 from mengya.data.quarantine import Quarantine
 from mengya.data.readers import Row
 from mengya.text.chat import Message
@@ -25,25 +25,24 @@ REJECTED_FIELDS = ("rejected", "response_rejected", "rejected_response", "answer
 
 
 class Preference(NamedTuple):
-    """`prompt`: messages, the last one a user's or a tool's; `chosen` is the better answer to it, `rejected` the
-    worse."""
-
     prompt: list[Message]
+    """The last message is a user's or a tool's."""
     chosen: str
+    """The better answer."""
     rejected: str
 
 
-def read_preferences(paths: str | Path | list[str] | list[Path], quarantine: Quarantine) -> Iterator[Row[Preference]]:
-    """The pair in every row of every file under `paths`; rows that hold none are quarantined."""
+def read_preferences(paths: Paths, quarantine: Quarantine) -> Iterator[Row[Preference]]:
+    """The pair in every row of every file under `paths`; rows without one are quarantined."""
     return read_parsed(paths, quarantine, parse_preference)
 
 
 def parse_preference(value: Any) -> Preference:
     """The pair in one row; ValueError(reason) if there is none.
 
-    The answers are `CHOSEN_FIELDS` and `REJECTED_FIELDS` (each a string, a message, or the messages of a whole
-    conversation), or a list of two or more answers ranked best first, of which the best and the worst are taken. The
-    prompt is spelled like that of a conversation, or is what two whole conversations have in common.
+    The answers are in `CHOSEN_FIELDS` and `REJECTED_FIELDS` (each a string, a message, or the messages of a whole
+    conversation), or the first and the last in a list of answers, which is ranked best first. The prompt is written as
+    in a conversation, or is what two whole conversations have in common.
     """
     if not isinstance(value, dict):
         raise ValueError("not an object, so not a preference pair")

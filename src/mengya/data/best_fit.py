@@ -17,21 +17,6 @@ from mengya.data.shards import Shards
 _AT_ONCE = 1 << 16
 
 
-class Plan:
-    """The rows of a plan's folder, mapped into memory."""
-
-    def __init__(self, folder: Path):
-        # As plain arrays: slices of a memmap are slower by a microsecond each.
-        self._rows, self._pieces = (np.asarray(np.load(folder / f"{n}.npy", mmap_mode="r")) for n in ("rows", "pieces"))
-
-    def __len__(self) -> int:
-        return len(self._rows) - 1
-
-    def pieces(self, row: int) -> list[list[int]]:
-        """[document, first token] of each piece of a row."""
-        return self._pieces[self._rows[row] : self._rows[row + 1]].tolist()
-
-
 def make_plan(shards: Shards, seq_len: int, seed: int, group: int) -> Path:
     """The folder of the plan; one that was made before is found again. A crash leaves no half plan under its name."""
     folder = shards.directory / f"rows-{len(shards)}-{shards.meta['tokens']}-{seq_len}-{seed}-{group}"

@@ -13,33 +13,28 @@ class BytePairs:
     """Counts document by document; whole documents are gathered and counted together."""
 
     def __init__(self) -> None:
-        self._counts = np.zeros((START + 1) * 256, dtype=np.int64)
+        self._counts = np.zeros((START + 1) ** 2, dtype=np.int64)
         self._documents: list[bytes] = []
         self._size = 0
 
     def add(self, document: bytes) -> None:
-        if document:
-            self._documents.append(document)
-            self._size += len(document)
-            if self._size >= CHUNK_BYTES:
-                self._count()
+        self._documents.append(document)
+        self._size += len(document)
+        if self._size >= CHUNK_BYTES:
+            self._count()
 
     def counts(self) -> NDArray[np.int64]:
         """(257, 256): [a, b] = how often byte b follows byte a; row 256 counts the first bytes of documents."""
         self._count()
-        return self._counts.reshape(START + 1, 256).copy()
+        return self._counts.reshape(START + 1, START + 1)[:, :START].copy()
 
     def _count(self) -> None:
-        if not self._documents:
-            return
-        data = np.frombuffer(b"".join(self._documents), dtype=np.uint8)
-        for begin in range(0, len(data) - 1, CHUNK_BYTES):  # a document may be long
-            window = data[begin : begin + CHUNK_BYTES + 1].astype(np.int64)
-            self._counts += np.bincount(window[:-1] * 256 + window[1:], minlength=len(self._counts))
-        starts = np.cumsum([0, *map(len, self._documents[:-1])])
-        first = data[starts].astype(np.int64)
-        np.subtract.at(self._counts, data[starts[1:] - 1].astype(np.int64) * 256 + first[1:], 1)  # two documents' bytes
-        np.add.at(self._counts, START * 256 + first, 1)
+        data = np.frombuffer(b"".join(self._documents), dtype=np.uint8).astype(np.uint16)
+        begins = np.cumsum([0, *map(len, self._documents)])[:-1]
+        symbols = np.insert(data, begins, START)
+        for begin in range(0, len(symbols) - 1, CHUNK_BYTES):  # a document may be long
+            window = symbols[begin : begin + CHUNK_BYTES + 1].astype(np.int64)
+            self._counts += np.bincount(window[:-1] * (START + 1) + window[1:], minlength=len(self._counts))
         self._documents, self._size = [], 0
 
 

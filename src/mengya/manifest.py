@@ -5,11 +5,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mengya.errors import UserError
-from mengya.folders import visible_files
 
 FILE = "stage.json"
 DIGESTS = ".digests.json"
@@ -59,6 +58,19 @@ def _identity(file: Path) -> list[int]:
     """What changes when a file is edited. The time of the last change of status (ctime) cannot be set back."""
     status = file.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """The files of a folder and of the folders in it, sorted by name: through links, without hidden entries. These are
+    the files that are read, and those that count for the fingerprint."""
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        # A link may lead back to a folder above: each real folder is read once.
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
+        seen.add(real)
 
 
 def _sha256(file: Path) -> str:

@@ -405,10 +405,10 @@ def test_files_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "b/loop").symlink_to(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert list(map(str, scan_files(".").files)) == ["a.md", "b/1.jsonl.gz", "b/2.txt"]
-    assert list(map(str, scan_files(["b/*.txt", "b", "a.md", "b"]).files)) == ["b/2.txt", "b/1.jsonl.gz", "b/loop/a.md"]
-    assert list(map(str, scan_files(str(tmp_path / "b/*.txt")).files)) == [str(tmp_path / "b/2.txt")]
-    assert sorted(path.name for path in scan_files(tmp_path).ignored) == ["c.png", "d.docx.gz"]
+    assert list(map(str, scan_files(".")[0])) == ["a.md", "b/1.jsonl.gz", "b/2.txt"]
+    assert list(map(str, scan_files(["b/*.txt", "b", "a.md", "b"])[0])) == ["b/2.txt", "b/1.jsonl.gz", "b/loop/a.md"]
+    assert list(map(str, scan_files(str(tmp_path / "b/*.txt"))[0])) == [str(tmp_path / "b/2.txt")]
+    assert sorted(path.name for path in scan_files(tmp_path)[1]) == ["c.png", "d.docx.gz"]
     for bad, message in {
         "none.txt": "no such file",
         "*.csv": "matches nothing",

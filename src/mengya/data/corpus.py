@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mengya.data.byte_pairs import BytePairs, pair_counts
-from mengya.data.documents import Document
-from mengya.data.splits import content_hash, is_heldout
+from mengya.data.documents import Document, content_hash, is_heldout
 from mengya.errors import UserError
 
 Split = Literal["train", "heldout"]

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from hashlib import blake2b
 from itertools import chain
 from typing import NamedTuple
 
@@ -25,6 +26,18 @@ class Document(NamedTuple):
     text: str
     source: str
     id: str
+
+
+def content_hash(text: str) -> bytes:
+    """16 bytes of BLAKE2b over the text with every run of white space squeezed to one space."""
+    return blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def is_heldout(content: bytes, fraction: float) -> bool:
+    """Whether the document with this `content_hash` is held out. Depends on the text and `fraction` alone, so that
+    adding or reordering files moves no document across, and a larger fraction holds out a superset."""
+    assert 0.0 <= fraction <= 1.0, fraction
+    return int.from_bytes(content[:8], "big") < fraction * 2.0**64
 
 
 def in_batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

@@ -7,12 +7,12 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import zstandard
 
 from mengya.errors import UserError
-from mengya.folders import visible_files
+from mengya.manifest import visible_files
 
 Paths = str | Path | list[str] | list[Path]
 FORMATS = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -24,13 +24,6 @@ HEAD_BYTES = 1 << 20
 """The encoding of a file is decided by this much of its beginning."""
 
 
-class FoundFiles(NamedTuple):
-    """What lies under the given paths: files to read, and files of a type that no reader knows."""
-
-    files: list[Path]
-    ignored: list[Path]
-
-
 def file_format(path: Path) -> tuple[str, str]:
     """(".jsonl", ".gz") of "a.JSONL.gz"; the second is "" for a plain file, the first may be any suffix."""
     name = path.name.lower()
@@ -38,12 +31,12 @@ def file_format(path: Path) -> tuple[str, str]:
     return os.path.splitext(name.removesuffix(compression))[1], compression
 
 
-def scan_files(paths: Paths) -> FoundFiles:
-    """Every file under `paths`, in the order given, each once; `~` is the home folder.
+def scan_files(paths: Paths) -> tuple[list[Path], list[Path]]:
+    """(files to read, files of a type that no reader knows) under `paths`, in the order given, each once.
 
     A path is a file, a folder (searched recursively, sorted by name, hidden entries left out) or a glob (`**` crosses
-    folders). UserError: a path does not exist, a glob matches nothing, a file named by itself is of no supported type,
-    or nothing readable is left.
+    folders); `~` is the home folder. UserError: a path does not exist, a glob matches nothing, a file
+    named by itself is not of a supported type, or nothing is left to read.
     """
     given: list[str | Path] = [paths] if isinstance(paths, str | Path) else list(paths)
     found: dict[str, Path] = {}  # by real path, since links may lead to one file twice
@@ -58,7 +51,7 @@ def scan_files(paths: Paths) -> FoundFiles:
     if not found:
         names = ", ".join(str(entry) for entry in given) or "an empty list of paths"
         raise UserError(f"nothing to read in {names}; supported are {SUPPORTED}")
-    return FoundFiles(list(found.values()), list(ignored.values()))
+    return list(found.values()), list(ignored.values())
 
 
 def _expand(path: Path, given: str) -> Iterator[Path]:
@@ -198,6 +191,6 @@ def _looks_like_gb18030(text: str) -> bool:
 def raw_bytes(paths: Paths) -> int:
     """Bytes of all files under `paths`, decompressed."""
     total = 0
-    for path in scan_files(paths).files:
+    for path in scan_files(paths)[0]:
         total += sum(map(len, ByteSource(path))) if file_format(path)[1] else path.stat().st_size
     return total

@@ -5,7 +5,7 @@ the seed and the epoch, so the position of the iterator is the number of the ste
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -31,19 +31,13 @@ class Packer(Protocol):
     seq_len: int
     per_count: int
     """Sequences that count as one in Batch.count (2 for pairs); 0: supervised tokens are counted."""
+    ordered: bool
+    """Whether `row` takes the number of a row in a training run, counted from 0 through all epochs, as in a mixture.
+    Otherwise the rows of each epoch are shuffled."""
 
     def __len__(self) -> int: ...
 
     def row(self, index: int) -> PackedRow: ...
-
-
-@runtime_checkable
-class Ordered(Packer, Protocol):
-    """A packer that decides itself which row comes when."""
-
-    def drawn(self, number: int) -> PackedRow:
-        """The row with this number in a training run, counted from 0 through all epochs."""
-        ...
 
 
 def _empty_row(seq_len: int, eos_id: int) -> PackedRow:
@@ -63,6 +57,7 @@ class PackedText:
     """
 
     per_count = 0
+    ordered = False
 
     def __init__(self, shards: Shards, seq_len: int, eos_id: int, seed: int):
         if len(shards) == 0:
@@ -103,6 +98,8 @@ class PackedGroups:
     than a row is cut into rows, each token still predicted once; a group of 2 must fit (the writer sees to it).
     The plan of the rows is made once, by rank 0, in a folder beside the shards, which all ranks map into memory.
     """
+
+    ordered = False
 
     def __init__(self, shards: Shards, seq_len: int, eos_id: int, seed: int, group: int = 1):
         if len(shards) == 0:
@@ -168,15 +165,13 @@ class BatchSource(Source):
         """`rows_per_batch` is a maximum; 0: all rows of a rank at once."""
         self._rows = rows_per_rank(rows_per_step, rows_per_batch, ranks)
         self.packer = packer
-        self._ordered = packer if isinstance(packer, Ordered) else None
         self.rows_per_step, self.rows_per_batch = rows_per_step, min(rows_per_batch or self._rows, self._rows)
-        self._rank = rank
-        self._seed = seed
+        self._rank, self._seed = rank, seed
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def _row(self, number: int) -> PackedRow:
-        if self._ordered is not None:
-            return self._ordered.drawn(number)
+        if self.packer.ordered:
+            return self.packer.row(number)
         epoch, index = divmod(number, len(self.packer))
         if epoch != self._epoch:
             self._epoch = epoch

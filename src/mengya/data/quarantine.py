@@ -47,10 +47,10 @@ class Quarantine:
 
     def files(self, paths: Paths) -> list[Path]:
         """The files under `paths` that a reader knows; the others are counted."""
-        found = scan_files(paths)
-        self.ignored.update(path.suffix.lower() for path in found.ignored)
+        files, ignored = scan_files(paths)
+        self.ignored.update(path.suffix.lower() for path in ignored)
         own = os.path.realpath(self.path)  # left in the folder by an earlier run, and being written now
-        return [file for file in found.files if os.path.realpath(file) != own]
+        return [file for file in files if os.path.realpath(file) != own]
 
     def without(self, items: Iterable[T | Rejected]) -> Iterator[T]:
         """`items` without the rejected ones, which are put aside."""

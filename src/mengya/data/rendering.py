@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from mengya.data.conversations import Message
-from mengya.data.documents import Document, in_batches
+from mengya.data.documents import Document, content_hash, in_batches, is_heldout
 from mengya.data.preferences import Preference
 from mengya.data.readers import Row
 from mengya.data.shards import ShardWriter
-from mengya.data.splits import content_hash, is_heldout
 from mengya.data.workers import ordered_map
 from mengya.errors import UserError
 from mengya.text.chat import Chat

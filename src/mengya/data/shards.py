@@ -109,7 +109,7 @@ class Column:
         number = bisect_right(self.begins, low, hi=len(self._parts)) - 1
         begin = self.begins[number]
         if high <= self.begins[number + 1]:  # always true for a document
-            return self._parts[number][low - begin : high - begin]
+            return self._parts[number][low - begin : max(low, high) - begin]
         return np.concatenate(self._parts)[low:high]
 
 

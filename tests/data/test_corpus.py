@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mengya.data.byte_pairs import pair_counts
-from mengya.data.corpus import Corpus, CorpusWriter
+from mengya.data.corpus import Corpus, CorpusWriter, pair_counts
 from mengya.data.documents import Document, content_hash, is_heldout
 from mengya.errors import UserError
 

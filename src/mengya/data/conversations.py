@@ -34,9 +34,8 @@ ROLE_FIELDS = ("role", "from", "speaker", "角色")
 CONTENT_FIELDS = ("content", "value", "message", "text", "utterance", "内容")
 PROMPT_FIELDS = ("instruction", "prompt", "question", "query", "human", "user", "q", "指令", "问题", "提问", "问")
 INPUT_FIELDS = ("input", "输入")
-ANSWER_FIELDS = (
-    *("output", "response", "answer", "target", "completion", "assistant", "reply", "gpt", "bot", "a"),
-    *("输出", "回答", "答案", "回复", "答"),
+ANSWER_FIELDS = tuple(
+    "output response answer target completion assistant reply gpt bot a 输出 回答 答案 回复 答".split()
 )
 HISTORY_FIELDS = ("history", "历史")
 SYSTEM_FIELDS = ("system", "system_prompt", "系统")
@@ -124,7 +123,7 @@ def _all_messages(value: Any) -> list[Message]:
 
 
 def prompt_messages(row: dict[str, Any]) -> list[Message]:
-    """Everything in a row of lower-case fields but the final answer: system, tools, history, and either the list of
+    """Everything in a row of lower-case fields except the final answer: system, tools, history, and either the list of
     messages or the question. ValueError if it has neither."""
     messages = system_messages(row)
     listed = next((found for name in LIST_FIELDS if (found := _as_list(row.get(name)))), None)
@@ -142,8 +141,8 @@ def prompt_messages(row: dict[str, Any]) -> list[Message]:
     question = "\n".join(filter(None, (as_text(prompt), as_text(first_field(row, INPUT_FIELDS)))))
     if not question and not _is_filled(history):
         known = (*PROMPT_FIELDS, *INPUT_FIELDS, *LIST_FIELDS)
-        found = any(name in row for name in known)
-        raise ValueError("an empty question" if found else "no field of a known conversation shape")
+        asked = any(name in row for name in known)
+        raise ValueError("an empty question" if asked else "no field of a known conversation shape")
     messages.append({"role": "user", "content": question})
     return messages
 

@@ -13,8 +13,7 @@ from mengya.data.quarantine import Quarantine
 from mengya.data.readers import Rejected, Row, read_rows
 
 TEXT_FIELDS = (
-    *("text", "content", "body", "document", "doc", "article", "passage", "paragraph", "raw_content", "story"),
-    *("正文", "内容", "文本", "文章", "全文", "段落"),
+    "text content body document doc article passage paragraph raw_content story 正文 内容 文本 文章 全文 段落".split()
 )
 _AT_ONCE_CHARACTERS = 2_000_000
 

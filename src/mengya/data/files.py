@@ -20,8 +20,7 @@ COMPRESSIONS = (".gz", ".zst")
 SUPPORTED = f"{' '.join(FORMATS)}, plain or with {' or '.join(COMPRESSIONS)}"
 
 CHUNK_BYTES = 1 << 20
-HEAD_BYTES = 1 << 20
-"""The encoding of a file is decided by this much of its beginning."""
+"""What is read at once, and the beginning of a file that decides its encoding."""
 
 
 def file_format(path: Path) -> tuple[str, str]:
@@ -35,8 +34,8 @@ def scan_files(paths: Paths) -> tuple[list[Path], list[Path]]:
     """(files to read, files of a type that no reader knows) under `paths`, in the order given, each once.
 
     A path is a file, a folder (searched recursively, sorted by name, hidden entries left out) or a glob (`**` crosses
-    folders); `~` is the home folder. UserError: a path does not exist, a glob matches nothing, a file
-    named by itself is not of a supported type, or nothing is left to read.
+    folders); `~` is the home folder. UserError: a path does not exist, a glob matches nothing, a file named by itself
+    is not of a supported type, or nothing is left to read.
     """
     given: list[str | Path] = [paths] if isinstance(paths, str | Path) else list(paths)
     found: dict[str, Path] = {}  # by real path, since links may lead to one file twice
@@ -86,11 +85,11 @@ class ByteSource:
         self._chunks = self._read(path)
 
     def head(self) -> tuple[bytes, bool]:
-        """The first `HEAD_BYTES`, or fewer if the file ends before, and whether they are all that it has."""
-        while sum(map(len, self._stored)) <= HEAD_BYTES and (chunk := next(self._chunks, None)) is not None:
+        """The first `CHUNK_BYTES`, or fewer if the file ends before, and whether they are all that it has."""
+        while sum(map(len, self._stored)) <= CHUNK_BYTES and (chunk := next(self._chunks, None)) is not None:
             self._stored.append(chunk)
         content = b"".join(self._stored)
-        return content[:HEAD_BYTES], len(content) <= HEAD_BYTES
+        return content[:CHUNK_BYTES], len(content) <= CHUNK_BYTES
 
     def __iter__(self) -> Iterator[bytes]:
         while self._stored:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mengya.data.byte_pairs import pair_counts
+from mengya.data.corpus import pair_counts
 from mengya.errors import UserError
 
 

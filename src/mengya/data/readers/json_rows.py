@@ -125,15 +125,14 @@ class _Buffer:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.pos)
-            except json.JSONDecodeError as error:
-                # An error this near the end, or an open string, may just be a value that goes on in the next piece.
-                cut_off = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - 12
-                if len(self.text) - self.pos > MAX_VALUE_CHARS:
-                    raise ValueError(f"row longer than {MAX_VALUE_CHARS:,} characters") from error
-                if cut_off and self.more():
-                    continue
-                raise _invalid(error) from error
             except (ValueError, RecursionError) as error:
+                if isinstance(error, json.JSONDecodeError):
+                    if len(self.text) - self.pos > MAX_VALUE_CHARS:
+                        raise ValueError(f"row longer than {MAX_VALUE_CHARS:,} characters") from error
+                    # An error this near the end, or an open string, may be a value that goes on in the next piece.
+                    cut_off = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - 12
+                    if cut_off and self.more():
+                        continue
                 raise _invalid(error) from error
             if end == len(self.text) and self.more():
                 continue  # a number may go on
@@ -146,14 +145,12 @@ class _Buffer:
         """Move to the next place where a line begins with `margin` (which starts with the newline); False if there is
         none."""
         self.advance(1)
-        while True:
-            found = self.text.find(margin, self.pos)
-            if found >= 0:
-                self.advance(found + 1 - self.pos)
-                return True
+        while (found := self.text.find(margin, self.pos)) < 0:
             self.advance(max(0, len(self.text) - len(margin) - self.pos))
             if not self.more():
                 return False
+        self.advance(found + 1 - self.pos)
+        return True
 
 
 def read_lines(text: TextFile) -> Iterator[Row | Rejected]:

@@ -60,8 +60,7 @@ class PackedText:
     ordered = False
 
     def __init__(self, shards: Shards, seq_len: int, eos_id: int, seed: int):
-        if len(shards) == 0:
-            raise UserError("the shards hold no document; give more text or a smaller held-out share")
+        assert len(shards)
         self.seq_len = seq_len
         self._shards, self._eos_id = shards, eos_id
         self._order = np.random.default_rng(seed).permutation(len(shards))
@@ -102,9 +101,7 @@ class PackedGroups:
     ordered = False
 
     def __init__(self, shards: Shards, seq_len: int, eos_id: int, seed: int, group: int = 1):
-        if len(shards) == 0:
-            raise UserError("there is no conversation to train on; give more data or a smaller held-out share")
-        assert "mask" in shards.columns and len(shards) % group == 0
+        assert len(shards) and "mask" in shards.columns and len(shards) % group == 0
         self.seq_len = seq_len
         self.per_count = group if group > 1 else 0
         self._shards, self._eos_id = shards, eos_id

@@ -3,18 +3,9 @@
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from mengya.data import conversations
 from mengya.data.cleaning import strip_controls
-from mengya.data.conversations import (
-    ANSWER_FIELDS,
-    as_text,
-    first_field,
-    list_messages,
-    lower_fields,
-    merge_turns,
-    prompt_messages,
-    read_parsed,
-    system_messages,
-)
+from mengya.data.conversations import as_text, first_field, lower_fields, merge_turns, prompt_messages, system_messages
 from mengya.data.files import Paths
 from mengya.data.quarantine import Quarantine
 from mengya.data.readers import Row
@@ -34,7 +25,7 @@ class Preference(NamedTuple):
 
 def read_preferences(paths: Paths, quarantine: Quarantine) -> Iterator[Row[Preference]]:
     """The pair in every row of every file under `paths`; rows without one are quarantined."""
-    return read_parsed(paths, quarantine, parse_preference)
+    return conversations.read_parsed(paths, quarantine, parse_preference)
 
 
 def parse_preference(value: Any) -> Preference:
@@ -53,7 +44,8 @@ def parse_preference(value: Any) -> Preference:
     if before_chosen != before_rejected:
         raise ValueError("chosen and rejected differ before their last answer")
     # Whole conversations repeat the prompt, and say more than a bare string of it.
-    prompt = merge_turns(system_messages(row) + before_chosen if before_chosen else prompt_messages(row))
+    messages = system_messages(row) + before_chosen if before_chosen else prompt_messages(row)
+    prompt = merge_turns(messages)
     if not prompt or prompt[-1]["role"] not in ("user", "tool"):
         raise ValueError("a prompt that does not end with a question" if prompt else "an empty question")
     best, worst = strip_controls(best).strip(), strip_controls(worst).strip()
@@ -70,7 +62,7 @@ def _answers(row: dict[str, Any]) -> tuple[Any, Any]:
         return chosen, rejected
     if chosen is not None or rejected is not None:
         raise ValueError("one answer of the pair is missing")
-    ranked = first_field(row, (*ANSWER_FIELDS, "outputs", "responses", "answers"))
+    ranked = first_field(row, (*conversations.ANSWER_FIELDS, "outputs", "responses", "answers"))
     if isinstance(ranked, list):
         if len(ranked) < 2:
             raise ValueError("a ranking of fewer than two answers")
@@ -86,7 +78,7 @@ def _split(answer: Any) -> tuple[list[Message], str]:
         answer = [answer]
     if not isinstance(answer, list):
         return [], as_text(answer)
-    messages = [message for message in list_messages(answer) if message["content"]]
+    messages = [message for message in conversations.list_messages(answer) if message["content"]]
     if messages and messages[-1]["role"] == "assistant":
         return messages[:-1], messages[-1]["content"]
     raise ValueError("an answer that does not end with the assistant's words")

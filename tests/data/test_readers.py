@@ -473,7 +473,7 @@ def test_rejections_are_values_that_another_process_can_send(tmp_path: Path, qua
     path.write_bytes(b'{"text": "a"}\nbroken\n{"text": "\xe4\xbd"}\n{"text": "b"}\n')
     items = pickle.loads(pickle.dumps(list(read_rows(path))))
     assert [type(item) for item in items] == [Row, Rejected, Rejected, Row]
-    assert [row.id for row in quarantine.without(items)] == ["1", "4"]
+    assert [row.origin[1] for row in quarantine.without(items)] == ["1", "4"]
     assert entries(quarantine) == [(2, "invalid JSON: Expecting value"), (3, BAD_BYTES)]
 
 

@@ -3,7 +3,8 @@
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from mengya.data.cleaning import strip_controls
 from mengya.data.files import Paths
@@ -13,6 +14,8 @@ from mengya.data.readers.json_rows import parse_json
 from mengya.text.chat import Message
 
 T = TypeVar("T")
+Turn = tuple[str | None, str]
+"""(the speaker's name as the data has it, None if it has none; what was said)"""
 
 SPEAKERS = {
     name: role
@@ -40,13 +43,6 @@ ANSWER_FIELDS = tuple(
 HISTORY_FIELDS = ("history", "历史")
 SYSTEM_FIELDS = ("system", "system_prompt", "系统")
 TOOL_FIELDS = ("tools", "functions")
-
-
-class Turn(NamedTuple):
-    """What somebody said; `speaker` is the name that the data uses, None if it has none."""
-
-    speaker: str | None
-    content: str
 
 
 def read_parsed(paths: Paths, quarantine: Quarantine, parse: Callable[[Any], T]) -> Iterator[Row[T]]:
@@ -151,13 +147,13 @@ def list_messages(items: list[Any]) -> list[Message]:
     """The messages in a list of any of the shapes, roles mapped; ValueError for an item of another shape or an unknown
     role."""
     if items and all(isinstance(item, str) for item in items):
-        return _map_roles(_prefixed(items) or [Turn(None, item) for item in items])
+        return _map_roles(_prefixed(items) or [(None, item) for item in items])
     turns: list[Turn] = []
     for item in items:
         if isinstance(item, dict):
             turns.extend(_dict_turns(lower_fields(item)))
         elif isinstance(item, list) and len(item) == 2:
-            turns += [Turn("user", as_text(item[0])), Turn("assistant", as_text(item[1]))]
+            turns += [("user", as_text(item[0])), ("assistant", as_text(item[1]))]
         else:
             raise ValueError("a turn that is neither a message nor a pair")
     return _map_roles(turns)
@@ -165,22 +161,22 @@ def list_messages(items: list[Any]) -> list[Message]:
 
 def _dict_turns(item: dict[str, Any]) -> list[Turn]:
     if not any(name in item for name in CONTENT_FIELDS) and "tool_calls" not in item:
-        pair = [Turn(name, as_text(said)) for name, said in item.items() if name in SPEAKERS]
+        pair: list[Turn] = [(name, as_text(said)) for name, said in item.items() if name in SPEAKERS]
         if not pair:
             raise ValueError("a turn without content")
         return pair
     calls = [call.get("function", call) for call in item.get("tool_calls") or [] if isinstance(call, dict)]
     texts = [as_text(first_field(item, CONTENT_FIELDS)), *(json.dumps(call, ensure_ascii=False) for call in calls)]
     speaker = first_field(item, ROLE_FIELDS)
-    return [Turn(None if speaker is None else str(speaker).strip().lower(), "\n".join(filter(None, texts)))]
+    return [(None if speaker is None else str(speaker).strip().lower(), "\n".join(filter(None, texts)))]
 
 
 def _map_roles(turns: list[Turn]) -> list[Message]:
     """Speakers to roles by `SPEAKERS`. Without names, or with two unknown ones, who speaks first is the user; one
     unknown name is the partner of the known one; a "system" that answers where nobody else does is the assistant."""
-    names = list(dict.fromkeys(turn.speaker for turn in turns))
+    names = list(dict.fromkeys(speaker for speaker, _ in turns))
     if names in ([], [None]):
-        return [{"role": ("user", "assistant")[i % 2], "content": turn.content} for i, turn in enumerate(turns)]
+        return [{"role": ("user", "assistant")[i % 2], "content": said} for i, (_, said) in enumerate(turns)]
     roles: dict[str | None, str] = {name: SPEAKERS[name] for name in names if name in SPEAKERS}
     parties = [name for name in names if roles.get(name) not in ("system", "tool")]
     unknown = [name for name in parties if name not in roles]
@@ -194,7 +190,7 @@ def _map_roles(turns: list[Turn]) -> list[Message]:
             roles[unknown[0]] = "user" if known == "assistant" else "assistant"
     elif "assistant" not in roles.values() and roles[names[0]] != "system":
         roles = {name: "assistant" if role == "system" else role for name, role in roles.items()}
-    return [{"role": roles[turn.speaker], "content": turn.content} for turn in turns]
+    return [{"role": roles[speaker], "content": said} for speaker, said in turns]
 
 
 _PREFIX = re.compile(r"\s*(?:[\[【(（]\s*([^\]】)）\n]{1,12}?)\s*[\]】)）]\s*[:：]?|([^\s:：\[【]{1,12})\s*[:：])\s*")
@@ -208,7 +204,7 @@ def _prefixed(items: list[str]) -> list[Turn] | None:
         name = (match[1] or match[2]).lower() if match else ""
         if match is None or name not in SPEAKERS:
             return None
-        turns.append(Turn(name, item[match.end() :]))
+        turns.append((name, item[match.end() :]))
     return turns
 
 
@@ -237,10 +233,8 @@ def as_text(value: Any) -> str:
     """A message's content as text: parts of type "text" are joined; ValueError for pictures and the like."""
     if value is None or isinstance(value, bool):
         return ""
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, int | float):
-        return str(value)
+    if isinstance(value, str | int | float):
+        return str(value).strip()
     texts: list[str] = []
     for part in value if isinstance(value, list) else [value]:
         text = part.get("text") if isinstance(part, dict) else part
@@ -257,8 +251,6 @@ def _is_filled(value: Any) -> bool:
 def _as_list(value: Any) -> list[Any] | None:
     """`value` if it is a list, also one written as JSON in a table's cell."""
     if isinstance(value, str) and value.lstrip()[:2] in ("[{", "[[", '["'):
-        try:
+        with suppress(ValueError):
             value = parse_json(value)
-        except ValueError:
-            return None
     return value if isinstance(value, list) else None

@@ -1,7 +1,6 @@
 """Documents: text that knows where it came from, from the raw file to the shard."""
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from itertools import chain
@@ -85,13 +84,10 @@ def _document(row: Row, field: str | None) -> Document | Rejected:
 def _choose_field(sample: list[Row]) -> str | None:
     """None if no row of the sample has a string in any field (plain text, lists)."""
     rows = [row.value for row in sample if isinstance(row.value, dict)]
-    filled: Counter[str] = Counter()
-    lengths: Counter[str] = Counter()
-    for row in rows:
-        for name, value in row.items():
-            if isinstance(value, str) and value.strip():
-                filled[name] += 1
-                lengths[name] += len(value)
-    known = {name.strip().lower(): name for name in reversed(list(filled)) if 2 * filled[name] >= len(rows)}
-    longest = max(lengths, key=lengths.__getitem__, default=None)
+    lengths: dict[str, list[int]] = {}  # of each field's texts
+    for name, value in chain.from_iterable(row.items() for row in rows):
+        if isinstance(value, str) and value.strip():
+            lengths.setdefault(name, []).append(len(value))
+    known = {name.strip().lower(): name for name in reversed(lengths) if 2 * len(lengths[name]) >= len(rows)}
+    longest = max(lengths, key=lambda name: sum(lengths[name]), default=None)
     return next((known[field] for field in TEXT_FIELDS if field in known), longest)

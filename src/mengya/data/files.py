@@ -37,7 +37,7 @@ def scan_files(paths: Paths) -> tuple[list[Path], list[Path]]:
     folders); `~` is the home folder. UserError: a path does not exist, a glob matches nothing, a file named by itself
     is not of a supported type, or nothing is left to read.
     """
-    given: list[str | Path] = [paths] if isinstance(paths, str | Path) else list(paths)
+    given = paths if isinstance(paths, list) else [paths]
     found: dict[str, Path] = {}  # by real path, since links may lead to one file twice
     ignored: dict[str, Path] = {}
     for entry in given:

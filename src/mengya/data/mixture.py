@@ -33,10 +33,9 @@ def _divide(total: int, weights: Sequence[float]) -> np.ndarray:
     return parts
 
 
-class Mixture:
+class Mixture(Packer):
     """Rows of several packers of plain text, all of one length."""
 
-    per_count = 0
     ordered = True
 
     def __init__(self, packers: Sequence[Packer], weights: Sequence[float] | None, seed: int):
@@ -113,8 +112,8 @@ def heldout_metrics(parts: Sequence[HeldoutPart], losses: Sequence[float]) -> di
 
 def names_of(paths: Sequence[str]) -> list[str]:
     """Short names of directories, each only once: UserError if one directory is given twice."""
-    if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise UserError(f"{twice} is given twice; give it once, with a larger weight")
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UserError(f"{path} is given twice; give it once, with a larger weight")
     short = [path.rstrip("/").rpartition("/")[2] for path in paths]
     return [name if short.count(name) == 1 else f"{name}-{i + 1}" for i, name in enumerate(short)]

@@ -29,9 +29,9 @@ class PackedRow(NamedTuple):
 
 class Packer(Protocol):
     seq_len: int
-    per_count: int
+    per_count: int = 0
     """Sequences that count as one in Batch.count (2 for pairs); 0: supervised tokens are counted."""
-    ordered: bool
+    ordered: bool = False
     """Whether `row` takes the number of a row in a training run, counted from 0 through all epochs, as in a mixture.
     Otherwise the rows of each epoch are shuffled."""
 
@@ -49,15 +49,12 @@ def _empty_row(seq_len: int, eos_id: int) -> PackedRow:
     )
 
 
-class PackedText:
+class PackedText(Packer):
     """Plain documents as one stream, `<sep> doc <sep> doc ...`, cut every `seq_len` tokens.
 
     The separator before a document is its first input and, as a label, the end of the document before, so every token
     of the text is predicted once. A document that a cut divides goes on in the next row, without its past.
     """
-
-    per_count = 0
-    ordered = False
 
     def __init__(self, shards: Shards, seq_len: int, eos_id: int, seed: int):
         assert len(shards)
@@ -90,15 +87,13 @@ class PackedText:
         return row
 
 
-class PackedGroups:
+class PackedGroups(Packer):
     """Masked documents (conversations) in rows, each whole if it fits; best fit over a shuffled order.
 
     `group` consecutive documents stay in one row: 1 for conversations, 2 for preference pairs. A conversation longer
     than a row is cut into rows, each token still predicted once; a group of 2 must fit (the writer sees to it).
     The plan of the rows is made once, by rank 0, in a folder beside the shards, which all ranks map into memory.
     """
-
-    ordered = False
 
     def __init__(self, shards: Shards, seq_len: int, eos_id: int, seed: int, group: int = 1):
         assert len(shards) and "mask" in shards.columns and len(shards) % group == 0

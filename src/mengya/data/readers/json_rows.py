@@ -16,8 +16,7 @@ _MARGIN_CHARS = 200
 
 
 class Value(NamedTuple):
-    """A decoded value, or (`error` is set) the beginning of a text that could not be decoded; `line` is where it
-    starts."""
+    """A decoded value; or, if `error` is set, the beginning of a text that could not be decoded."""
 
     line: int
     value: Any

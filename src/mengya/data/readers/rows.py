@@ -6,6 +6,7 @@ from io import BytesIO
 from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from mengya.data.cleaning import repair_surrogates
 from mengya.data.files import ByteSource
 
 T = TypeVar("T")
@@ -25,14 +26,9 @@ class Row(NamedTuple, Generic[T]):
     """Number of the row among those that start on this line."""
 
     @property
-    def id(self) -> str:
-        """Unique in its file: "12", or "12.3" for the third row that starts on line 12."""
-        return str(self.line) if self.part == 1 else f"{self.line}.{self.part}"
-
-    @property
     def origin(self) -> tuple[str, str]:
-        """(source, id)"""
-        return self.file, self.id
+        """(source, id): the id is unique in its file, "12", or "12.3" for the third row that starts on line 12."""
+        return self.file, str(self.line) if self.part == 1 else f"{self.line}.{self.part}"
 
 
 class Rejected(NamedTuple):
@@ -88,8 +84,4 @@ def decoded(text: TextFile) -> Iterator[str]:
 
 def is_whole(text: str) -> bool:
     """Whether no byte failed to decode."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+    return repair_surrogates(text) == text

@@ -69,11 +69,9 @@ class Corpus:
     def __init__(self, directory: Path):
         self.directory = Path(directory)
         self._files = {split: self.directory / f"{split}.jsonl" for split in SPLITS}
-        for file in self._files.values():
-            if not file.is_file():
-                raise UserError(
-                    f"{directory} is not a corpus (it has no {file.name}); use the output of the corpus stage"
-                )
+        missing = [file.name for file in self._files.values() if not file.is_file()]
+        if missing:
+            raise UserError(f"{directory} is not a corpus (it has no {missing[0]}); use the output of the corpus stage")
         counts = self.directory / _COUNTS
         self.counts: dict = json.loads(counts.read_text(encoding="utf-8")) if counts.is_file() else {}
         """What the stage counted; {} without a stage."""

@@ -91,7 +91,7 @@ class PackedGroups(Packer):
     """Masked documents (conversations) in rows, each whole if it fits; best fit over a shuffled order.
 
     `group` consecutive documents stay in one row: 1 for conversations, 2 for preference pairs. A conversation longer
-    than a row is cut into rows, each token still predicted once; a group of 2 must fit (the writer sees to it).
+    than a row is cut into rows, each token still predicted once; `preference_example` makes groups of 2 fit.
     The plan of the rows is made once, by rank 0, in a folder beside the shards, which all ranks map into memory.
     """
 
@@ -207,9 +207,9 @@ def rows_per_rank(rows_per_step: int, rows_per_batch: int, ranks: int) -> int:
 
 
 def in_order(packer: Packer, rows_per_batch: int, max_rows: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
-    """The first rows of a packer, at most `max_rows`, once, for held-out measurement, shared out batch by batch.
+    """The first rows of a packer, at most `max_rows`, for held-out measurement; the ranks take the batches in turn.
 
-    The last batch is filled up with empty rows; every rank gets as many batches as the others, if need be empty ones.
+    The last batch is filled up with empty rows. Every rank gets the same number of batches; some may be empty.
     """
     count = min(len(packer), max_rows)
     empty = _empty_row(packer.seq_len, int(packer.row(0).input_ids[0]))

@@ -119,7 +119,7 @@ class Shards:
     def __init__(self, directory: Path):
         self.directory = Path(directory)
         if not (self.directory / _META).is_file():
-            raise UserError(f"{directory} holds no token shards; give the output of the tokenize stage")
+            raise UserError(f"{directory} has no token shards; give the output of the tokenize stage")
         self.meta: dict = json.loads((self.directory / _META).read_text(encoding="utf-8"))
         types = self.meta.get("columns", {"mask": "uint8"} if self.meta.get("masked") else {})
         self.tokens = Column(self._map("tokens", self.meta["dtype"]))

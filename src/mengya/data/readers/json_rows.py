@@ -1,4 +1,4 @@
-"""JSON: an array's elements, or one value a line; a big array is never held as a whole."""
+"""JSON: an array's elements, or one value a line; a big array is never in memory as a whole."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from mengya.data.readers.rows import BAD_BYTES, Rejected, Row, TextFile, decoded, is_whole, iter_lines
 
 MAX_VALUE_CHARS = 1 << 25
-"""Longest single value; about 64 MB of Chinese UTF-8, and the bound on what is held."""
+"""Longest single value; about 64 MB of Chinese UTF-8, and the maximum in memory."""
 
 _SEPARATORS = re.compile(r"[\s,\ufeff]*")
 _DECODER = json.JSONDecoder(strict=False)  # a raw tab or newline inside a string harms nobody
@@ -83,16 +83,16 @@ class _Buffer:
         self.line = 1
 
     def more(self) -> bool:
-        """At least double what is held unread, so that retrying stays linear; False at the end of the text."""
+        """At least double the unread text, so that the time for retries stays linear; False at the end of the text."""
         start = max(0, self.pos - _MARGIN_CHARS)  # `margin` looks back
-        held = [self.text[start:]]
+        unread = [self.text[start:]]
         size = 0
         for piece in self.pieces:
-            held.append(piece)
+            unread.append(piece)
             size += len(piece)
-            if size >= len(held[0]):
+            if size >= len(unread[0]):
                 break
-        self.text = "".join(held)
+        self.text = "".join(unread)
         self.pos -= start
         return size > 0
 

@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "mengya"
 LAYERS = [
-    {"__init__", "errors", "schema", "stage", "folders"},
+    {"__init__", "errors", "schema", "stage"},
     {"runtime", "ranks", "metrics", "manifest"},
     {"text"},
     {"batch"},

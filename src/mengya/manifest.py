@@ -5,11 +5,10 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mengya.errors import UserError
-from mengya.folders import visible_files
 
 FILE = "stage.json"
 DIGESTS = ".digests.json"
@@ -35,7 +34,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read(directory: Path) -> dict | None:
-    """The manifest in a directory; None if there is none of ours. UserError if it is cut off."""
+    """The manifest in a directory; None if it has none of ours. UserError if it is cut off."""
     path = Path(directory) / FILE
     if not path.is_file():
         return None
@@ -47,51 +46,31 @@ def read(directory: Path) -> dict | None:
 
 
 def find(path: Path) -> tuple[Path, dict] | None:
-    """The artifact that `path` is, or lies in at most two folders deep, and its manifest."""
+    """The artifact that `path` is, or in which it lies at most two folders deep, and its manifest."""
     path = Path(os.path.abspath(path))
     for directory in (path, *path.parents[:2]):
-        found = read(directory)
-        if found:
+        if found := read(directory):
             return directory, found
     return None
 
 
-class _Digests:
-    """SHA-256 of files, remembered in a file by path, size, times and inode, so that unchanged files are read once.
-
-    It is only a cache: damaged or foreign content counts as none, and it may be deleted at any time.
-    """
-
-    def __init__(self, path: Path):
-        self.path, self._changed = path, False
-        self._known: dict = {}
-        with contextlib.suppress(OSError, ValueError):
-            content = json.loads(path.read_text(encoding="utf-8"))
-            self._known = content if isinstance(content, dict) else {}
-
-    def of(self, file: Path) -> str:
-        key, found = os.path.abspath(file), _identity(file)
-        entry = self._known.get(key)
-        if isinstance(entry, list) and len(entry) == 2 and entry[0] == found and isinstance(entry[1], str):
-            return entry[1]
-        begun = time.time_ns()
-        value = _sha256(file)
-        # A file that was changed a moment ago may change again within the same tick of its times: not remembered yet.
-        if begun - max(found[1:3]) > _SETTLED_NS and _identity(file) == found:
-            self._known[key] = [found, value]
-            self._changed = True
-        return value
-
-    def save(self) -> None:
-        if self._changed:
-            with contextlib.suppress(OSError):  # without it the next start only takes longer
-                write_json(self.path, self._known)
-
-
 def _identity(file: Path) -> list[int]:
-    """What changes when a file is edited. The time of the last change of status cannot be set back."""
-    found = file.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    """What changes when a file is edited. The time of the last change of status (ctime) cannot be set back."""
+    status = file.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def visible_files(folder: Path) -> Iterator[Path]:
+    """The files of a folder and of the folders in it, sorted by name: through links, without hidden entries. These are
+    the files that are read, and those that count for the fingerprint."""
+    seen: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        # A link may lead back to a folder above: each real folder is read once.
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            yield from (Path(root, name) for name in sorted(names) if not name.startswith("."))
+        seen.add(real)
 
 
 def _sha256(file: Path) -> str:
@@ -99,37 +78,52 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def _digest_files(path: Path, sha256: Callable[[Path], str]) -> str:
-    """Of the contents of a file or of all files below a folder, by relative name; no dangling link, no pipe."""
-    files = {path.name: path}
-    if path.is_dir():
-        files = {p.relative_to(path).as_posix(): p for p in visible_files(path) if p.is_file()}
-    return digest([[name, sha256(files[name])] for name in sorted(files)])
-
-
 def fingerprints_of(paths: list[Path], root: Path) -> list[str]:
-    """Of several inputs. `root` keeps the digests of files, so that the next call reads only what has changed."""
-    digests = _Digests(root / DIGESTS)
-    found = [fingerprint_of(path, digests.of) for path in paths]
-    digests.save()
-    return found
+    """Of several inputs. A file in `root` remembers the SHA-256 of each file by path, size, times and inode, so that
+    the next call reads only what has changed. It may be damaged or deleted at any time."""
+    cache, known, changed = root / DIGESTS, {}, False
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads(cache.read_text(encoding="utf-8"))
+        known = content if isinstance(content, dict) else {}
+
+    def remembered(file: Path) -> str:
+        nonlocal changed
+        key, identity = os.path.abspath(file), _identity(file)
+        match known.get(key):
+            case [found, str(value)] if found == identity:
+                return value
+        begun = time.time_ns()
+        value = _sha256(file)
+        # A file that was changed a moment ago may change again within the same tick of its times: not remembered yet.
+        if begun - max(identity[1:3]) > _SETTLED_NS and _identity(file) == identity:
+            known[key] = [identity, value]
+            changed = True
+        return value
+
+    prints = [fingerprint_of(path, remembered) for path in paths]
+    if changed:
+        with contextlib.suppress(OSError):  # without the file the next start only takes longer
+            write_json(cache, known)
+    return prints
 
 
 def fingerprint_of(path: Path, sha256: Callable[[Path], str] = _sha256) -> str:
-    """Of an input: an artifact's own (with the path inside it), otherwise the digest of the contents."""
+    """Of an input: an artifact's own (with the path inside it), otherwise the digest of the contents of the file, or of
+    all files below the folder by relative name, without dangling links and pipes."""
     artifact = find(path)
     if artifact is None:
-        return _digest_files(path, sha256)
+        files = {path.name: path}
+        if path.is_dir():
+            files = {p.relative_to(path).as_posix(): p for p in visible_files(path) if p.is_file()}
+        return digest([[name, sha256(files[name])] for name in sorted(files)])
     directory, manifest = artifact
     inside = Path(os.path.abspath(path)).relative_to(directory).as_posix()
     return manifest["fingerprint"] if inside == "." else f"{manifest['fingerprint']}/{inside}"
 
 
 def chain(directories: list[Path]) -> list[dict]:
-    """The manifests of these artifacts and of everything they were made from, sources first, each once.
-
-    Each gains `directory`, its path.
-    """
+    """The manifests of these artifacts and of everything that they were made from, sources first, each once; with
+    `directory`, their path."""
     found: dict[str, dict] = {}
 
     def visit(path: Path) -> None:

@@ -1,6 +1,6 @@
 """Byte pairs are counted inside documents only."""
 
-from mengya.data.byte_pairs import pair_counts
+from mengya.data.corpus import pair_counts
 
 
 def test_no_pair_crosses_a_document() -> None:

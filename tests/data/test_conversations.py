@@ -186,7 +186,8 @@ def test_broken_rows_are_put_aside(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join([*map(json.dumps, rows), "{"]).encode()))
     with Quarantine(tmp_path / "q.jsonl") as quarantine:
-        assert [(row.id, row.value) for row in read_conversations(str(path), quarantine)] == [("1", ONE), ("3", ONE)]
+        found = [(row.origin[1], row.value) for row in read_conversations(str(path), quarantine)]
+        assert found == [("1", ONE), ("3", ONE)]
     aside = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text("utf-8").splitlines()]
     assert [(row["file"], row["line"]) for row in aside] == [(str(path), 2), (str(path), 4)]
     assert aside[0]["reason"] == "no answer after a question"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mengya.data.mixture import HeldoutPart, Mixture, heldout_metrics, names_of
-from mengya.data.packing import BatchSource, Ordered, PackedText
+from mengya.data.packing import BatchSource, PackedText
 from mengya.data.shards import Shards, ShardWriter
 from mengya.errors import UserError
 
@@ -87,7 +87,7 @@ def write(directory, tokens):
 def test_batches_hold_the_rows_of_the_mixture_whatever_the_ranks(tmp_path):
     packers = [write(tmp_path / "a", range(1, 21)), write(tmp_path / "b", range(101, 131))]
     mixture = Mixture(packers, [0.5, 0.5], seed=1)
-    assert isinstance(mixture, Ordered) and not isinstance(packers[0], Ordered)
+    assert mixture.ordered and not packers[0].ordered
     source = BatchSource(mixture, 10, 5, seed=1)
     assert source.steps(1.0) == 5
     for step in (0, 7, 3):

@@ -13,11 +13,11 @@ import pytest
 import zstandard
 
 from mengya.data.documents import read_documents
-from mengya.data.files import NotText, detect_encoding, find_files, raw_bytes, scan_files
-from mengya.data.json_stream import iter_json
+from mengya.data.files import NotText, detect_encoding, raw_bytes, scan_files
 from mengya.data.quarantine import Quarantine
 from mengya.data.readers import Rejected, Row, read_rows
 from mengya.data.readers import rows as reader_rows
+from mengya.data.readers.json_rows import iter_json
 from mengya.data.readers.plain import DOCUMENT_CHARS
 from mengya.data.readers.rows import BAD_BYTES
 from mengya.errors import UserError
@@ -405,10 +405,10 @@ def test_files_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "b/loop").symlink_to(tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert list(map(str, find_files("."))) == ["a.md", "b/1.jsonl.gz", "b/2.txt"]
-    assert list(map(str, find_files(["b/*.txt", "b", "a.md", "b"]))) == ["b/2.txt", "b/1.jsonl.gz", "b/loop/a.md"]
-    assert list(map(str, find_files(str(tmp_path / "b/*.txt")))) == [str(tmp_path / "b/2.txt")]
-    assert sorted(path.name for path in scan_files(tmp_path).ignored) == ["c.png", "d.docx.gz"]
+    assert list(map(str, scan_files(".")[0])) == ["a.md", "b/1.jsonl.gz", "b/2.txt"]
+    assert list(map(str, scan_files(["b/*.txt", "b", "a.md", "b"])[0])) == ["b/2.txt", "b/1.jsonl.gz", "b/loop/a.md"]
+    assert list(map(str, scan_files(str(tmp_path / "b/*.txt"))[0])) == [str(tmp_path / "b/2.txt")]
+    assert sorted(path.name for path in scan_files(tmp_path)[1]) == ["c.png", "d.docx.gz"]
     for bad, message in {
         "none.txt": "no such file",
         "*.csv": "matches nothing",
@@ -416,9 +416,9 @@ def test_files_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "*.png": "nothing to read",
     }.items():
         with pytest.raises(UserError, match=message):
-            find_files(bad)
+            scan_files(bad)
     with pytest.raises(UserError, match="nothing to read"):
-        find_files([])
+        scan_files([])
 
 
 def test_ignored_files_are_counted(tmp_path: Path, quarantine: Quarantine) -> None:
@@ -473,7 +473,7 @@ def test_rejections_are_values_that_another_process_can_send(tmp_path: Path, qua
     path.write_bytes(b'{"text": "a"}\nbroken\n{"text": "\xe4\xbd"}\n{"text": "b"}\n')
     items = pickle.loads(pickle.dumps(list(read_rows(path))))
     assert [type(item) for item in items] == [Row, Rejected, Rejected, Row]
-    assert [row.id for row in quarantine.without(items)] == ["1", "4"]
+    assert [row.origin[1] for row in quarantine.without(items)] == ["1", "4"]
     assert entries(quarantine) == [(2, "invalid JSON: Expecting value"), (3, BAD_BYTES)]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from mengya.data import documents as documents_module
 from mengya.data import rendering
-from mengya.data.documents import Document
+from mengya.data.documents import Document, content_hash, is_heldout
 from mengya.data.preferences import Preference
 from mengya.data.readers import Row
 from mengya.data.rendering import (
@@ -18,7 +18,6 @@ from mengya.data.rendering import (
     write_examples,
 )
 from mengya.data.shards import Shards
-from mengya.data.splits import content_hash, is_heldout
 from mengya.errors import UserError
 from mengya.text.chat import Chat
 from mengya.text.tokenizer import train_tokenizer

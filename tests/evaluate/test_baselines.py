@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from mengya.data import byte_pairs
-from mengya.data.byte_pairs import pair_counts
+from mengya.data import corpus
+from mengya.data.corpus import pair_counts
 from mengya.errors import UserError
 from mengya.evaluate.bits import ByteBaselines
 
@@ -42,7 +42,7 @@ def naive(train: list[str], held_out: list[str]) -> tuple[float, float]:
 
 @pytest.mark.parametrize("chunk", [1, 20, 1 << 22])
 def test_against_dictionaries(monkeypatch, chunk: int) -> None:
-    monkeypatch.setattr(byte_pairs, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(corpus, "CHUNK_BYTES", chunk)
     fitted = ByteBaselines.fit(pair_counts(iter(TRAIN)))
     unigram, bigram = naive(TRAIN, HELD_OUT)
     assert fitted.bits_per_byte(HELD_OUT) == pytest.approx((unigram, bigram), rel=1e-12)

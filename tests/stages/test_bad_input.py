@@ -130,7 +130,7 @@ def test_the_output_of_another_stage_is_refused_before_anything_runs(project, me
         ("tokenize.corpus=folder", ["corpus (it has no train.jsonl); use the output of the corpus stage"]),
         ("tokenize.tokenizer=folder", ["no tokenizer.json in"]),
         ("pretrain.shards=folder", ["no tokenizer.json in"]),
-        ("pretrain.shards=run/tokenizer", ["holds no token shards; give the output of the tokenize stage"]),
+        ("pretrain.shards=run/tokenizer", ["has no token shards; give the output of the tokenize stage"]),
     ],
 )
 def test_a_folder_that_no_stage_wrote(grown, mengya, override, words):

@@ -17,23 +17,8 @@ from mengya.data.shards import Shards
 _AT_ONCE = 1 << 16
 
 
-class Plan:
-    """The rows of a plan's folder, mapped into memory."""
-
-    def __init__(self, folder: Path):
-        # As plain arrays: slices of a memmap are slower by a microsecond each.
-        self._rows, self._pieces = (np.asarray(np.load(folder / f"{n}.npy", mmap_mode="r")) for n in ("rows", "pieces"))
-
-    def __len__(self) -> int:
-        return len(self._rows) - 1
-
-    def pieces(self, row: int) -> list[list[int]]:
-        """[document, first token] of each piece of a row."""
-        return self._pieces[self._rows[row] : self._rows[row + 1]].tolist()
-
-
 def make_plan(shards: Shards, seq_len: int, seed: int, group: int) -> Path:
-    """The folder of the plan; one that was made before is found again. A crash leaves no half plan under its name."""
+    """The folder of the plan, which is made unless it exists. After a crash, no half plan has this name."""
     folder = shards.directory / f"rows-{len(shards)}-{shards.meta['tokens']}-{seq_len}-{seed}-{group}"
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.partial")
@@ -48,8 +33,8 @@ def make_plan(shards: Shards, seq_len: int, seed: int, group: int) -> Path:
 
 
 def best_fit(lengths: np.ndarray, order: np.ndarray, seq_len: int, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, pieces) as in a plan. `order`: of the groups of `group` consecutive documents, which stay in one row;
-    with group 1 a document longer than a row is cut, and each piece is placed for itself."""
+    """(rows, pieces) as in a plan. `order` is that of the groups of `group` consecutive documents. A group stays in one
+    row; but with `group` 1, a document longer than a row is cut, and each piece is placed separately."""
     documents = (order[:, None] * group + np.arange(group)).ravel()
     # The last token of a document is never an input that predicts, so it alone opens no new row.
     cuts = (np.maximum(lengths[documents] - 1, 1) - 1) // seq_len + 1
@@ -70,10 +55,10 @@ def best_fit(lengths: np.ndarray, order: np.ndarray, seq_len: int, group: int) -
 
 
 def _place(needs: np.ndarray, seq_len: int) -> np.ndarray:
-    """The row of each need: of the open rows with the least space that is enough, the one touched last, else a new one.
+    """The row of each need: among the open rows with the least sufficient space the one filled last, else a new row.
 
-    Rows of one free space are a stack, linked through `below`; `top` holds the uppermost row of each free space, and
-    bit s of `spaces` says whether there is one of free space s.
+    Rows with the same free space are a stack, linked through `below`; `top` has the uppermost row for each free space,
+    and bit s of `spaces` says whether there is a row with free space s.
     """
     top, below = array("i", [-1]) * (seq_len + 1), array("i", [-1]) * len(needs)
     placed, spaces, rows = array("i"), 0, 0

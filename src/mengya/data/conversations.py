@@ -3,16 +3,19 @@
 import json
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from mengya.data.cleaning import strip_controls
-from mengya.data.json_stream import parse_json
+from mengya.data.files import Paths
 from mengya.data.quarantine import Quarantine
 from mengya.data.readers import Rejected, Row, read_rows
+from mengya.data.readers.json_rows import parse_json
 from mengya.text.chat import Message
 
 T = TypeVar("T")
+Turn = tuple[str | None, str]
+"""(the speaker's name as the data has it, None if it has none; what was said)"""
 
 SPEAKERS = {
     name: role
@@ -34,44 +37,29 @@ ROLE_FIELDS = ("role", "from", "speaker", "角色")
 CONTENT_FIELDS = ("content", "value", "message", "text", "utterance", "内容")
 PROMPT_FIELDS = ("instruction", "prompt", "question", "query", "human", "user", "q", "指令", "问题", "提问", "问")
 INPUT_FIELDS = ("input", "输入")
-ANSWER_FIELDS = (
-    *("output", "response", "answer", "target", "completion", "assistant", "reply", "gpt", "bot", "a"),
-    *("输出", "回答", "答案", "回复", "答"),
+ANSWER_FIELDS = tuple(
+    "output response answer target completion assistant reply gpt bot a 输出 回答 答案 回复 答".split()
 )
 HISTORY_FIELDS = ("history", "历史")
 SYSTEM_FIELDS = ("system", "system_prompt", "系统")
 TOOL_FIELDS = ("tools", "functions")
 
 
-class Turn(NamedTuple):
-    """What somebody said; `speaker` is the name that the data uses, None if it has none."""
-
-    speaker: str | None
-    content: str
-
-
-def read_parsed(
-    paths: str | Path | list[str] | list[Path], quarantine: Quarantine, parse: Callable[[Any], T]
-) -> Iterator[Row[T]]:
-    """Every row of every file under `paths` with `parse` of its value; rows for which it raises ValueError(reason) are
+def read_parsed(paths: Paths, quarantine: Quarantine, parse: Callable[[Any], T]) -> Iterator[Row[T]]:
+    """Every row of every file under `paths`, its value parsed; a row for which `parse` raises ValueError(reason) is
     quarantined."""
     for file in quarantine.files(paths):
-        yield from quarantine.without(_parsed(row, parse) for row in read_rows(file))
+        for row in quarantine.without(read_rows(file)):
+            try:
+                value = parse(row.value)
+            except ValueError as error:
+                quarantine.add(Rejected(row.file, row.line, str(error), row.value))
+            else:
+                yield row._replace(value=value)
 
 
-def _parsed(row: Row | Rejected, parse: Callable[[Any], T]) -> Row[T] | Rejected:
-    if isinstance(row, Rejected):
-        return row
-    try:
-        return row._replace(value=parse(row.value))
-    except ValueError as error:
-        return Rejected(row.file, row.line, str(error), row.value)
-
-
-def read_conversations(
-    paths: str | Path | list[str] | list[Path], quarantine: Quarantine
-) -> Iterator[Row[list[Message]]]:
-    """The conversation in every row of every file under `paths`; rows that hold none are quarantined."""
+def read_conversations(paths: Paths, quarantine: Quarantine) -> Iterator[Row[list[Message]]]:
+    """The conversation in every row of every file under `paths`; rows without one are quarantined."""
     return read_parsed(paths, quarantine, parse_conversation)
 
 
@@ -131,7 +119,7 @@ def _all_messages(value: Any) -> list[Message]:
 
 
 def prompt_messages(row: dict[str, Any]) -> list[Message]:
-    """Everything in a row of lower-case fields but the final answer: system, tools, history, and either the list of
+    """Everything in a row of lower-case fields except the final answer: system, tools, history, and either the list of
     messages or the question. ValueError if it has neither."""
     messages = system_messages(row)
     listed = next((found for name in LIST_FIELDS if (found := _as_list(row.get(name)))), None)
@@ -149,9 +137,8 @@ def prompt_messages(row: dict[str, Any]) -> list[Message]:
     question = "\n".join(filter(None, (as_text(prompt), as_text(first_field(row, INPUT_FIELDS)))))
     if not question and not _is_filled(history):
         known = (*PROMPT_FIELDS, *INPUT_FIELDS, *LIST_FIELDS)
-        raise ValueError(
-            "an empty question" if any(name in row for name in known) else "no field of a known conversation shape"
-        )
+        asked = any(name in row for name in known)
+        raise ValueError("an empty question" if asked else "no field of a known conversation shape")
     messages.append({"role": "user", "content": question})
     return messages
 
@@ -160,13 +147,13 @@ def list_messages(items: list[Any]) -> list[Message]:
     """The messages in a list of any of the shapes, roles mapped; ValueError for an item of another shape or an unknown
     role."""
     if items and all(isinstance(item, str) for item in items):
-        return _map_roles(_prefixed(items) or [Turn(None, item) for item in items])
+        return _map_roles(_prefixed(items) or [(None, item) for item in items])
     turns: list[Turn] = []
     for item in items:
         if isinstance(item, dict):
             turns.extend(_dict_turns(lower_fields(item)))
         elif isinstance(item, list) and len(item) == 2:
-            turns += [Turn("user", as_text(item[0])), Turn("assistant", as_text(item[1]))]
+            turns += [("user", as_text(item[0])), ("assistant", as_text(item[1]))]
         else:
             raise ValueError("a turn that is neither a message nor a pair")
     return _map_roles(turns)
@@ -174,26 +161,22 @@ def list_messages(items: list[Any]) -> list[Message]:
 
 def _dict_turns(item: dict[str, Any]) -> list[Turn]:
     if not any(name in item for name in CONTENT_FIELDS) and "tool_calls" not in item:
-        pair = [Turn(name, as_text(said)) for name, said in item.items() if name in SPEAKERS]
+        pair: list[Turn] = [(name, as_text(said)) for name, said in item.items() if name in SPEAKERS]
         if not pair:
             raise ValueError("a turn without content")
         return pair
-    content = as_text(first_field(item, CONTENT_FIELDS))
-    if calls := item.get("tool_calls"):
-        written = [
-            json.dumps(call.get("function", call), ensure_ascii=False) for call in calls if isinstance(call, dict)
-        ]
-        content = "\n".join(filter(None, [content, *written]))
+    calls = [call.get("function", call) for call in item.get("tool_calls") or [] if isinstance(call, dict)]
+    texts = [as_text(first_field(item, CONTENT_FIELDS)), *(json.dumps(call, ensure_ascii=False) for call in calls)]
     speaker = first_field(item, ROLE_FIELDS)
-    return [Turn(None if speaker is None else str(speaker).strip().lower(), content)]
+    return [(None if speaker is None else str(speaker).strip().lower(), "\n".join(filter(None, texts)))]
 
 
 def _map_roles(turns: list[Turn]) -> list[Message]:
     """Speakers to roles by `SPEAKERS`. Without names, or with two unknown ones, who speaks first is the user; one
     unknown name is the partner of the known one; a "system" that answers where nobody else does is the assistant."""
-    names = list(dict.fromkeys(turn.speaker for turn in turns))
+    names = list(dict.fromkeys(speaker for speaker, _ in turns))
     if names in ([], [None]):
-        return [{"role": ("user", "assistant")[i % 2], "content": turn.content} for i, turn in enumerate(turns)]
+        return [{"role": ("user", "assistant")[i % 2], "content": said} for i, (_, said) in enumerate(turns)]
     roles: dict[str | None, str] = {name: SPEAKERS[name] for name in names if name in SPEAKERS}
     parties = [name for name in names if roles.get(name) not in ("system", "tool")]
     unknown = [name for name in parties if name not in roles]
@@ -207,7 +190,7 @@ def _map_roles(turns: list[Turn]) -> list[Message]:
             roles[unknown[0]] = "user" if known == "assistant" else "assistant"
     elif "assistant" not in roles.values() and roles[names[0]] != "system":
         roles = {name: "assistant" if role == "system" else role for name, role in roles.items()}
-    return [{"role": roles[turn.speaker], "content": turn.content} for turn in turns]
+    return [{"role": roles[speaker], "content": said} for speaker, said in turns]
 
 
 _PREFIX = re.compile(r"\s*(?:[\[【(（]\s*([^\]】)）\n]{1,12}?)\s*[\]】)）]\s*[:：]?|([^\s:：\[【]{1,12})\s*[:：])\s*")
@@ -221,7 +204,7 @@ def _prefixed(items: list[str]) -> list[Turn] | None:
         name = (match[1] or match[2]).lower() if match else ""
         if match is None or name not in SPEAKERS:
             return None
-        turns.append(Turn(name, item[match.end() :]))
+        turns.append((name, item[match.end() :]))
     return turns
 
 
@@ -250,10 +233,8 @@ def as_text(value: Any) -> str:
     """A message's content as text: parts of type "text" are joined; ValueError for pictures and the like."""
     if value is None or isinstance(value, bool):
         return ""
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, int | float):
-        return str(value)
+    if isinstance(value, str | int | float):
+        return str(value).strip()
     texts: list[str] = []
     for part in value if isinstance(value, list) else [value]:
         text = part.get("text") if isinstance(part, dict) else part
@@ -270,8 +251,6 @@ def _is_filled(value: Any) -> bool:
 def _as_list(value: Any) -> list[Any] | None:
     """`value` if it is a list, also one written as JSON in a table's cell."""
     if isinstance(value, str) and value.lstrip()[:2] in ("[{", "[[", '["'):
-        try:
+        with suppress(ValueError):
             value = parse_json(value)
-        except ValueError:
-            return None
     return value if isinstance(value, list) else None

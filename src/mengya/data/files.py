@@ -5,29 +5,22 @@ import glob
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import zstandard
 
 from mengya.errors import UserError
-from mengya.folders import visible_files
+from mengya.manifest import visible_files
 
+Paths = str | Path | list[str] | list[Path]
 FORMATS = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
 SUPPORTED = f"{' '.join(FORMATS)}, plain or with {' or '.join(COMPRESSIONS)}"
 
 CHUNK_BYTES = 1 << 20
-HEAD_BYTES = 1 << 20
-"""The encoding of a file is decided by this much of its beginning."""
-
-
-class FoundFiles(NamedTuple):
-    """What lies under the given paths: files to read, and files of a type that no reader knows."""
-
-    files: list[Path]
-    ignored: list[Path]
+"""What is read at once, and the beginning of a file that decides its encoding."""
 
 
 def file_format(path: Path) -> tuple[str, str]:
@@ -37,14 +30,14 @@ def file_format(path: Path) -> tuple[str, str]:
     return os.path.splitext(name.removesuffix(compression))[1], compression
 
 
-def scan_files(paths: str | Path | list[str] | list[Path]) -> FoundFiles:
-    """Every file under `paths`, in the order given, each once; `~` is the home folder.
+def scan_files(paths: Paths) -> tuple[list[Path], list[Path]]:
+    """(files to read, files of a type that no reader knows) under `paths`, in the order given, each once.
 
     A path is a file, a folder (searched recursively, sorted by name, hidden entries left out) or a glob (`**` crosses
-    folders). UserError: a path does not exist, a glob matches nothing, a file named by itself is of no supported type,
-    or nothing readable is left.
+    folders); `~` is the home folder. UserError: a path does not exist, a glob matches nothing, a file named by itself
+    is not of a supported type, or nothing is left to read.
     """
-    given: list[str | Path] = [paths] if isinstance(paths, str | Path) else list(paths)
+    given = paths if isinstance(paths, list) else [paths]
     found: dict[str, Path] = {}  # by real path, since links may lead to one file twice
     ignored: dict[str, Path] = {}
     for entry in given:
@@ -57,12 +50,7 @@ def scan_files(paths: str | Path | list[str] | list[Path]) -> FoundFiles:
     if not found:
         names = ", ".join(str(entry) for entry in given) or "an empty list of paths"
         raise UserError(f"nothing to read in {names}; supported are {SUPPORTED}")
-    return FoundFiles(list(found.values()), list(ignored.values()))
-
-
-def find_files(paths: str | Path | list[str] | list[Path]) -> list[Path]:
-    """The readable ones among `scan_files(paths)`."""
-    return scan_files(paths).files
+    return list(found.values()), list(ignored.values())
 
 
 def _expand(path: Path, given: str) -> Iterator[Path]:
@@ -96,13 +84,12 @@ class ByteSource:
         self._stored: list[bytes] = []
         self._chunks = self._read(path)
 
-    def head(self, size: int = HEAD_BYTES) -> bytes:
-        """The first `size` bytes, or fewer if the file ends before."""
-        held = sum(map(len, self._stored))
-        while held < size and (chunk := next(self._chunks, None)) is not None:
+    def head(self) -> tuple[bytes, bool]:
+        """The first `CHUNK_BYTES`, or fewer if the file ends before, and whether they are all that it has."""
+        while sum(map(len, self._stored)) <= CHUNK_BYTES and (chunk := next(self._chunks, None)) is not None:
             self._stored.append(chunk)
-            held += len(chunk)
-        return b"".join(self._stored)[:size]
+        content = b"".join(self._stored)
+        return content[:CHUNK_BYTES], len(content) <= CHUNK_BYTES
 
     def __iter__(self) -> Iterator[bytes]:
         while self._stored:
@@ -110,57 +97,47 @@ class ByteSource:
         yield from self._chunks
 
     def _read(self, path: Path) -> Iterator[bytes]:
-        decompress = {".gz": _gunzip, ".zst": _unzstd, "": lambda chunks: chunks}[file_format(path)[1]]
+        compression = file_format(path)[1]
         try:
             with path.open("rb") as file:
-                yield from decompress(iter(lambda: file.read(CHUNK_BYTES), b""))
+                chunks = iter(lambda: file.read(CHUNK_BYTES), b"")
+                yield from _decompressed(chunks, *_STREAMS[compression]) if compression else chunks
         except (zlib.error, zstandard.ZstdError, EOFError) as error:
             self.damage = f"damaged {path.suffix.lower()} data: {error}"
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; check its permissions and the disk") from error
 
 
-def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Like `gzip`, but without losing what was decompressed before the damage. Members may follow each other."""
-    inflate = zlib.decompressobj(wbits=31)
-    started = False  # inside a member
-    for chunk in chunks:
-        while chunk:
-            if not started:
-                chunk = chunk.lstrip(b"\0")  # padding between members is allowed
-                inflate = zlib.decompressobj(wbits=31)
-                started = bool(chunk)
-            piece = inflate.decompress(chunk, CHUNK_BYTES)
-            if piece:
-                yield piece
-            started = started and not inflate.eof
-            chunk = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
-    while started and (piece := inflate.decompress(b"", CHUNK_BYTES)):
-        yield piece
-    if started and not inflate.eof:
-        raise EOFError("it ends too early")
+_STREAMS: dict[str, tuple[Callable[[], Any], bytes]] = {
+    ".gz": (lambda: zlib.decompressobj(wbits=31), b"\0"),
+    ".zst": (lambda: zstandard.ZstdDecompressor().decompressobj(), b""),
+}
+"""What decompresses one stream, and the padding that is allowed before a stream."""
 
 
-def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """`zstandard`'s own stream reader takes a truncated file for a whole one, so the frames are walked by hand."""
-    frame = zstandard.ZstdDecompressor().decompressobj()
-    started = False
+def _decompressed(chunks: Iterator[bytes], new_stream: Callable[[], Any], padding: bytes) -> Iterator[bytes]:
+    """The content of compressed streams that follow each other. `zstandard`'s own reader takes a truncated file for a
+    whole one, and `gzip` loses what it decompressed before the damage."""
+    stream = None
     step = 64  # bytes of input at a time, so that output comes in bounded pieces however well it was compressed
     for chunk in chunks:
         start = 0
         while start < len(chunk):
             part = chunk[start : start + step]
             start += len(part)
-            if not started:
-                frame = zstandard.ZstdDecompressor().decompressobj()
-            piece = frame.decompress(part)
+            if stream is None:
+                part = part.lstrip(padding)
+                if not part:
+                    continue
+                stream = new_stream()
+            piece = stream.decompress(part)
             if piece:
                 yield piece
-            started = not frame.eof
-            if frame.eof:
-                start -= len(frame.unused_data)
+            if stream.eof:
+                start -= len(stream.unused_data)
+                stream = None
             step = max(64, step // 2) if len(piece) > CHUNK_BYTES // 2 else min(2048, step * 2)
-    if started:
+    if stream is not None:
         raise EOFError("it ends too early")
 
 
@@ -210,12 +187,9 @@ def _looks_like_gb18030(text: str) -> bool:
     return bool(foreign) and wrong * 50 <= len(foreign) + 49 and likely * 5 >= len(foreign) * 2
 
 
-def raw_bytes(paths: str | Path | list[str] | list[Path]) -> int:
+def raw_bytes(paths: Paths) -> int:
     """Bytes of all files under `paths`, decompressed."""
     total = 0
-    for path in find_files(paths):
-        if file_format(path)[1]:
-            total += sum(map(len, ByteSource(path)))
-        else:
-            total += path.stat().st_size
+    for path in scan_files(paths)[0]:
+        total += sum(map(len, ByteSource(path))) if file_format(path)[1] else path.stat().st_size
     return total

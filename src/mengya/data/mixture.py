@@ -1,9 +1,8 @@
 """Several sources of rows as one, each with its share.
 
-An epoch of a mixture has as many rows as all its sources together, and each source gives its share of them. So a source
-whose share is larger than its size comes more than once in an epoch, in a new order each time, and where the share is
-smaller a source is walked through several epochs before a row is repeated. Which row comes when is a pure function of
-the seed and its number.
+An epoch of a mixture has as many rows as all its sources together, and each source gives its share of them. A source
+whose share is larger than its size comes more than once in an epoch, in a new order each time; a source whose share is
+smaller lasts for several epochs before a row is repeated. A row is a pure function of the seed and its number.
 """
 
 import math
@@ -34,16 +33,15 @@ def _divide(total: int, weights: Sequence[float]) -> np.ndarray:
     return parts
 
 
-class Mixture:
+class Mixture(Packer):
     """Rows of several packers of plain text, all of one length."""
 
-    per_count = 0
+    ordered = True
 
     def __init__(self, packers: Sequence[Packer], weights: Sequence[float] | None, seed: int):
         """`weights`: share of the rows that come from each; None: as many as it has."""
-        lengths = {packer.seq_len for packer in packers}
-        assert len(lengths) == 1 and all(packer.per_count == 0 for packer in packers)
-        (self.seq_len,) = lengths
+        assert all(packer.per_count == 0 for packer in packers)
+        (self.seq_len,) = {packer.seq_len for packer in packers}
         self._packers, self._seed = list(packers), seed
         sizes = [len(packer) for packer in packers]
         self.counts = _divide(sum(sizes), weights if weights is not None else sizes)
@@ -56,7 +54,7 @@ class Mixture:
         return int(self.counts.sum())
 
     def place(self, number: int) -> tuple[int, int, int]:
-        """Of the row with this number in a training run: its source, the pass over the source, the row in it."""
+        """The source of the row with this number in a training run, the pass over the source, and its row there."""
         epoch, index = divmod(number, len(self))
         if epoch != self._epoch:
             self._epoch, self._slots = epoch, self._interleaved(epoch)
@@ -78,11 +76,8 @@ class Mixture:
         slots = [np.stack([np.full(count, i), np.arange(count)], axis=1) for i, count in enumerate(self.counts)]
         return np.concatenate(slots)[np.argsort(np.concatenate(when), kind="stable")]
 
-    def row(self, index: int) -> PackedRow:
-        """A row of the first epoch."""
-        return self.drawn(index)
-
-    def drawn(self, number: int) -> PackedRow:
+    def row(self, number: int) -> PackedRow:
+        """The row with this number in a training run, counted from 0 through all epochs."""
         source, _, index = self.place(number)
         return self._packers[source].row(index)
 
@@ -117,8 +112,8 @@ def heldout_metrics(parts: Sequence[HeldoutPart], losses: Sequence[float]) -> di
 
 def names_of(paths: Sequence[str]) -> list[str]:
     """Short names of directories, each only once: UserError if one directory is given twice."""
-    if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise UserError(f"{twice} is given twice; give it once, with a larger weight")
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UserError(f"{path} is given twice; give it once, with a larger weight")
     short = [path.rstrip("/").rpartition("/")[2] for path in paths]
     return [name if short.count(name) == 1 else f"{name}-{i + 1}" for i, name in enumerate(short)]

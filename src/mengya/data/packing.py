@@ -5,14 +5,14 @@ the seed and the epoch, so the position of the iterator is the number of the ste
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from mengya import ranks
 from mengya.batch import IGNORE, Batch, Source
-from mengya.data.best_fit import Plan, make_plan
+from mengya.data.best_fit import make_plan
 from mengya.data.shards import Shards
 from mengya.errors import UserError
 
@@ -29,21 +29,15 @@ class PackedRow(NamedTuple):
 
 class Packer(Protocol):
     seq_len: int
-    per_count: int
+    per_count: int = 0
     """Sequences that count as one in Batch.count (2 for pairs); 0: supervised tokens are counted."""
+    ordered: bool = False
+    """Whether `row` takes the number of a row in a training run, counted from 0 through all epochs, as in a mixture.
+    Otherwise the rows of each epoch are shuffled."""
 
     def __len__(self) -> int: ...
 
     def row(self, index: int) -> PackedRow: ...
-
-
-@runtime_checkable
-class Ordered(Packer, Protocol):
-    """A packer that decides itself which row comes when."""
-
-    def drawn(self, number: int) -> PackedRow:
-        """The row with this number in a training run, counted from 0 through all epochs."""
-        ...
 
 
 def _empty_row(seq_len: int, eos_id: int) -> PackedRow:
@@ -55,18 +49,15 @@ def _empty_row(seq_len: int, eos_id: int) -> PackedRow:
     )
 
 
-class PackedText:
+class PackedText(Packer):
     """Plain documents as one stream, `<sep> doc <sep> doc ...`, cut every `seq_len` tokens.
 
     The separator before a document is its first input and, as a label, the end of the document before, so every token
     of the text is predicted once. A document that a cut divides goes on in the next row, without its past.
     """
 
-    per_count = 0
-
     def __init__(self, shards: Shards, seq_len: int, eos_id: int, seed: int):
-        if len(shards) == 0:
-            raise UserError("the shards hold no document; give more text or a smaller held-out share")
+        assert len(shards)
         self.seq_len = seq_len
         self._shards, self._eos_id = shards, eos_id
         self._order = np.random.default_rng(seed).permutation(len(shards))
@@ -80,49 +71,48 @@ class PackedText:
         begin = index * self.seq_len
         end = min(begin + self.seq_len, int(self._ends[-1]))
         stream = np.full(self.seq_len + 1, self._eos_id, np.int64)  # one more, for the last label
-        place = int(np.searchsorted(self._ends, begin, side="right"))
-        position, piece = begin, 0
-        while position <= end and place < len(self._order):
-            document = self._order[place]
-            low, high = self._shards.offsets[document], self._shards.offsets[document + 1]
-            first = int(self._ends[place]) - int(high - low) - 1  # where its separator stands in the stream
-            stop = min(int(self._ends[place]), end + 1)
-            text_from = max(position, first + 1)
-            tokens = self._shards.tokens[low + text_from - first - 1 : low + stop - first - 1]
-            stream[text_from - begin : stop - begin] = tokens
-            columns = slice(position - begin, min(stop, end) - begin)
-            row.starts[columns], row.sequence_ids[columns] = position - begin, piece
-            position, place, piece = stop, place + 1, piece + 1
+        places = np.searchsorted(self._ends, [begin, end], side="right")
+        for piece, place in enumerate(range(places[0], min(places[1] + 1, len(self._order)))):
+            document, stop = self._order[place], int(self._ends[place])
+            low, high = (int(x) for x in self._shards.offsets[document : document + 2])
+            separator = stop - (high - low) - 1  # where it stands in the stream
+            text, stop = max(begin, separator + 1), min(stop, end + 1)
+            low -= separator + 1
+            stream[text - begin : stop - begin] = self._shards.tokens[low + text : low + stop]
+            column = max(begin, separator) - begin
+            columns = slice(column, min(stop, end) - begin)
+            row.starts[columns], row.sequence_ids[columns] = column, piece
         row.input_ids[: end - begin] = stream[: end - begin]
         row.labels[: end - begin] = stream[1 : end - begin + 1]
         return row
 
 
-class PackedGroups:
+class PackedGroups(Packer):
     """Masked documents (conversations) in rows, each whole if it fits; best fit over a shuffled order.
 
     `group` consecutive documents stay in one row: 1 for conversations, 2 for preference pairs. A conversation longer
-    than a row is cut into rows, each token still predicted once; a group of 2 must fit (the writer sees to it).
+    than a row is cut into rows, each token still predicted once; `preference_example` makes groups of 2 fit.
     The plan of the rows is made once, by rank 0, in a folder beside the shards, which all ranks map into memory.
     """
 
     def __init__(self, shards: Shards, seq_len: int, eos_id: int, seed: int, group: int = 1):
-        if len(shards) == 0:
-            raise UserError("there is no conversation to train on; give more data or a smaller held-out share")
-        assert "mask" in shards.columns and len(shards) % group == 0
+        assert len(shards) and "mask" in shards.columns and len(shards) % group == 0
         self.seq_len = seq_len
         self.per_count = group if group > 1 else 0
         self._shards, self._eos_id = shards, eos_id
-        self._plan = Plan(ranks.on_main(lambda: make_plan(shards, seq_len, seed, group)))
+        plan = ranks.on_main(lambda: make_plan(shards, seq_len, seed, group))
+        # As plain arrays: slices of a memmap are slower by a microsecond each.
+        self._rows, self._pieces = (np.asarray(np.load(plan / f"{n}.npy", mmap_mode="r")) for n in ("rows", "pieces"))
 
     def __len__(self) -> int:
-        return len(self._plan)
+        return len(self._rows) - 1
 
     def row(self, index: int) -> PackedRow:
         row = _empty_row(self.seq_len, self._eos_id)
         tokens, mask = self._shards.tokens, self._shards.columns["mask"]
         column = 0
-        for piece, (document, begin) in enumerate(self._plan.pieces(index)):
+        pieces = self._pieces[self._rows[index] : self._rows[index + 1]].tolist()
+        for piece, (document, begin) in enumerate(pieces):
             low, high = (int(x) for x in self._shards.offsets[document : document + 2])
             low += begin
             end = min(low + self.seq_len, high)
@@ -167,15 +157,13 @@ class BatchSource(Source):
         """`rows_per_batch` is a maximum; 0: all rows of a rank at once."""
         self._rows = rows_per_rank(rows_per_step, rows_per_batch, ranks)
         self.packer = packer
-        self._ordered = packer if isinstance(packer, Ordered) else None
         self.rows_per_step, self.rows_per_batch = rows_per_step, min(rows_per_batch or self._rows, self._rows)
-        self._rank = rank
-        self._seed = seed
+        self._rank, self._seed = rank, seed
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def _row(self, number: int) -> PackedRow:
-        if self._ordered is not None:
-            return self._ordered.drawn(number)
+        if self.packer.ordered:
+            return self.packer.row(number)
         epoch, index = divmod(number, len(self.packer))
         if epoch != self._epoch:
             self._epoch = epoch
@@ -219,9 +207,9 @@ def rows_per_rank(rows_per_step: int, rows_per_batch: int, ranks: int) -> int:
 
 
 def in_order(packer: Packer, rows_per_batch: int, max_rows: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
-    """The first rows of a packer, at most `max_rows`, once, for held-out measurement, shared out batch by batch.
+    """The first rows of a packer, at most `max_rows`, for held-out measurement; the ranks take the batches in turn.
 
-    The last batch is filled up with empty rows; every rank gets as many batches as the others, if need be empty ones.
+    The last batch is filled up with empty rows. Every rank gets the same number of batches; some may be empty.
     """
     count = min(len(packer), max_rows)
     empty = _empty_row(packer.seq_len, int(packer.row(0).input_ids[0]))

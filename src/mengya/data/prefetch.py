@@ -1,7 +1,7 @@
-"""Input that never starves the model: reading, packing and copying the next step's batches while one is computed."""
+"""The next step's batches are read, packed and copied while one step is computed, so that the model need not wait."""
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -17,7 +17,7 @@ def prefetch(source: Source, steps: range, device: torch.device) -> Generator[tu
     Errors of the thread surface here. A source with `ahead` 0 is called when its step is asked for, in the caller's
     thread. Close the generator (or exhaust it) to end the thread.
     """
-    copy = _Copier(device) if device.type == "cuda" else lambda batches: ([b.to(str(device)) for b in batches], None)
+    copy = _copier(device)
     if not source.ahead:
         for step in steps:
             yield step, _received(copy(source(step)))
@@ -30,6 +30,20 @@ def prefetch(source: Source, steps: range, device: torch.device) -> Generator[tu
             yield step, _received(coming.popleft().result())
 
 
+def _copier(device: torch.device) -> Callable[[list[Batch]], Copied]:
+    """Host to device; to a GPU through pinned memory, on a stream of its own."""
+    if device.type != "cuda":
+        return lambda batches: ([batch.to(str(device)) for batch in batches], None)
+    stream = torch.cuda.Stream(device)
+
+    def copy(batches: list[Batch]) -> Copied:
+        with torch.cuda.stream(stream):
+            moved = [batch.pin().to(str(device)) for batch in batches]
+            return moved, stream.record_event()
+
+    return copy
+
+
 def _received(copied: Copied) -> list[Batch]:
     batches, event = copied
     if event is not None:
@@ -37,15 +51,3 @@ def _received(copied: Copied) -> list[Batch]:
         for batch in batches:  # made on the other stream, used on this one
             batch.record_stream(torch.cuda.current_stream())
     return batches
-
-
-class _Copier:
-    """Host to device through pinned memory, on a stream of its own."""
-
-    def __init__(self, device: torch.device):
-        self._device, self._stream = device, torch.cuda.Stream(device)
-
-    def __call__(self, batches: list[Batch]) -> Copied:
-        with torch.cuda.stream(self._stream):
-            moved = [batch.pin().to(str(self._device)) for batch in batches]
-            return moved, self._stream.record_event()

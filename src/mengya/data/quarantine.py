@@ -1,28 +1,28 @@
-"""Where rows go that cannot be used: counted, written down with file, line and reason, and never lost in silence."""
+"""Rows that cannot be used: they are counted, and written down with file, line and reason."""
 
 import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, TypeVar
 
-from mengya.data.files import scan_files
+from mengya.data.files import Paths, scan_files
 from mengya.data.readers.rows import Rejected
 from mengya.errors import UserError
 
 T = TypeVar("T")
 
 RAW_CHARS = 500
-"""How much of a bad row is kept: enough to recognise it, too little to fill the disk."""
+"""How much of a bad row is written down: enough to recognise it, too little to fill the disk."""
 
 
 class Quarantine:
-    """Context manager around one JSONL file with an object a row: {file, line, reason, raw}.
+    """Context manager around one JSONL file: a line {file, line, reason, raw} for each row that was put aside.
 
-    The file is created at the first bad row only. `reasons` counts rows per reason, `ignored` counts files of a type
-    that no reader knows, per suffix.
+    The first bad row creates the file. `reasons` counts rows by reason; `ignored` counts files of a type that no reader
+    knows, by suffix.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -34,28 +34,23 @@ class Quarantine:
     def __enter__(self) -> "Quarantine":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            try:
-                self._file.close()
-            except OSError as error:
-                raise self._unwritable(error) from error
-            finally:
-                self._file = None
+            file, self._file = self._file, None
+            with self._full_disk_explained():
+                file.close()
 
     @property
     def count(self) -> int:
         """Rows (or, for files that cannot be read at all, files) put aside so far."""
         return self.reasons.total()
 
-    def files(self, paths: str | Path | list[str] | list[Path]) -> list[Path]:
+    def files(self, paths: Paths) -> list[Path]:
         """The files under `paths` that a reader knows; the others are counted."""
-        found = scan_files(paths)
-        self.ignored.update(path.suffix.lower() for path in found.ignored)
+        files, ignored = scan_files(paths)
+        self.ignored.update(path.suffix.lower() for path in ignored)
         own = os.path.realpath(self.path)  # left in the folder by an earlier run, and being written now
-        return [file for file in found.files if os.path.realpath(file) != own]
+        return [file for file in files if os.path.realpath(file) != own]
 
     def without(self, items: Iterable[T | Rejected]) -> Iterator[T]:
         """`items` without the rejected ones, which are put aside."""
@@ -68,36 +63,36 @@ class Quarantine:
     def add(self, item: Rejected) -> None:
         """Put one row aside."""
         row = item._asdict() | {"raw": _shorten(item.raw)}
-        text = json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
-        try:
+        with self._full_disk_explained():
             if self._file is None:
                 # A second block of additions must not erase what the first one wrote.
-                self._file = self.path.open("a" if self.reasons else "w", encoding="utf-8", newline="\n")
-            self._file.write(text + "\n")
-        except OSError as error:
-            raise self._unwritable(error) from error
+                mode = "a" if self.reasons else "w"
+                self._file = self.path.open(mode, encoding="utf-8", errors="backslashreplace", newline="\n")
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.reasons[item.reason] += 1
 
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"cannot write {self.path}: {error.strerror}; make room or write to another folder")
+    @contextmanager
+    def _full_disk_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            message = f"cannot write {self.path}: {error.strerror}; make room or write to another folder"
+            raise UserError(message) from error
 
     def summary(self) -> str:
         """One line for the console: how many rows were put aside, why, and where they lie."""
-        parts = []
+        line = "no row quarantined"
         if self.reasons:
             reasons = "; ".join(f"{count:,} {reason}" for reason, count in self.reasons.most_common())
-            parts.append(f"{self.count:,} quarantined in {self.path.name}: {reasons}")
-        else:
-            parts.append("no row quarantined")
+            line = f"{self.count:,} quarantined in {self.path.name}: {reasons}"
         if self.ignored:
             kinds = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in self.ignored.most_common())
-            parts.append(f"{self.ignored.total():,} files of other types ignored ({kinds})")
-        return "; ".join(parts)
+            line += f"; {self.ignored.total():,} files of other types ignored ({kinds})"
+        return line
 
 
 def _shorten(raw: Any) -> str:
     if isinstance(raw, bytes):
-        return raw[: 4 * RAW_CHARS].decode("utf-8", "backslashreplace")[:RAW_CHARS]
-    if isinstance(raw, str):
-        return raw[:RAW_CHARS]
-    return json.dumps(raw, ensure_ascii=False, default=str)[:RAW_CHARS]
+        raw = raw[: 4 * RAW_CHARS].decode("utf-8", "backslashreplace")
+    text = raw if isinstance(raw, str) else json.dumps(raw, ensure_ascii=False, default=str)
+    return text[:RAW_CHARS]

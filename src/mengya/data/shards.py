@@ -4,8 +4,7 @@ tokens-00000.bin   uint16 or uint32, by vocabulary
 <column>-00000.bin a value for each token, e.g. mask: uint8, 1 where a token is supervised
 offsets-00000.bin  int64, documents + 1: document i of the part is tokens[offsets[i] : offsets[i + 1]]
 origins.jsonl.zst  [source, id] of every document, in order
-shards.json        the columns, the parts and the counts; written last, so that a cut-off directory is not taken for a
-                   whole one
+shards.json        the columns, the parts and the counts; written last, so that a cut-off directory is not read
 
 Directories of version 0.1.0 have one part in files without a number (tokens.bin), and no origins.
 """
@@ -14,10 +13,9 @@ import io
 import json
 import shutil
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from types import MappingProxyType
 from typing import IO
 
 import numpy as np
@@ -28,18 +26,14 @@ from mengya.errors import UserError
 _META = "shards.json"
 _ORIGINS = "origins.jsonl.zst"
 PART_TOKENS = 1 << 28
-"""A part is closed when it has so many tokens (512 MB of uint16)."""
+"""A part with this many tokens is closed (512 MB of uint16)."""
 
 
 class ShardWriter:
     """Appends documents; use as a context manager. Leaving it after an error writes no shards.json."""
 
     def __init__(
-        self,
-        directory: Path,
-        vocab_size: int,
-        columns: Mapping[str, str] = MappingProxyType({}),
-        part_tokens: int = PART_TOKENS,
+        self, directory: Path, vocab_size: int, columns: dict[str, str] | None = None, part_tokens: int = PART_TOKENS
     ):
         """`columns`: name and number type of each further value that a token has, e.g. {"mask": "uint8"}."""
         self.directory = Path(directory)
@@ -50,40 +44,44 @@ class ShardWriter:
         for plan in self.directory.glob("rows-*"):  # of other documents; see best_fit.py
             shutil.rmtree(plan)
         token_type = "uint16" if vocab_size <= 1 << 16 else "uint32"
-        self._types = {name: np.dtype(kind) for name, kind in {"tokens": token_type, **columns}.items()}
-        self._part_tokens, self._open = part_tokens, dict[str, IO[bytes]]()
+        self._types = {"tokens": token_type, **(columns or {}), "offsets": "int64"}
+        self._files: dict[str, IO[bytes]] = {}
+        self._part_tokens = part_tokens
+        self.meta: dict = {"dtype": token_type, "columns": columns or {}, "documents": 0, "tokens": 0, "bytes": 0}
+        self.meta["parts"] = []
         self._origins = zstandard.open(self.directory / _ORIGINS, "wt", encoding="utf-8", newline="\n")
-        self._parts: list[dict[str, int]] = []
-        self.meta: dict = {"dtype": token_type, "columns": dict(columns), "documents": 0, "tokens": 0, "bytes": 0}
         self._next_part()
 
     def _next_part(self) -> None:
         self._close_part()
-        for name in (*self._types, "offsets"):
-            self._open[name] = open(self.directory / _file(name, len(self._parts)), "wb")
-        self._open["offsets"].write(np.int64(0).tobytes())
-        self._parts.append({"documents": 0, "tokens": 0})
+        number = len(self.meta["parts"])
+        self._files = {name: open(self.directory / _file(name, number), "wb") for name in self._types}
+        self.meta["parts"].append({"documents": 0, "tokens": 0})
+        self._write(offsets=[0])
 
     def _close_part(self) -> None:
-        for file in self._open.values():
+        for file in self._files.values():
             file.close()
+
+    def _write(self, **columns: Sequence) -> None:
+        for name, values in columns.items():
+            self._files[name].write(np.asarray(values, dtype=self._types[name]).tobytes())
 
     def append(
         self, ids: Sequence[int], text_bytes: int = 0, origin: tuple[str, str] = ("", ""), **columns: Sequence
     ) -> None:
         """One document. `text_bytes` is the UTF-8 size of its text, `origin` its (source, id)."""
-        if self._parts[-1]["tokens"] >= self._part_tokens:
-            self._next_part()
-        for name, values in {"tokens": ids, **columns}.items():
-            assert len(values) == len(ids), name
-            self._open[name].write(np.asarray(values, dtype=self._types[name]).tobytes())
         assert columns.keys() == self.meta["columns"].keys()
-        self._origins.write(json.dumps(origin) + "\n")
-        for counts in (self._parts[-1], self.meta):
+        assert all(len(values) == len(ids) for values in columns.values())
+        if self.meta["parts"][-1]["tokens"] >= self._part_tokens:
+            self._next_part()
+        part = self.meta["parts"][-1]
+        for counts in (part, self.meta):
             counts["documents"] += 1
             counts["tokens"] += len(ids)
         self.meta["bytes"] += text_bytes
-        self._open["offsets"].write(np.int64(self._parts[-1]["tokens"]).tobytes())
+        self._write(tokens=ids, offsets=[part["tokens"]], **columns)
+        self._origins.write(json.dumps(origin) + "\n")
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -92,28 +90,27 @@ class ShardWriter:
         self._close_part()
         self._origins.close()
         if kind is None:
-            text = json.dumps(self.meta | {"parts": self._parts})
-            (self.directory / _META).write_text(text + "\n", encoding="utf-8")
+            (self.directory / _META).write_text(json.dumps(self.meta) + "\n", encoding="utf-8")
 
 
 class Column:
-    """The values of all tokens, by their place in the whole; a slice inside one part is a view of its file."""
+    """The values of all tokens, one part after another; a slice inside one part is a view of its file."""
 
     def __init__(self, parts: list[np.ndarray]):
         self._parts = parts
-        self._begins = list(accumulate(map(len, parts), initial=0))
+        self.begins = list(accumulate(map(len, parts), initial=0))
+        """(parts + 1,) where each part begins, and the length of all."""
 
     def __len__(self) -> int:
-        return self._begins[-1]
+        return self.begins[-1]
 
-    def __getitem__(self, places: slice) -> np.ndarray:
-        low, high, _ = places.indices(len(self))
-        number = max(0, bisect_right(self._begins, low, hi=len(self._parts)) - 1)
-        begin = self._begins[number]
-        if high <= self._begins[number + 1]:  # a document always lies in one part
-            return self._parts[number][low - begin : high - begin]
-        pieces = zip(self._begins, self._parts, strict=False)
-        return np.concatenate([part[max(0, low - begin) : max(0, high - begin)] for begin, part in pieces])
+    def __getitem__(self, span: slice) -> np.ndarray:
+        low, high, _ = span.indices(len(self))
+        number = bisect_right(self.begins, low, hi=len(self._parts)) - 1
+        begin = self.begins[number]
+        if high <= self.begins[number + 1]:  # always true for a document
+            return self._parts[number][low - begin : max(low, high) - begin]
+        return np.concatenate(self._parts)[low:high]
 
 
 class Shards:
@@ -122,13 +119,16 @@ class Shards:
     def __init__(self, directory: Path):
         self.directory = Path(directory)
         if not (self.directory / _META).is_file():
-            raise UserError(f"{directory} holds no token shards; give the output of the tokenize stage")
+            raise UserError(f"{directory} has no token shards; give the output of the tokenize stage")
         self.meta: dict = json.loads((self.directory / _META).read_text(encoding="utf-8"))
         types = self.meta.get("columns", {"mask": "uint8"} if self.meta.get("masked") else {})
         self.tokens = Column(self._map("tokens", self.meta["dtype"]))
         self.columns = {name: Column(self._map(name, kind)) for name, kind in types.items()}
-        self.offsets = self._joined(self._map("offsets", "int64"))
-        """(documents + 1,) places in the columns."""
+        self.offsets, *more = self._map("offsets", "int64")
+        """(documents + 1,) document i is tokens[offsets[i] : offsets[i + 1]], and so in the other columns."""
+        if more:
+            later = (part[1:] + begin for part, begin in zip(more, self.tokens.begins[1:-1], strict=True))
+            self.offsets = np.concatenate([self.offsets, *later])
         sizes = {len(column) for column in (self.tokens, *self.columns.values())}
         if len(self.offsets) != len(self) + 1 or sizes != {self.meta["tokens"]}:
             raise UserError(f"{directory} is damaged (its files disagree with {_META}); delete it and run again")
@@ -140,14 +140,6 @@ class Shards:
         # As plain arrays: slices of a memmap are slower by a microsecond each.
         return [np.asarray(np.memmap(p, dtype, "r")) if p.stat().st_size else np.empty(0, dtype) for p in paths]
 
-    @staticmethod
-    def _joined(parts: list[np.ndarray]) -> np.ndarray:
-        if len(parts) == 1:
-            return parts[0]
-        ends = [int(part[-1]) for part in parts]
-        begins = accumulate(ends[:-1], initial=0)
-        return np.concatenate([parts[0][:1], *(part[1:] + begin for part, begin in zip(parts, begins, strict=True))])
-
     def __len__(self) -> int:
         return self.meta["documents"]
 
@@ -157,7 +149,7 @@ class Shards:
         return np.diff(self.offsets)
 
     def origins(self) -> Iterator[tuple[str, str]]:
-        """(source, id) of every document, in order; UserError for shards of version 0.1.0, which have none."""
+        """(source, id) of every document, in order; UserError for shards of version 0.1.0, which do not have them."""
         path = self.directory / _ORIGINS
         if not path.is_file():
             raise UserError(f"{self.directory} does not say where its documents came from; tokenize the corpus again")

@@ -16,17 +16,16 @@ from mengya.errors import UserError
 T = TypeVar("T")
 R = TypeVar("R")
 _ALONE = 8
-"""So many items are worked on in this process before others are started, which takes a second."""
-_AHEAD = 2
-"""Items that wait, for each process."""
+"""The number of first items that this process does itself, because it takes a second to start others."""
 
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """`function(item)` of each item, in order; with more than one worker from so many other processes.
+    """`function(item)` of each item, in order. More than one worker: in that many other processes.
 
-    The results do not depend on `workers`. `function` (sent to each process once), items and results must pickle then.
-    Items should be large: some 10 ms of work or more. The first exception surfaces here, with its traceback from the
-    process as its cause; Ctrl-C, an error and the end of this process end the others. UserError: one was killed.
+    The results do not depend on `workers`. With other processes, `function` (sent to each process once), items and
+    results must pickle, and an item should be at least 10 ms of work. The first exception is raised here, with its
+    traceback from the process as its cause; Ctrl-C, an error and the end of this process end the others. UserError if
+    one was killed.
     """
     source = iter(items)
     yield from map(function, source if workers == 1 else islice(source, _ALONE))
@@ -42,7 +41,7 @@ def _in_processes(function: Callable[[T], R], items: Iterator[T], workers: int) 
     try:
         for item in items:
             waiting.append(pool.submit(_work, item))
-            if len(waiting) > _AHEAD * workers:
+            if len(waiting) > 2 * workers:  # two items wait for each process
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -55,7 +54,7 @@ def _in_processes(function: Callable[[T], R], items: Iterator[T], workers: int) 
 
 
 _function: Callable | None = None
-"""Of this process, if it is a worker."""
+"""What this process does with each item, if it is a worker."""
 
 
 def _begin(function: Callable) -> None:

@@ -13,7 +13,7 @@ from math import log
 import numpy as np
 from numpy.typing import NDArray
 
-from mengya.data.byte_pairs import pair_counts
+from mengya.data.corpus import pair_counts
 from mengya.errors import UserError
 from mengya.evaluate.scoring import Row, log_probs
 from mengya.model.language_model import LanguageModel

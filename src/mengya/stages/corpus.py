@@ -9,9 +9,8 @@ from typing import Annotated
 from mengya.data import schoolbook
 from mengya.data.cleaning import clean_document
 from mengya.data.corpus import CorpusWriter
-from mengya.data.documents import Document, in_batches, read_documents
+from mengya.data.documents import Document, content_hash, in_batches, is_heldout, read_documents
 from mengya.data.quarantine import Quarantine
-from mengya.data.splits import content_hash, is_heldout
 from mengya.data.workers import ordered_map
 from mengya.errors import UserError
 from mengya.metrics import format_count, say

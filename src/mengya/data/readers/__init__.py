@@ -1,18 +1,19 @@
-"""Rows out of files of every supported format, streaming; what is malformed comes as a value, too.
+"""Rows out of files of every supported format, streaming; a malformed row comes as a value, too.
 
 Encoding is UTF-8 (with or without byte order mark) or GB18030, decided per file. Lines end at \\n only: U+2028 and the
 like are ordinary characters.
 """
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mengya.data.files import HEAD_BYTES, ByteSource, NotText, detect_encoding, file_format
+from mengya.data.files import ByteSource, NotText, detect_encoding, file_format
 from mengya.data.readers.json_rows import read_json, read_lines
-from mengya.data.readers.parquet import read_parquet
 from mengya.data.readers.plain import read_plain
 from mengya.data.readers.rows import Rejected, Row, TextFile
 from mengya.data.readers.table import read_table
+from mengya.errors import UserError
 
 __all__ = ["Rejected", "Row", "read_rows"]
 
@@ -31,10 +32,11 @@ def read_rows(file: Path) -> Iterator[Row | Rejected]:
 
     Plain text: one row if it is short, else pieces of at most `DOCUMENT_CHARS`, cut at a blank line, line, sentence or
     space where there is one; joined they are the file. JSON: an array's elements, or one value a line. CSV: the first
-    line names the columns. Damaged data: the rows before the damage, and what is rejected for it.
+    line names the columns. Damaged data: the rows before the damage, and one `Rejected` for it.
     """
     line = part = 0
-    for row in read_parquet(file) if file_format(file)[0] == ".parquet" else _read_text(file):
+    read = _read_parquet if file_format(file)[0] == ".parquet" else _read_text
+    for row in read(file):
         if isinstance(row, Row):
             line, part = row.line, part + 1 if row.line == line else 1
             row = row._replace(part=part)
@@ -43,15 +45,34 @@ def read_rows(file: Path) -> Iterator[Row | Rejected]:
 
 def _read_text(file: Path) -> Iterator[Row | Rejected]:
     source = ByteSource(file)
-    head = source.head()
+    head, whole = source.head()
     if head:
         try:
-            encoding = detect_encoding(head, whole=len(source.head(HEAD_BYTES + 1)) == len(head))
+            encoding = detect_encoding(head, whole)
         except NotText as error:
             yield Rejected(str(file), 0, str(error), head)
             return
         yield from _TEXT_READERS[file_format(file)[0]](TextFile(str(file), source, encoding))
-    if source.damage:
-        yield Rejected(str(file), 0, source.damage, "")
-    elif not head:
-        yield Rejected(str(file), 0, "empty file", "")
+    if source.damage or not head:
+        yield Rejected(str(file), 0, source.damage or "empty file", "")
+
+
+def _read_parquet(file: Path) -> Iterator[Row | Rejected]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(f"{file}: reading Parquet needs pyarrow; pip install 'mengya[parquet]'") from error
+    number = 0
+    compressed = bool(file_format(file)[1])
+    with tempfile.TemporaryFile() as unpacked:
+        if compressed:  # Parquet is read from its end, so that it must lie unpacked somewhere
+            unpacked.writelines(ByteSource(file))
+        try:
+            table = pyarrow.parquet.ParquetFile(unpacked if compressed else file, pre_buffer=False)
+            for batch in table.iter_batches(batch_size=256):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield Row(str(file), number, value)
+        except (pyarrow.ArrowException, OSError) as error:
+            yield Rejected(str(file), number, "damaged Parquet file", str(error))

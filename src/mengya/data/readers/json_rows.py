@@ -1,10 +1,155 @@
-"""JSON: an array's elements, or one value a line."""
+"""JSON: an array's elements, or one value a line; a big array is never in memory as a whole."""
 
+import json
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
-from mengya.data.json_stream import iter_json, parse_json
-from mengya.data.readers.rows import BAD_BYTES, Rejected, Row, TextFile, decoded, iter_lines
+from mengya.data.readers.rows import BAD_BYTES, Rejected, Row, TextFile, decoded, is_whole, iter_lines
+
+MAX_VALUE_CHARS = 1 << 25
+"""Longest single value; about 64 MB of Chinese UTF-8, and the maximum in memory."""
+
+_SEPARATORS = re.compile(r"[\s,\ufeff]*")
+_DECODER = json.JSONDecoder(strict=False)  # a raw tab or newline inside a string harms nobody
+_MARGIN_CHARS = 200
+
+
+class Value(NamedTuple):
+    """A decoded value; or, if `error` is set, the beginning of a text that could not be decoded."""
+
+    line: int
+    value: Any
+    error: str | None = None
+
+
+def parse_json(text: str) -> Any:
+    """`json.loads`; every error is a ValueError whose message has no position, so that reasons can be counted."""
+    try:
+        return _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise _invalid(error) from error
+
+
+def _invalid(error: Exception) -> ValueError:
+    reason = error.msg if isinstance(error, json.JSONDecodeError) else "a number with too many digits"
+    return ValueError(f"invalid JSON: {'nested too deeply' if isinstance(error, RecursionError) else reason}")
+
+
+def iter_json(pieces: Iterator[str]) -> Iterator[Value]:
+    """The elements of the array, or the values written one after another, in the text that `pieces` make up.
+
+    If elements start on lines of their own, only a malformed element is lost: the next one is where a line has the same
+    indentation and first character. Otherwise the rest of the file is lost. Lone surrogates in the text, which stand
+    for bytes that could not be decoded, make a value malformed. Memory: a few times the longest value, which has at
+    most `MAX_VALUE_CHARS`.
+    """
+    buffer = _Buffer(pieces)
+    buffer.skip_separators()
+    in_array = buffer.peek() == "["
+    if in_array:
+        buffer.advance(1)
+    while True:
+        buffer.skip_separators()
+        if not buffer.peek():
+            if in_array:
+                yield Value(buffer.line, "", "invalid JSON: the array is not closed, the file is cut off")
+            return
+        if in_array and buffer.peek() == "]":
+            buffer.advance(1)
+            buffer.skip_separators()
+            if rest := buffer.peek(_MARGIN_CHARS):
+                yield Value(buffer.line, rest, "invalid JSON: text after the end of the array")
+            return
+        line, margin = buffer.line, buffer.margin()
+        try:
+            yield Value(line, buffer.take())
+        except ValueError as error:
+            raw = buffer.peek(_MARGIN_CHARS)
+            found = buffer.resume_at(margin)
+            consequence = "; the rest of the file is unusable" if in_array and not found else ""
+            yield Value(line, raw, f"{error}{consequence}")
+            if not found:
+                return
+
+
+class _Buffer:
+    """A window on the text: `pos` is the next character to read and `line` its line number, from 1."""
+
+    def __init__(self, pieces: Iterator[str]) -> None:
+        self.pieces = pieces
+        self.text = ""
+        self.pos = 0
+        self.line = 1
+
+    def more(self) -> bool:
+        """At least double the unread text, so that the time for retries stays linear; False at the end of the text."""
+        start = max(0, self.pos - _MARGIN_CHARS)  # `margin` looks back
+        unread = [self.text[start:]]
+        size = 0
+        for piece in self.pieces:
+            unread.append(piece)
+            size += len(piece)
+            if size >= len(unread[0]):
+                break
+        self.text = "".join(unread)
+        self.pos -= start
+        return size > 0
+
+    def peek(self, count: int = 1) -> str:
+        if self.pos == len(self.text):
+            self.more()
+        return self.text[self.pos : self.pos + count]
+
+    def advance(self, count: int) -> None:
+        self.line += self.text.count("\n", self.pos, self.pos + count)
+        self.pos += count
+
+    def skip_separators(self) -> None:
+        while True:
+            match = _SEPARATORS.match(self.text, self.pos)
+            assert match is not None
+            self.advance(match.end() - self.pos)
+            if self.pos < len(self.text) or not self.more():
+                return
+
+    def margin(self) -> str:
+        """What a line begins with when a value like the one at `pos` starts on it."""
+        start = self.text.rfind("\n", 0, self.pos) + 1
+        indentation = self.text[start : self.pos]
+        return "\n" + ("" if indentation.strip() else indentation) + self.text[self.pos]
+
+    def take(self) -> Any:
+        """The value at `pos`, which moves behind it; ValueError, and `pos` stays, if it is malformed or too long."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.text, self.pos)
+            except (ValueError, RecursionError) as error:
+                if isinstance(error, json.JSONDecodeError):
+                    if len(self.text) - self.pos > MAX_VALUE_CHARS:
+                        raise ValueError(f"row longer than {MAX_VALUE_CHARS:,} characters") from error
+                    # An error this near the end, or an open string, may be a value that goes on in the next piece.
+                    cut_off = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - 12
+                    if cut_off and self.more():
+                        continue
+                raise _invalid(error) from error
+            if end == len(self.text) and self.more():
+                continue  # a number may go on
+            if not is_whole(self.text[self.pos : end]):
+                raise ValueError(BAD_BYTES)
+            self.advance(end - self.pos)
+            return value
+
+    def resume_at(self, margin: str) -> bool:
+        """Move to the next place where a line begins with `margin` (which starts with the newline); False if there is
+        none."""
+        self.advance(1)
+        while (found := self.text.find(margin, self.pos)) < 0:
+            self.advance(max(0, len(self.text) - len(margin) - self.pos))
+            if not self.more():
+                return False
+        self.advance(found + 1 - self.pos)
+        return True
 
 
 def read_lines(text: TextFile) -> Iterator[Row | Rejected]:
@@ -15,36 +160,24 @@ def read_lines(text: TextFile) -> Iterator[Row | Rejected]:
         number, line = item
         try:
             content = line.decode(text.encoding).removeprefix("\ufeff")
+            if content.strip():
+                yield _row(text, number, parse_json(content.strip(" \t\r\n")))
         except UnicodeDecodeError:
-            yield text.reject(number, BAD_BYTES, line)
-            continue
-        if content.isspace() or not content:
-            continue
-        try:
-            value = _checked(parse_json(content.strip(" \t\r\n")))
+            yield Rejected(text.file, number, BAD_BYTES, line)
         except ValueError as error:
-            yield text.reject(number, str(error), content)
-            continue
-        yield Row(text.file, number, value)
+            yield Rejected(text.file, number, str(error), content)
 
 
 def read_json(text: TextFile) -> Iterator[Row | Rejected]:
-    if _is_line_wise(text.source.head(), text.encoding):
+    if _is_line_wise(text.source.head()[0], text.encoding):
         yield from read_lines(text)
         return
     for line, value, error in iter_json(decoded(text)):
-        try:
-            if error:
-                raise ValueError(error)
-            row = _checked(value)
-        except ValueError as problem:
-            yield text.reject(line, str(problem), value)
-            continue
-        yield Row(text.file, line, row)
+        yield Rejected(text.file, line, error, value) if error else _row(text, line, value)
 
 
 def _is_line_wise(head: bytes, encoding: str) -> bool:
-    """Whether a file called .json holds one value a line: its first line is an object, or an array that more lines
+    """Whether a file called .json has one value a line: its first line is an object, or an array that more lines
     follow."""
     first, _, rest = head.lstrip(b"\xef\xbb\xbf \t\r\n").partition(b"\n")
     try:
@@ -54,7 +187,7 @@ def _is_line_wise(head: bytes, encoding: str) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and bool(rest.strip()))
 
 
-def _checked(value: Any) -> dict[str, Any] | list[Any] | str:
+def _row(text: TextFile, line: int, value: Any) -> Row | Rejected:
     if isinstance(value, dict | list | str):
-        return value
-    raise ValueError("a lone number, true, false or null is not a row")
+        return Row(text.file, line, value)
+    return Rejected(text.file, line, "a lone number, true, false or null is not a row", value)

@@ -2,9 +2,8 @@
 
 import re
 from collections.abc import Iterator
-from itertools import chain
 
-from mengya.data.readers.rows import BAD_BYTES, Rejected, Row, TextFile, decoded, is_whole, original
+from mengya.data.readers.rows import BAD_BYTES, Rejected, Row, TextFile, decoded, is_whole
 
 DOCUMENT_CHARS = 1 << 16
 """Plain text is cut into documents of at most this many characters."""
@@ -13,21 +12,21 @@ BAD_CHARS = 2000
 
 
 def read_plain(text: TextFile) -> Iterator[Row | Rejected]:
-    held, line = "", 1
-    for block in chain(_whole_lines(text), [None]):
+    rest, line = "", 1
+    for block in _whole_lines(text):
         if isinstance(block, Rejected):
             yield block
             continue
-        held += block or ""
+        rest += block
         start = 0
-        while len(held) - start > DOCUMENT_CHARS:
-            end = _cut(held, start)
-            yield Row(text.file, line, held[start:end])
-            line += held.count("\n", start, end)
+        while len(rest) - start > DOCUMENT_CHARS:
+            end = _cut(rest, start)
+            yield Row(text.file, line, rest[start:end])
+            line += rest.count("\n", start, end)
             start = end
-        held = held[start:]
-    if held:
-        yield Row(text.file, line, held)
+        rest = rest[start:]
+    if rest:
+        yield Row(text.file, line, rest)
 
 
 def _whole_lines(text: TextFile) -> Iterator[str | Rejected]:
@@ -50,7 +49,7 @@ def _without_bad_lines(block: str, number: int, text: TextFile) -> Iterator[str 
     if is_whole(block):
         yield block
         return
-    kept = []
+    lines = []
     for offset, line in enumerate(block.split("\n")):
         good = []
         for start in range(0, len(line), BAD_CHARS):
@@ -58,10 +57,10 @@ def _without_bad_lines(block: str, number: int, text: TextFile) -> Iterator[str 
             if is_whole(part):
                 good.append(part)
             else:
-                yield text.reject(number + offset, BAD_BYTES, original(part, text.encoding))
+                yield Rejected(text.file, number + offset, BAD_BYTES, part.encode(text.encoding, "surrogateescape"))
         if good or not line:
-            kept.append("".join(good))
-    yield "\n".join(kept)
+            lines.append("".join(good))
+    yield "\n".join(lines)
 
 
 # Where a document may end, best first; each match ends at the cut.

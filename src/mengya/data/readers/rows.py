@@ -1,9 +1,12 @@
-"""What a reader gives: rows, and what it rejects; and what all readers of text share."""
+"""What a reader gives: rows and rejected rows; and what all readers of text share."""
 
 from codecs import getincrementaldecoder
 from collections.abc import Iterator
+from io import BytesIO
+from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from mengya.data.cleaning import repair_surrogates
 from mengya.data.files import ByteSource
 
 T = TypeVar("T")
@@ -13,7 +16,7 @@ BAD_BYTES = "bytes that are not valid in the encoding of the file"
 
 class Row(NamedTuple, Generic[T]):
     """One row: as it was stored (a string for plain text, else a JSON value or a table row {column: cell}), or what
-    was made of it."""
+    was parsed from it."""
 
     file: str
     line: int
@@ -23,18 +26,13 @@ class Row(NamedTuple, Generic[T]):
     """Number of the row among those that start on this line."""
 
     @property
-    def id(self) -> str:
-        """Unique in its file: "12", or "12.3" for the third row that starts on line 12."""
-        return str(self.line) if self.part == 1 else f"{self.line}.{self.part}"
-
-    @property
     def origin(self) -> tuple[str, str]:
-        """(source, id)"""
-        return self.file, self.id
+        """(source, id): the id is unique in its file, "12", or "12.3" for the third row that starts on line 12."""
+        return self.file, str(self.line) if self.part == 1 else f"{self.line}.{self.part}"
 
 
 class Rejected(NamedTuple):
-    """A row that cannot be used. Reasons are meant to be few: details belong into `raw`."""
+    """A row that cannot be used. There are few different reasons: details belong into `raw`."""
 
     file: str
     line: int
@@ -51,35 +49,26 @@ class TextFile(NamedTuple):
     source: ByteSource
     encoding: str
 
-    def reject(self, line: int, reason: str, raw: Any) -> Rejected:
-        return Rejected(self.file, line, reason, raw)
-
 
 def iter_lines(text: TextFile) -> Iterator[tuple[int, bytes] | Rejected]:
     """(number, line with its \\n); lines over `MAX_LINE_BYTES` and a line that damage cut off are rejected."""
-    number, size = 1, 0  # of the line that is being put together
-    held: list[bytes] = []
+    number, size = 1, 0  # of the line that is being put together from `parts`
+    parts: list[bytes] = []
     too_long = f"line longer than {MAX_LINE_BYTES >> 20} MB"
-    for chunk in text.source:
-        *lines, rest = chunk.split(b"\n")
-        for line in lines:
-            if size + len(line) > MAX_LINE_BYTES:
-                yield text.reject(number, too_long, held[0] if held else line)
-            else:
-                yield number, b"".join([*held, line, b"\n"])
-            number, size = number + 1, 0
-            held.clear()
-        if rest:
-            size += len(rest)
-            held.append(rest)
-            if size > MAX_LINE_BYTES:
-                held[:] = [held[0][:2000]]  # enough to recognise it
-    if size > MAX_LINE_BYTES:
-        yield text.reject(number, too_long, held[0])
-    elif size and text.source.damage:
-        yield text.reject(number, "row cut off by damaged data", b"".join(held))
+    for part in chain.from_iterable(map(BytesIO, text.source)):
+        parts.append(part)
+        size += len(part)
+        if size > MAX_LINE_BYTES:
+            parts = [parts[0][:2000]]  # enough to recognise it
+        if part.endswith(b"\n"):
+            line = b"".join(parts)
+            yield (number, line) if size <= MAX_LINE_BYTES else Rejected(text.file, number, too_long, line)
+            number, size, parts = number + 1, 0, []
+    if size > MAX_LINE_BYTES or (size and text.source.damage):
+        reason = too_long if size > MAX_LINE_BYTES else "row cut off by damaged data"
+        yield Rejected(text.file, number, reason, b"".join(parts))
     elif size:
-        yield number, b"".join(held)
+        yield number, b"".join(parts)
 
 
 def decoded(text: TextFile) -> Iterator[str]:
@@ -95,12 +84,4 @@ def decoded(text: TextFile) -> Iterator[str]:
 
 def is_whole(text: str) -> bool:
     """Whether no byte failed to decode."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def original(text: str, encoding: str) -> bytes:
-    return text.encode(encoding, "surrogateescape")
+    return repair_surrogates(text) == text

@@ -3,69 +3,53 @@
 import csv
 from collections.abc import Iterator
 
-from mengya.data.readers.rows import BAD_BYTES, Rejected, Row, TextFile, is_whole, iter_lines, original
+from mengya.data.readers.rows import BAD_BYTES, Rejected, Row, TextFile, is_whole, iter_lines
 
 MAX_CELL_CHARS = 16 << 20
 
 
-class _LineFeed:
-    """Lines for `csv.reader`, which remembers those of the current record, so that they can be read again."""
-
-    def __init__(self, text: TextFile) -> None:
-        self._lines, self._encoding = iter_lines(text), text.encoding
-        self._again: list[tuple[int, str]] = []  # last one first
-        self.record: list[tuple[int, str]] = []
-        self.rejected: list[Rejected] = []
-
-    def __iter__(self) -> "_LineFeed":
-        return self
-
-    def __next__(self) -> str:
-        item = self._again.pop() if self._again else self._next_line()
-        self.record.append(item)
-        return item[1]
-
-    def _next_line(self) -> tuple[int, str]:
-        while isinstance(item := next(self._lines), Rejected):
-            self.rejected.append(item)
-        return item[0], item[1].decode(self._encoding, "surrogateescape")
-
-    def retry(self) -> None:
-        """Give the current record's lines, but for the first one, out again."""
-        self._again.extend(reversed(self.record[1:]))
-        del self.record[1:]
-
-
 def read_table(text: TextFile, delimiter: str) -> Iterator[Row | Rejected]:
     csv.field_size_limit(MAX_CELL_CHARS)  # per process; the default of 128 KB is too small for documents
-    feed = _LineFeed(text)
-    reader = csv.reader(feed, delimiter=delimiter, strict=True)
+    lines = iter_lines(text)
+    record: list[tuple[int, bytes]] = []  # the lines of the current row
+    again: list[tuple[int, bytes]] = []  # lines to be read once more, last one first
+    rejected: list[Rejected] = []
+
+    def feed() -> Iterator[str]:
+        while item := again.pop() if again else next(lines, None):
+            if isinstance(item, Rejected):
+                rejected.append(item)
+            else:
+                record.append(item)
+                yield item[1].decode(text.encoding, "surrogateescape")
+
+    reader = csv.reader(feed(), delimiter=delimiter, strict=True)
     header: list[str] = []
     while True:
-        feed.record.clear()
+        record.clear()
         try:
-            cells: list[str] | None = next(reader)
+            cells: list[str] | None = next(reader, None)
             problem = "not as many cells as the first row"
-        except StopIteration:
-            cells = None
         except csv.Error as error:
             cells, problem = [""] * (len(header) + 1), str(error)
-        yield from feed.rejected
-        feed.rejected.clear()
+        yield from rejected
+        rejected.clear()
         if cells is None:
             return
         if not header:
             header = [cell.removeprefix("\ufeff").strip() for cell in cells]
             continue
-        line, raw = feed.record[0]
+        line, raw = record[0]
         if cells and len(cells) != len(header):
-            feed.retry()  # a quote that is never closed would swallow the rows behind it
-            cells = _lenient_cells(raw, delimiter)
+            # A quote that is never closed would swallow the rows behind it: only the first line belongs to this row.
+            again.extend(reversed(record[1:]))
+            reader = csv.reader(feed(), delimiter=delimiter, strict=True)
+            cells = _lenient_cells(raw.decode(text.encoding, "surrogateescape"), delimiter)
         if len(cells) == len(header) and all(map(is_whole, cells)):
             yield Row(text.file, line, dict(zip(header, cells, strict=True)))
         elif cells:
             reason = f"invalid CSV: {problem}" if len(cells) != len(header) else BAD_BYTES
-            yield text.reject(line, reason, original(raw, text.encoding))
+            yield Rejected(text.file, line, reason, raw)
 
 
 def _lenient_cells(line: str, delimiter: str) -> list[str]:

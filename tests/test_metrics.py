@@ -9,10 +9,7 @@ from mengya.metrics import (
     MetricsLog,
     ProgressLine,
     format_count,
-    format_duration,
-    format_parameters,
     format_seconds,
-    format_size,
     read_jsonl,
     say,
 )
@@ -113,7 +110,8 @@ def test_what_is_said_is_not_interpreted(capsys):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0s"), (59.4, "59s"), (59.6, "1m00s"), (3599.6, "1h00m"), (3700, "1h01m")]
+    ("seconds", "text"),
+    [(0, "0.0s"), (9.94, "9.9s"), (9.96, "10s"), (59.4, "59s"), (59.6, "1m00s"), (3599.6, "1h00m"), (3700, "1h01m")],
 )
 def test_format_seconds(seconds, text):
     assert format_seconds(seconds) == text
@@ -124,20 +122,3 @@ def test_format_seconds(seconds, text):
 )
 def test_format_count(value, text):
     assert format_count(value) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (61.4, "1 min 1 s"), (3600, "1 h 0 min")]
-)
-def test_format_duration(seconds, text):
-    assert format_duration(seconds) == text
-
-
-@pytest.mark.parametrize(("n", "text"), [(0, "0 B"), (999, "999 B"), (12_345, "12.3 KB"), (4.2e12, "4200.0 GB")])
-def test_format_size(n, text):
-    assert format_size(n) == text
-
-
-@pytest.mark.parametrize(("count", "text"), [(18_900, "0.0M"), (26_878_464, "26.9M"), (1_543_000_000, "1.54B")])
-def test_format_parameters(count, text):
-    assert format_parameters(count) == text

@@ -33,6 +33,19 @@ def write_json(path: Path, value: object) -> None:
         raise
 
 
+def read_object(path: Path, remedy: str) -> dict:
+    """The object in a JSON file; UserError, with the remedy, if it cannot be read or contains something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {remedy}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} does not hold an object; {remedy}")
+    return content
+
+
 def read(directory: Path) -> dict | None:
     """The manifest in a directory; None if it has none of ours. UserError if it is cut off."""
     path = Path(directory) / FILE
@@ -73,7 +86,7 @@ def visible_files(folder: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
     with open(file, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
@@ -93,7 +106,7 @@ def fingerprints_of(paths: list[Path], root: Path) -> list[str]:
             case [found, str(value)] if found == identity:
                 return value
         begun = time.time_ns()
-        value = _sha256(file)
+        value = sha256_of(file)
         # A file that was changed a moment ago may change again within the same tick of its times: not remembered yet.
         if begun - max(identity[1:3]) > _SETTLED_NS and _identity(file) == identity:
             known[key] = [identity, value]
@@ -107,7 +120,7 @@ def fingerprints_of(paths: list[Path], root: Path) -> list[str]:
     return prints
 
 
-def fingerprint_of(path: Path, sha256: Callable[[Path], str] = _sha256) -> str:
+def fingerprint_of(path: Path, sha256: Callable[[Path], str] = sha256_of) -> str:
     """Of an input: an artifact's own (with the path inside it), otherwise the digest of the contents of the file, or of
     all files below the folder by relative name, without dangling links and pipes."""
     artifact = find(path)

@@ -7,8 +7,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mengya import __version__, manifest, ranks, runtime
 from mengya.errors import UserError
@@ -109,17 +109,11 @@ def _refuse(spec: StageSpec, out: Path, old: dict, new: dict, kind: str) -> User
     )
 
 
-@dataclass(frozen=True)
-class _Work:
-    """A stage that has to run."""
+class _Work(NamedTuple):
+    """What a stage that has to run is given."""
 
     inputs: dict[str, list[Path]]
     identity: dict
-
-
-@dataclass(frozen=True)
-class _Whole:
-    """A stage whose directory is whole and only lacks its name: a crash came in between."""
 
 
 def run_stage(spec: StageSpec, root: Path) -> None:
@@ -129,15 +123,13 @@ def run_stage(spec: StageSpec, root: Path) -> None:
     """
     out = root / spec.name
     partial = out.with_name(f"{out.name}.partial")
-    begun = ranks.on_main(lambda: _begin(spec, root, out, partial))
-    if begun is None:
-        return
-    if isinstance(begun, _Work):
-        _work(spec, begun, partial)
-    ranks.on_main(lambda: _finish(spec, out, partial))
+    work = ranks.on_main(lambda: _begin(spec, root, out, partial))
+    if work is not None:
+        _work(spec, work, partial)
+        ranks.on_main(lambda: _finish(spec, out, partial))
 
 
-def _begin(spec: StageSpec, root: Path, out: Path, partial: Path) -> _Work | _Whole | None:
+def _begin(spec: StageSpec, root: Path, out: Path, partial: Path) -> _Work | None:
     """What is to be done; None: nothing, the artifact is there."""
     inputs = _resolve(spec, root)
     identity = _identity(spec, inputs, out)
@@ -145,8 +137,9 @@ def _begin(spec: StageSpec, root: Path, out: Path, partial: Path) -> _Work | _Wh
         say(f"✓ {spec.name}: already there")
         return None
     _prepare(spec, partial, identity)
-    if manifest.read(partial) is not None:
-        return _Whole()
+    if manifest.read(partial) is not None:  # it only lacks its name: a crash came in between
+        _finish(spec, out, partial)
+        return None
     say(f"▶ {spec.name}")
     return _Work(inputs, identity)
 

@@ -57,19 +57,10 @@ def test_a_slice_of_a_part_is_not_a_copy(tmp_path):
     assert any(np.shares_memory(found, part) for part in shards.tokens._parts)
 
 
-def test_shards_of_version_0_1_0_are_read(tmp_path):
-    new = write(tmp_path / "new")
-    old = tmp_path / "old"
-    old.mkdir()
-    for name in ("tokens", "offsets", "mask"):
-        (old / f"{name}.bin").write_bytes((tmp_path / "new" / f"{name}-00000.bin").read_bytes())
-    meta = {key: new.meta[key] for key in ("dtype", "documents", "tokens", "bytes")}
-    (old / "shards.json").write_text(json.dumps(meta | {"masked": True}))
-    assert rows(PackedGroups(Shards(old), 64, 0, 5)) == rows(PackedGroups(new, 64, 0, 5))
-    with pytest.raises(UserError, match="does not say where its documents came from; tokenize the corpus again"):
-        next(Shards(old).origins())
-    (old / "shards.json").write_text(json.dumps(meta | {"masked": False}))
-    assert Shards(old).columns == {}
+def test_the_layout_of_an_older_version_is_refused(tmp_path):
+    (tmp_path / "shards.json").write_text(json.dumps({"dtype": "uint16", "documents": 1, "tokens": 3, "masked": True}))
+    with pytest.raises(UserError, match="has the layout of an older version; tokenize again"):
+        Shards(tmp_path)
 
 
 def test_what_an_earlier_writer_left_behind_goes(tmp_path):

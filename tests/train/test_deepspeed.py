@@ -91,7 +91,7 @@ def test_all_contradictions_are_told_at_once(settings):
 
 def test_a_missing_file_and_a_missing_library(tmp_path, monkeypatch):
     monkeypatch.setattr(deepspeed.importlib.util, "find_spec", lambda name: name)
-    with pytest.raises(UserError, match=r"deepspeed='.*none.json' cannot be read .*; correct the path"):
+    with pytest.raises(UserError, match=r"none.json cannot be read .*; correct deepspeed"):
         deepspeed.read_settings(tmp_path / "none.json", {})
     monkeypatch.setattr(deepspeed.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs DeepSpeed; install it with: pip install 'mengya\[deepspeed\]'"):

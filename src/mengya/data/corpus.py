@@ -4,7 +4,7 @@ train.jsonl, heldout.jsonl  {"text", "source", "id"} a line
 byte_pairs.npz              how often each byte of the training split follows each other byte, for the byte baselines
 corpus.json                 counts; written last
 
-A directory that has only the two splits, made by hand or by version 0.1.0 ({"text"} a line), is a corpus, too.
+A directory that has only the two splits, made by hand ({"text"} a line), is a corpus, too.
 """
 
 import json

@@ -5,8 +5,6 @@ tokens-00000.bin   uint16 or uint32, by vocabulary
 offsets-00000.bin  int64, documents + 1: document i of the part is tokens[offsets[i] : offsets[i + 1]]
 origins.jsonl.zst  [source, id] of every document, in order
 shards.json        the columns, the parts and the counts; written last, so that a cut-off directory is not read
-
-Directories of version 0.1.0 have one part in files without a number (tokens.bin), and no origins.
 """
 
 import io
@@ -121,9 +119,10 @@ class Shards:
         if not (self.directory / _META).is_file():
             raise UserError(f"{directory} has no token shards; give the output of the tokenize stage")
         self.meta: dict = json.loads((self.directory / _META).read_text(encoding="utf-8"))
-        types = self.meta.get("columns", {"mask": "uint8"} if self.meta.get("masked") else {})
+        if "parts" not in self.meta:
+            raise UserError(f"{directory} has the layout of an older version; tokenize again")
         self.tokens = Column(self._map("tokens", self.meta["dtype"]))
-        self.columns = {name: Column(self._map(name, kind)) for name, kind in types.items()}
+        self.columns = {name: Column(self._map(name, kind)) for name, kind in self.meta["columns"].items()}
         self.offsets, *more = self._map("offsets", "int64")
         """(documents + 1,) document i is tokens[offsets[i] : offsets[i + 1]], and so in the other columns."""
         if more:
@@ -135,8 +134,7 @@ class Shards:
 
     def _map(self, name: str, dtype: str) -> list[np.ndarray]:
         """A column's array of each part."""
-        numbers = range(len(self.meta["parts"])) if "parts" in self.meta else [None]
-        paths = [self.directory / _file(name, number) for number in numbers]
+        paths = [self.directory / _file(name, number) for number in range(len(self.meta["parts"]))]
         # As plain arrays: slices of a memmap are slower by a microsecond each.
         return [np.asarray(np.memmap(p, dtype, "r")) if p.stat().st_size else np.empty(0, dtype) for p in paths]
 
@@ -149,15 +147,12 @@ class Shards:
         return np.diff(self.offsets)
 
     def origins(self) -> Iterator[tuple[str, str]]:
-        """(source, id) of every document, in order; UserError for shards of version 0.1.0, which do not have them."""
-        path = self.directory / _ORIGINS
-        if not path.is_file():
-            raise UserError(f"{self.directory} does not say where its documents came from; tokenize the corpus again")
-        with zstandard.open(path, "rb") as packed:
+        """(source, id) of every document, in order."""
+        with zstandard.open(self.directory / _ORIGINS, "rb") as packed:
             for line in io.TextIOWrapper(packed, encoding="utf-8", newline="\n"):
                 source, place = json.loads(line)
                 yield source, place
 
 
-def _file(name: str, part: int | None) -> str:
-    return f"{name}.bin" if part is None else f"{name}-{part:05}.bin"
+def _file(name: str, part: int) -> str:
+    return f"{name}-{part:05}.bin"

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from mengya.evaluate import charts
 from mengya.evaluate.accuracy import Accuracy, Result
-from mengya.metrics import finite, format_duration, format_size
+from mengya.metrics import finite, format_count, format_seconds
 
 BITS = "bits_per_byte"
 HELDOUT_BITS = "heldout_bits_per_byte"
@@ -223,8 +223,8 @@ def to_markdown(report: Report, pictures: Mapping[str, str]) -> str:
     if report.artifacts:
         rows = []
         for made in report.artifacts:
-            files = ", ".join(f"{name} ({format_size(n)})" for name, n in made.files.items())
-            time = format_duration(made.seconds)
+            files = ", ".join(f"{name} ({format_count(n)}B)" for name, n in made.files.items())
+            time = format_seconds(made.seconds)
             rows.append([made.name, made.fingerprint, ", ".join(made.inputs), time, files])
         chain = _table(["artifact", "fingerprint", "inputs", "time", "files"], rows, right=[3])
         parts += ["## From raw file to model · 从原文到模型", chain]
@@ -274,7 +274,7 @@ def to_html(report: Report, pictures: Mapping[str, str]) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters.update(percent=percent, size=format_size, duration=format_duration, verdict=verdict)
+    environment.filters.update(percent=percent, count=format_count, duration=format_seconds, verdict=verdict)
     template = resources.files("mengya.evaluate").joinpath("report.html.jinja").read_text(encoding="utf-8")
     drawn = {name: Markup(charts.themed(svg)) for name, svg in pictures.items()}
     return environment.from_string(template).render(

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mengya.errors import UserError
+from mengya.manifest import read_object
 from mengya.model.language_model import PARTS, WEIGHTS, LanguageModel
 from mengya.model.native.config import FAMILIES
 from mengya.model.native.transformer import CausalLM
 
 SHARD_INDEX = "model.safetensors.index.json"
-
 
 IMPLEMENTATIONS: dict[str, Callable[[], type]] = dict.fromkeys(FAMILIES, lambda: CausalLM)
 """model_type of config.json -> a function that gives (and may import) the class that implements it."""
@@ -26,13 +26,7 @@ def _read_json(directory: Path) -> dict:
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise UserError(f"{directory} is not a model directory (it has no config.json); give one that a stage wrote")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); copy the model again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold an object; copy the model again")
-    return content
+    return read_object(path, "copy the model again")
 
 
 def implementation_of(content: dict, source: str | Path) -> type[LanguageModel]:

@@ -12,7 +12,7 @@ import torch
 from mengya.errors import UserError
 from mengya.infer.request import Sampling
 from mengya.infer.session import Session
-from mengya.metrics import format_parameters
+from mengya.metrics import format_count
 from mengya.model.language_model import LanguageModel
 from mengya.model.load import load_model
 from mengya.runtime import pick_device
@@ -83,7 +83,7 @@ def chat(
     session = Session(model, spoken, sampling, system)
     screen = Screen(sink)
     interactive = source.isatty() and sink.isatty()
-    size = format_parameters(sum(p.numel() for p in model.parameters()))
+    size = format_count(model.all_parameters())
     screen.write(f"萌芽 Mengya · {model_dir} · {size} 参数 parameters · 上下文 context {model.context}\n")
     for question in questions:
         screen.write(f"{YOU}{question}\n")

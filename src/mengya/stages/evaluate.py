@@ -44,7 +44,7 @@ class Config:
 def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write the report; every model is measured on the same text, questions and pairs."""
     models, corpus = inputs["models"], Corpus(*inputs["corpus"])
-    _check_directories(models)
+    _check_names(models)
     questions = [question for path in inputs.get("questions", []) for question in read_questions(path)]
     pairs = _read_pairs(inputs.get("preferences", []), out)
     texts = list(corpus.sample("heldout", config.heldout_bytes)) or corpus.first("heldout", 1)
@@ -64,13 +64,10 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     say(f"  bits per byte of the baselines: unigram {unigram:.3f}, bigram {bigram:.3f}")
 
 
-def _check_directories(models: list[Path]) -> None:
+def _check_names(models: list[Path]) -> None:
     names = [path.name for path in models]
     if len(set(names)) < len(names):
         raise UserError(f"evaluate.models has two directories of one name ({', '.join(names)}); rename one")
-    for path in models:
-        if not path.is_dir():
-            raise UserError(f"{path} is not a directory; evaluate needs model directories")
 
 
 def _read_pairs(paths: list[Path], out: Path) -> list[Preference]:

@@ -161,14 +161,8 @@ class Chat:
         UserError for an unknown role, or if the template fails or does not tell what is supervised.
         """
         text, spans = self._render(messages, tools, add_generation_prompt)
-        (encoding,) = self.tokenizer.encode_structure([text])
+        encoding = self.tokenizer.encode_structure(text)
         return encoding.ids, _mask(encoding, spans)
-
-    def encode_many(self, conversations: Sequence[Sequence[Message]]) -> list[tuple[list[int], list[int]]]:
-        """`encode` of each; faster, on several cores."""
-        rendered = [self._render(messages) for messages in conversations]
-        encodings = self.tokenizer.encode_structure([text for text, _ in rendered])
-        return [(e.ids, _mask(e, spans)) for e, (_, spans) in zip(encodings, rendered, strict=True)]
 
     def _render(
         self, messages: Sequence[Message], tools: Sequence[dict] | None = None, add_generation_prompt: bool = False

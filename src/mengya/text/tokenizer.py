@@ -111,11 +111,9 @@ class Tokenizer:
                 rows[number] = self._backend.encode(self._broken(self._backend, text), add_special_tokens=False).ids
         return rows
 
-    def encode_structure(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
-        """Encodings in which control tokens in a text stay control tokens. Apply `defuse` to what users wrote."""
-        if len(texts) == 1:  # a batch would start threads
-            return [self._structure.encode(texts[0], add_special_tokens=False)]
-        return self._structure.encode_batch(list(texts), add_special_tokens=False)
+    def encode_structure(self, text: str) -> tokenizers.Encoding:
+        """An encoding in which control tokens in the text stay control tokens. Apply `defuse` to what users wrote."""
+        return self._structure.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without control tokens; bytes that are not UTF-8 become U+FFFD."""

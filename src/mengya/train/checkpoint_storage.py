@@ -1,6 +1,5 @@
 """Where checkpoints meet the disk: writing a directory whole or not at all, and verifying it when it is read."""
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -85,11 +84,6 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _publish(partial: Path, path: Path) -> None:
     """Rename, replacing an older one if there is one; `recover` repairs a crash in between."""
     old = hidden(path, "old")
@@ -147,7 +141,7 @@ class Writer(StorageWriter):
             number = re.search(r"os error (\d+)", str(error))
             raise (OSError(int(number[1]), str(error), str(path)) if number else OSError(f"{path}: {error}")) from error
         _flush(path)
-        written.set_result([WriteResult(MetadataIndex(name), path.stat().st_size, _sha256(path))])
+        written.set_result([WriteResult(MetadataIndex(name), path.stat().st_size, manifest.sha256_of(path))])
         return written
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -164,7 +158,7 @@ class Writer(StorageWriter):
         record = self._record | {
             "ranks": self._ranks,
             "versions": {"mengya": __version__} | libraries,
-            "files": written | {"config.json": {"bytes": config.stat().st_size, "sha256": _sha256(config)}},
+            "files": written | {"config.json": {"bytes": config.stat().st_size, "sha256": manifest.sha256_of(config)}},
             "shapes": {name: list(t.size) for name, t in stored if isinstance(t, TensorStorageMetadata)},
         }
         record = json.loads(json.dumps(record))  # as it will be read: numbers as keys become text
@@ -192,8 +186,9 @@ def verify(path: Path) -> Saved:
             if size != file["bytes"]:
                 raise ValueError(f"{name} has {size} bytes instead of {file['bytes']}")
         with ThreadPoolExecutor(min(len(files), os.cpu_count() or 1)) as threads:
-            for name, found in zip(files, threads.map(lambda name: _sha256(path / name), files), strict=True):
-                if found != files[name]["sha256"]:
+            found = threads.map(manifest.sha256_of, [path / name for name in files])
+            for name, value in zip(files, found, strict=True):
+                if value != files[name]["sha256"]:
                     raise ValueError(f"the content of {name} has changed")
     except (OSError, ValueError) as error:
         raise UserError(f"the checkpoint {path} cannot be read ({error}); delete it to go on without it") from error

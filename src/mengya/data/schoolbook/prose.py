@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from mengya.data.schoolbook import arithmetic
 from mengya.data.schoolbook.stories import load_plots
-from mengya.data.schoolbook.tables import Fact, Known, Relation, by_subject, grouped, read_sections
+from mengya.data.schoolbook.tables import Fact, Known, Relation, alternatives, by_subject, read_sections
 
 ROUNDS = 9
 """How often each fact is told among others of its relation, each time with another phrase as long as there are some."""
@@ -116,8 +116,9 @@ def _stories(rng: random.Random, lang: str, count: int) -> Iterator[str]:
 
 def _calendars(rng: random.Random) -> Iterator[str]:
     """Weeks and months as a calendar tells them."""
-    seasons = {title: body for title, _, body in read_sections("calendar.txt")}
-    week = grouped(seasons.pop("week"))
+    sections = {title: body for title, _, body in read_sections("calendar.txt")}
+    week = alternatives(sections.pop("week"))
+    seasons = {name: line.split("|") for name, (line,) in sections.items()}
     for _ in range(250):
         start = rng.randrange(7)
         days = [week["day"][(start + i) % 7] for i in range(rng.randint(3, 6))]

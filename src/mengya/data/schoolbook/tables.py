@@ -105,6 +105,11 @@ def grouped(lines: Iterable[str]) -> dict[str, list[str]]:
     return groups
 
 
+def alternatives(lines: Iterable[str]) -> dict[str, list[str]]:
+    """{"user": [...], ...} from one line for each key, whose texts are divided by "|"."""
+    return {key: line.split("|") for key, (line,) in grouped(lines).items()}
+
+
 SUBJECTS = ("identity", "geography", "nature", "time_and_people", "words")
 
 

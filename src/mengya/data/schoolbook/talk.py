@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from mengya.data.schoolbook import arithmetic, unknown
 from mengya.data.schoolbook.stories import load_plots
-from mengya.data.schoolbook.tables import Fact, Known, Relation, by_subject, grouped, read_sections
+from mengya.data.schoolbook.tables import Fact, Known, Relation, alternatives, by_subject, read_sections
 
 Talk = dict[str, dict[str, list[str]]]
 Turn = tuple[str, str]
@@ -22,8 +22,7 @@ SYSTEM_SHARE = 0.06
 
 def load_talk() -> Talk:
     """topic -> {"user": [..], "bot": [..]} of ``book/talk.txt``; some topics have only one of the two."""
-    topics = {title: grouped(body) for title, _, body in read_sections("talk.txt")}
-    return {title: {key: line.split("|") for key, (line,) in lines.items()} for title, lines in topics.items()}
+    return {title: alternatives(body) for title, _, body in read_sections("talk.txt")}
 
 
 def conversations(relations: list[Relation], seed: int) -> list[list[dict[str, str]]]:

@@ -8,11 +8,7 @@ import random
 
 from mengya.data.schoolbook.tables import Relation, stable_hash
 
-HONEST = (
-    "我不知道，我没有听说过这个名字。",
-    "抱歉，我不知道，不想乱猜。",
-    "我不知道这个问题的答案。",
-)
+HONEST = ("我不知道，我没有听说过这个名字。", "抱歉，我不知道，不想乱猜。", "我不知道这个问题的答案。")
 FIRST = "琅弥佐蔻芙蓬泽朵鲁窦"
 SECOND = "朵佐弥蔻邦兹沐鲁琅梭"
 FORMS = {

@@ -28,12 +28,7 @@ def document_mask(starts: Tensor) -> Tensor:
 
 
 def packed_attention(
-    qkv: Tensor,
-    kv_heads: int,
-    cos: Tensor,
-    sin: Tensor,
-    starts: Tensor | None = None,
-    mask: Tensor | None = None,
+    qkv: Tensor, kv_heads: int, cos: Tensor, sin: Tensor, starts: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
     """Attention of query t to the keys starts[t] .. t of its row, scaled by head_dim ** -0.5, after their rotation.
 

@@ -106,13 +106,7 @@ def _empty_gradients(grad_y: Tensor, x: Tensor, sizes: list[int], ends: Tensor |
 
 
 def _call_products(
-    function: str,
-    x: Tensor,
-    weight: Tensor,
-    ends: Tensor | None,
-    transposed: bool,
-    outer: int,
-    **others: Tensor | None,
+    function: str, x: Tensor, weight: Tensor, ends: Tensor | None, transposed: bool, outer: int, **others: Tensor | None
 ) -> None:
     """Call a function of products.cpp on rows x, each group of which has a matrix of its own; ends None: one group."""
     if ends is None:

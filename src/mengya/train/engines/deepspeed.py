@@ -8,7 +8,6 @@ import contextlib
 import importlib
 import importlib.util
 import io
-import json
 import logging
 import sys
 import warnings
@@ -23,6 +22,7 @@ from torch import Tensor
 from mengya import ranks
 from mengya.batch import Batch, Loss
 from mengya.errors import UserError
+from mengya.manifest import read_object
 from mengya.model.language_model import LanguageModel
 from mengya.train.engines.single import Engine, no_moments
 from mengya.train.objectives import Objective
@@ -40,7 +40,7 @@ def read_settings(path: Path, wanted: dict[str, Any]) -> dict:
     """
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("parallel = \"deepspeed\" needs DeepSpeed; install it with: pip install 'mengya[deepspeed]'")
-    content = _read(path)
+    content = read_object(path, "correct deepspeed")
     problems = []
     for key, value in wanted.items():
         given = _lookup(content, key)
@@ -67,18 +67,6 @@ def read_settings(path: Path, wanted: dict[str, Any]) -> dict:
                 table = table.setdefault(name, {})
             table[last] = value
     return filled
-
-
-def _read(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"deepspeed={str(path)!r} cannot be read ({error.strerror}); correct the path") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold an object; see https://www.deepspeed.ai/docs/config-json/")
-    return content
 
 
 def _lookup(content: Any, key: str) -> Any:

@@ -9,6 +9,7 @@ from mengya.data import documents as documents_module
 from mengya.data import rendering
 from mengya.data.documents import Document, content_hash, is_heldout
 from mengya.data.preferences import Preference
+from mengya.data.quarantine import Quarantine
 from mengya.data.readers import Row
 from mengya.data.rendering import (
     conversation_example,
@@ -64,7 +65,7 @@ def test_conversations_are_split_by_content_and_masked(chat, tmp_path):
     talks = [talk(i) for i in range(200)]
     written = write_talks(talks, chat, tmp_path, 0.2)
     held = [is_heldout(content_hash(json.dumps(t, ensure_ascii=False)), 0.2) for t in talks]
-    assert written == (held.count(False), held.count(True), 0) and any(held)
+    assert written == (held.count(False), held.count(True)) and any(held)
     for split, wanted in (("t", False), ("h", True)):
         shards = Shards(tmp_path / split)
         expected = [chat.encode(t) for t, h in zip(talks, held, strict=True) if h == wanted]
@@ -96,9 +97,10 @@ def test_an_empty_split_is_an_error_and_leaves_nothing_that_looks_whole(chat, tm
             Shards(tmp_path / split)
 
 
-def write_pairs(pairs, chat, tmp_path, seq_len, fraction=0.5):
+def write_pairs(pairs, chat, tmp_path, seq_len, fraction=0.5, quarantine=None):
     rows = (Row("pairs.jsonl", number, pair) for number, pair in enumerate(pairs, 1))
-    examples = (preference_example(chat, row, seq_len=seq_len) for row in rows)
+    quarantine = quarantine or Quarantine(tmp_path / "quarantine.jsonl")
+    examples = quarantine.without(examples_of(partial(preference_example, chat, seq_len=seq_len), rows, workers=1))
     nothing = f"no preference pair fits into seq_len={seq_len}"
     return write_examples(examples, chat.tokenizer.vocab_size, tmp_path / "t", tmp_path / "h", fraction, nothing)
 
@@ -107,7 +109,7 @@ def test_pairs_are_neighbours_with_only_the_completions_supervised(chat, tmp_pat
     prompt = [*talk(1, "早先的回答"), {"role": "user", "content": "再说"}]
     pairs = [Preference([*prompt[:-1], {"role": "user", "content": f"再说{i}"}], "好山", "坏庙庙") for i in range(40)]
     written = write_pairs(pairs, chat, tmp_path, 1000)
-    assert written.train + written.heldout == 40 and written.train and written.heldout and not written.too_long
+    assert sum(written) == 40 and all(written)
     for split in ("t", "h"):
         shards = Shards(tmp_path / split)
         found = list(zip(documents(shards), masks(shards), strict=True))
@@ -124,7 +126,7 @@ def test_pairs_are_neighbours_with_only_the_completions_supervised(chat, tmp_pat
 @pytest.mark.parametrize("seq_len", [100, 101])
 def test_long_pairs_lose_the_oldest_of_the_prompt_equally(chat, tmp_path, seq_len):
     pairs = [Preference([{"role": "user", "content": f"{i} " + "山" * 300}], "好" * 9, "坏" * 5) for i in range(20)]
-    assert write_pairs(pairs, chat, tmp_path, seq_len).too_long == 0
+    assert sum(write_pairs(pairs, chat, tmp_path, seq_len)) == len(pairs)
     shards = Shards(tmp_path / "t")
     whole = {}
     for pair in pairs:
@@ -138,9 +140,13 @@ def test_long_pairs_lose_the_oldest_of_the_prompt_equally(chat, tmp_path, seq_le
         assert len(whole[pairs[0].chosen]) - len(chosen) == len(whole[pairs[0].rejected]) - len(rejected)
 
 
-def test_pairs_whose_completions_do_not_fit_are_counted(chat, tmp_path):
+def test_pairs_whose_completions_do_not_fit_are_quarantined(chat, tmp_path):
     short = [Preference([{"role": "user", "content": f"问{i}"}], "好", "坏") for i in range(20)]
     long = [Preference([{"role": "user", "content": "问"}], "好" * 200, "坏" * 200)] * 3
-    assert write_pairs([*short, *long], chat, tmp_path, 100)[2] == 3
+    with Quarantine(tmp_path / "quarantine.jsonl") as quarantine:
+        assert sum(write_pairs([*short, *long], chat, tmp_path, 100, quarantine=quarantine)) == 20
+    lines = [json.loads(line)["line"] for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
+    assert lines == [21, 22, 23]
+    assert list(quarantine.reasons.values()) == [3] and "raise seq_len (now 100)" in next(iter(quarantine.reasons))
     with pytest.raises(UserError, match="seq_len=100"):
         write_pairs(long, chat, tmp_path, 100)

@@ -96,3 +96,20 @@ def test_an_unfinished_tuning_is_exported_with_its_template(base, mengya):
     result = mengya("export", "tuned/sft.partial", "newest", setup=ADD_PLAIN)
     assert result.code == 0, result.err
     assert stored(base / "newest") == PLAIN
+
+
+def test_rows_that_a_template_refuses_and_answers_without_an_end(base, mengya):
+    """As gemma's template, which knows no system; as GLM's, where the next turn ends an answer."""
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    path = base / "base" / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"chat_template": refusing + PLAIN.replace("<|endoftext|>", "")}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with open(base / "conversations.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"system": "be kind", "prompt": "cat?", "response": "mat"}\n')
+    result = mengya("run", "tune.toml", "--until", "sft", "--out", "tuned")
+    assert result.code == 0, result.err
+    (row,) = map(json.loads, (base / "tuned" / "sft" / "quarantine.jsonl").read_text().splitlines())
+    assert "no system role" in row["reason"] and '"be kind"' in row["raw"] and row["line"] > 1
+    assert "1 quarantined" in result.out and "the model will not learn to stop" in result.out
+    usual = mengya("run", "tune.toml", "sft.template=chatml", "--until", "sft", "--out", "usual")
+    assert usual.code == 0 and "learn to stop" not in usual.out

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from mengya.data.conversations import Message
 from mengya.data.documents import Document, content_hash, in_batches, is_heldout
 from mengya.data.preferences import Preference
-from mengya.data.readers import Row
+from mengya.data.readers import Rejected, Row
 from mengya.data.shards import ShardWriter
 from mengya.data.workers import ordered_map
 from mengya.errors import UserError
@@ -64,53 +64,47 @@ def conversation_example(chat: Chat, row: Row[list[Message]]) -> Example:
     return Example(json.dumps(row.value, ensure_ascii=False), [Rendered(*chat.encode(row.value))], row.origin)
 
 
-def preference_example(chat: Chat, row: Row[Preference], *, seq_len: int) -> Example | None:
+def preference_example(chat: Chat, row: Row[Preference], *, seq_len: int) -> Example:
     """Chosen and rejected, which must fit into one row together: if they are longer, both prompts lose equally many of
-    their oldest tokens. None if the completions alone do not fit."""
+    their oldest tokens. UserError if the completions alone do not fit."""
     pair = render_pair(chat, row.value)
     surplus = len(pair.chosen.ids) + len(pair.rejected.ids) - seq_len
     cut = max(0, -(-surplus // 2))
     if cut >= pair.prompt:
-        return None
+        raise UserError(f"the two answers are too long for one row together; raise seq_len (now {seq_len})")
     return Example(json.dumps(row.value, ensure_ascii=False), pair.without_oldest(cut)[1:], row.origin)
 
 
 def examples_of(
-    function: Callable[[Row[T]], Example | None], rows: Iterator[Row[T]], workers: int = min(8, os.cpu_count() or 1)
-) -> Iterator[Example | None]:
-    """`function` of each row, in order. Unlike cleaning and plain text this is slow enough for several processes; more
-    than 8 would wait for this one, which writes."""
+    function: Callable[[Row[T]], Example], rows: Iterator[Row[T]], workers: int = min(8, os.cpu_count() or 1)
+) -> Iterator[Example | Rejected]:
+    """`function` of each row, in order; a row for which it raises UserError is rejected. Unlike cleaning and plain text
+    this is slow enough for several processes; more than 8 would wait for this one, which writes."""
     batches = iter(lambda: list(islice(rows, _ROWS_AT_ONCE)), [])
     return chain.from_iterable(ordered_map(partial(_each, function), batches, workers))
 
 
-def _each(function: Callable[[Row[T]], Example | None], rows: list[Row[T]]) -> list[Example | None]:
-    return [function(row) for row in rows]
-
-
-class Written(NamedTuple):
-    """Counts of examples."""
-
-    train: int
-    heldout: int
-    too_long: int
+def _each(function: Callable[[Row[T]], Example], rows: list[Row[T]]) -> list[Example | Rejected]:
+    found: list[Example | Rejected] = []
+    for row in rows:
+        try:
+            found.append(function(row))
+        except UserError as error:  # such as a role that the template does not know
+            found.append(Rejected(row.file, row.line, str(error), row.value))
+    return found
 
 
 def write_examples(
-    examples: Iterable[Example | None], vocab_size: int, train: Path, heldout: Path, fraction: float, nothing: str
-) -> Written:
-    """Masked shards of both splits; the content of an example decides its split. None stands for one that is too long.
+    examples: Iterable[Example], vocab_size: int, train: Path, heldout: Path, fraction: float, nothing: str
+) -> tuple[int, int]:
+    """Masked shards of both splits; the content of an example decides its split. Returns their numbers of examples.
 
     UserError if a split is empty (with the message `nothing`, if both are), and then no directory looks whole.
     """
     counts = [0, 0]
-    too_long = 0
     columns = {"mask": "uint8"}
     with ShardWriter(train, vocab_size, columns) as first, ShardWriter(heldout, vocab_size, columns) as second:
         for example in examples:
-            if example is None:
-                too_long += 1
-                continue
             split = is_heldout(content_hash(example.content), fraction)
             counts[split] += 1
             for ids, mask in example.documents:
@@ -123,7 +117,7 @@ def write_examples(
             raise UserError(f"all {held_out} examples were held out; lower {advice}")
         if not held_out:
             raise UserError(f"none of {to_train_on} examples was held out; raise {advice}")
-    return Written(to_train_on, held_out, too_long)
+    return to_train_on, held_out
 
 
 def write_documents(documents: Iterable[Document], tokenizer: Tokenizer, out: Path) -> dict:

@@ -54,7 +54,7 @@ class Rows(NamedTuple):
 
     noun: str
     read: Callable[[list[str], Quarantine], Iterator[Row]]
-    example: Callable[[Chat, Row], Example | None]
+    example: Callable[[Chat, Row], Example]
     together: int
     """Documents of an example, which stay in one row."""
     nothing: str
@@ -78,11 +78,12 @@ def _render(config: Any, inputs: Inputs, out: Path, rows: Rows, chat: Chat) -> l
     if not all((split / "shards.json").exists() for split in splits):
         with Quarantine(out / "quarantine.jsonl") as quarantine:
             found = rows.read([str(path) for path in inputs["path"]], quarantine)
-            examples = examples_of(partial(rows.example, chat), found)
-            written = write_examples(examples, chat.tokenizer.vocab_size, train, heldout, config.heldout, rows.nothing)
-        left_out = f", {written.too_long:,} too long" if written.too_long else ""
-        say(f"  {written.train:,} {rows.noun} to train on, {written.heldout:,} held out{left_out}")
+            examples = quarantine.without(examples_of(partial(rows.example, chat), found))
+            counts = write_examples(examples, chat.tokenizer.vocab_size, train, heldout, config.heldout, rows.nothing)
+        say(f"  {counts[0]:,} {rows.noun} to train on, {counts[1]:,} held out")
         if divided := sum(int((Shards(split).lengths > config.seq_len + 1).sum()) for split in splits):
             say(f"  {divided:,} are longer than seq_len and divided: the later parts do not see the question")
         say(f"  {quarantine.summary()}")
+        if not chat.teaches_the_end:
+            say("  the chat template does not end an answer with a control token: the model will not learn to stop")
     return [train, heldout]

@@ -144,8 +144,11 @@ class Chat:
             raise UserError(f"{tokenizer.origin} has no chat template; {_REMEDY}")
         self.tokenizer = tokenizer
         self.template = own
-        self.stop_ids: set[int] = self._try()
+        self.stop_ids: set[int]
         """Tokens that end an assistant's turn."""
+        self.teaches_the_end: bool
+        """Whether the last token that is supervised of an answer is one of them."""
+        self.stop_ids, self.teaches_the_end = self._try()
 
     @staticmethod
     def load(directory: Path, template: str | None = None) -> "Chat":
@@ -226,8 +229,8 @@ class Chat:
             return [self._safe(item) for item in value]
         raise UserError(f"a message holds {value!r}; use text, numbers, lists and objects")
 
-    def _try(self) -> set[int]:
-        """The tokens that end a turn; UserError if the template loops, raises or leaves out what is said."""
+    def _try(self) -> tuple[set[int], bool]:
+        """`stop_ids` and `teaches_the_end`; UserError if the template loops, raises or leaves out what is said."""
         messages = [{"role": "user", "content": "mengya"}, {"role": "assistant", "content": "sprout"}]
         with _time_limit(_TRIAL_SECONDS):
             text, _ = self._render(messages)
@@ -237,7 +240,8 @@ class Chat:
         ids, mask = self.encode(messages)
         last = [number for number, supervised in zip(ids, mask, strict=True) if supervised][-1:]
         ends = (END_OF_TEXT, self.tokenizer.special_tokens.get("eos_token"))
-        return {number for token, number in self.tokenizer.control_ids.items() if token in ends or number in last}
+        stops = {number for token, number in self.tokenizer.control_ids.items() if token in ends or number in last}
+        return stops, not stops.isdisjoint(last)
 
 
 def _mask(encoding: tokenizers.Encoding, spans: Sequence[Span]) -> list[int]:

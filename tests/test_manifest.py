@@ -98,8 +98,8 @@ def raw(tmp_path, monkeypatch):
     for name in ("a.txt", "b.txt"):
         (folder / name).write_text(name)
     later(monkeypatch, 10)
-    sha256 = manifest._sha256
-    monkeypatch.setattr(manifest, "_sha256", lambda path: read.append(path.name) or sha256(path))
+    sha256 = manifest.sha256_of
+    monkeypatch.setattr(manifest, "sha256_of", lambda path: read.append(path.name) or sha256(path))
     return folder, read
 
 
@@ -115,7 +115,7 @@ def fingerprint(folder):
 def test_digests_are_kept_until_a_file_is_edited(raw, monkeypatch):
     folder, read = raw
     prints = [fingerprint(folder), fingerprint(folder)]
-    assert prints[0] == prints[1] == manifest.fingerprint_of(folder, sha256=manifest._sha256)
+    assert prints[0] == prints[1] == manifest.fingerprint_of(folder, sha256=manifest.sha256_of)
     assert read == ["a.txt", "b.txt"] * 2  # the second time by `fingerprint_of`
     (folder / "a.txt").write_text("other")
     later(monkeypatch, 20)
@@ -146,10 +146,10 @@ def test_a_file_that_was_just_written_is_not_trusted(raw, monkeypatch):
 
 def test_a_file_that_changes_while_it_is_read_is_not_trusted(raw, monkeypatch):
     folder, _ = raw
-    sha256 = manifest._sha256
-    monkeypatch.setattr(manifest, "_sha256", lambda path: (sha256(path), path.write_text("longer now"))[0])
+    sha256 = manifest.sha256_of
+    monkeypatch.setattr(manifest, "sha256_of", lambda path: (sha256(path), path.write_text("longer now"))[0])
     first = fingerprint(folder)
-    monkeypatch.setattr(manifest, "_sha256", sha256)
+    monkeypatch.setattr(manifest, "sha256_of", sha256)
     assert fingerprint(folder) != first
 
 

@@ -95,7 +95,7 @@ def test_a_finished_stage_is_a_directory_with_a_manifest_and_is_not_run_again(ro
     assert [p.name for p in root.iterdir()] == ["work"]
     record = manifest.read(root / "work")
     assert record["files"] == {"runs.txt": 4} and record["seed"] == 0 and record["stage"] == "work"
-    assert capsys.readouterr().out.splitlines() == ["▶ work", "✓ work: 0s", "✓ work: already there"]
+    assert capsys.readouterr().out.splitlines() == ["▶ work", "✓ work: 0.0s", "✓ work: already there"]
 
 
 def test_a_crash_leaves_only_a_partial_directory_and_the_next_run_starts_afresh(root):

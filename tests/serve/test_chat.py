@@ -45,7 +45,7 @@ def test_lines_are_questions_of_one_conversation(model_dir: Path, system: str | 
     assert answers(text) == [visible(a) for a in expected(model_dir, ["你好", "熊猫吃什么？"], system)]
     assert "你> 你好\n" in text and "你> 熊猫吃什么？\n" in text
     assert "tokens/s" in text and "\x1b" not in text
-    assert text.startswith("萌芽 Mengya") and "0.0M 参数 parameters · 上下文 context 8192" in text.splitlines()[0]
+    assert text.startswith("萌芽 Mengya") and "34.7k 参数 parameters · 上下文 context 8192" in text.splitlines()[0]
 
 
 @pytest.mark.parametrize("word", ["/clear", "clear", "cls", "CLS"])

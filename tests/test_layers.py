@@ -18,7 +18,7 @@ LAYERS = [
     {"stages"},
     {"toml_tables"},
     {"recipe"},
-    {"runner", "plan"},
+    {"runner", "plan", "inspection"},
     {"export"},
     {"commands"},
     {"cli"},

@@ -50,7 +50,7 @@ def _add_arguments(parser: argparse.ArgumentParser, cls: type, defaults: dict[st
         if get_origin(kind) is Literal:
             options["choices"] = get_args(kind)
         elif get_origin(kind) is list:
-            options |= {"nargs": "*"} if place else {"action": "append"}
+            options |= {"nargs": "+" if field.is_required() else "*"} if place else {"action": "append"}
         elif kind is bool:
             options["action"] = "store_true"
         else:
@@ -58,7 +58,8 @@ def _add_arguments(parser: argparse.ArgumentParser, cls: type, defaults: dict[st
         if place is None:
             unset = default is None or default is False or default == []
             options["help"] = text if unset else f"{text} Default: {default}."
-            parser.add_argument("--" + name.replace("_", "-"), dest=name, **options)
+            # A name that Python keeps for itself has an underscore behind it.
+            parser.add_argument("--" + name.rstrip("_").replace("_", "-"), dest=name, **options)
         else:
             if not field.is_required():
                 options.setdefault("nargs", "?")

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from mengya.data.conversations import SPEAKERS, parse_conversation, read_conversations
-from mengya.data.quarantine import Quarantine
+from mengya.data.conversations import parse_conversation, read_conversations
+from mengya.data.intake import Intake
+from mengya.data.tools import call, offer
+from mengya.data.turns import SPEAKERS
 
 REAL = Path(__file__).parents[2] / "../shared/data/sft"
 MARKS = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
@@ -90,7 +92,7 @@ SHAPES: dict[str, tuple[Any, list[dict[str, str]]]] = {
             ],
             "tools": '[{"name": "w"}]',
         },
-        talk('s:# Tools\n[{"name": "w"}]', "u:天气？", 'a:{"name": "w"}', "t:晴", "a:今天晴。"),
+        talk("s:" + offer([{"name": "w"}]), "u:天气？", "a:" + call({"name": "w"}), "t:晴", "a:今天晴。"),
     ),
     "openai tools": (
         {
@@ -101,7 +103,7 @@ SHAPES: dict[str, tuple[Any, list[dict[str, str]]]] = {
             ],
             "tools": [],
         },
-        talk("s:守则", "u:天气？", 'a:{"name": "w"}', "t:晴", "a:今天晴。"),
+        talk("s:守则", "u:天气？", "a:" + call({"name": "w"}), "t:晴", "a:今天晴。"),
     ),
     "untidy": (
         {
@@ -185,7 +187,7 @@ def test_broken_rows_are_put_aside(tmp_path: Path) -> None:
     rows = [{"messages": ONE}, {"messages": ONE[:1]}, {"prompt": "问一", "response": "答一"}]
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress("\n".join([*map(json.dumps, rows), "{"]).encode()))
-    with Quarantine(tmp_path / "q.jsonl") as quarantine:
+    with Intake(tmp_path / "q.jsonl") as quarantine:
         found = [(row.origin[1], row.value) for row in read_conversations(str(path), quarantine)]
         assert found == [("1", ONE), ("3", ONE)]
     aside = [json.loads(line) for line in (tmp_path / "q.jsonl").read_text("utf-8").splitlines()]
@@ -196,9 +198,9 @@ def test_broken_rows_are_put_aside(tmp_path: Path) -> None:
 @pytest.mark.skipif(not REAL.is_dir(), reason="the shared data are not beside this repository")
 def test_real_files_lose_next_to_nothing(tmp_path: Path) -> None:
     for path in sorted(REAL.iterdir()):
-        with Quarantine(tmp_path / "q.jsonl") as quarantine:
+        with Intake(tmp_path / "q.jsonl") as quarantine:
             conversations = [row.value for row in read_conversations(path, quarantine)]
-        assert quarantine.count <= 1 and len(conversations) > 50, (path.name, quarantine.summary())
+        assert quarantine.quarantined <= 1 and len(conversations) > 50, (path.name, quarantine.summary())
         turns = sum(map(len, conversations)) / len(conversations)
         assert (turns > 8) == any(name in path.name for name in ("crosswoz", "kdconv", "sharegpt", "smile"))
         if "identity" in path.name:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mengya.data.corpus import Corpus, CorpusWriter, pair_counts
-from mengya.data.documents import Document, content_hash, is_heldout
+from mengya.data.documents import Document
+from mengya.data.splits import content_hash, is_heldout
 from mengya.errors import UserError
 
 TEXTS = [f'第{i}行\u2028 还是一行\n"第二行"' for i in range(2000)]

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from mengya.data.intake import Intake
 from mengya.data.preferences import Preference, parse_preference, read_preferences
-from mengya.data.quarantine import Quarantine
+from mengya.data.tools import offer
 
 REAL = Path(__file__).parents[2] / "../shared/data/preference"
 
@@ -66,11 +67,16 @@ SHAPES: dict[str, tuple[dict[str, Any], Preference]] = {
                 {"from": "function_call", "value": "{}"},
                 {"from": "observation", "value": "晴"},
             ],
-            "tools": "[1]",
+            "tools": '[{"name": "w"}]',
             **PAIR,
         },
         Preference(
-            [{"role": "system", "content": "# Tools\n[1]"}, user("问"), bot("{}"), {"role": "tool", "content": "晴"}],
+            [
+                {"role": "system", "content": offer('[{"name": "w"}]')},
+                user("问"),
+                bot("{}"),
+                {"role": "tool", "content": "晴"},
+            ],
             *("好", "坏"),
         ),
     ),
@@ -112,7 +118,7 @@ def test_what_is_no_pair_says_why(value: Any, reason: str) -> None:
 def test_broken_rows_are_put_aside(tmp_path: Path) -> None:
     rows = [{"prompt": "问", **PAIR}, {"prompt": "问", "completion": "好", "label": True}, {"prompt": "问", **PAIR}]
     (tmp_path / "a.json").write_text(json.dumps(rows, indent=1), "utf-8")
-    with Quarantine(tmp_path / "q.jsonl") as quarantine:
+    with Intake(tmp_path / "q.jsonl") as quarantine:
         assert [row.value for row in read_preferences(tmp_path / "a.json", quarantine)] == [ONE, ONE]
     assert json.loads((tmp_path / "q.jsonl").read_text("utf-8"))["line"] == 7
     assert "1 one answer with a label" in quarantine.summary()
@@ -122,10 +128,10 @@ def test_broken_rows_are_put_aside(tmp_path: Path) -> None:
 def test_real_files(tmp_path: Path) -> None:
     counts = {}
     for path in sorted(REAL.iterdir()):
-        with Quarantine(tmp_path / "q.jsonl") as quarantine:
+        with Intake(tmp_path / "q.jsonl") as quarantine:
             pairs = [row.value for row in read_preferences(path, quarantine)]
         assert all(pair.prompt[-1]["role"] in ("user", "tool") and pair.chosen != pair.rejected for pair in pairs)
-        counts[path.name.split(".")[0].split("__")[0]] = (len(pairs), quarantine.count)
+        counts[path.name.split(".")[0].split("__")[0]] = (len(pairs), quarantine.quarantined)
     assert counts == {
         "dpo_en_llamafactory": (150, 0),
         "dpo_zh_medicalgpt_500": (500, 0),

@@ -14,7 +14,7 @@ import zstandard
 
 from mengya.data.documents import read_documents
 from mengya.data.files import NotText, detect_encoding, raw_bytes, scan_files
-from mengya.data.quarantine import Quarantine
+from mengya.data.intake import Intake
 from mengya.data.readers import Rejected, Row, read_rows
 from mengya.data.readers import rows as reader_rows
 from mengya.data.readers.json_rows import iter_json
@@ -27,12 +27,12 @@ TEXTS = ["今天天气很好，我们去公园散步。", "一行\u2028还是同
 
 
 @pytest.fixture
-def quarantine(tmp_path: Path) -> Iterator[Quarantine]:
-    with Quarantine(tmp_path / "quarantine.jsonl") as opened:
+def quarantine(tmp_path: Path) -> Iterator[Intake]:
+    with Intake(tmp_path / "quarantine.jsonl") as opened:
         yield opened
 
 
-def entries(quarantine: Quarantine) -> list[tuple[int, str]]:
+def entries(quarantine: Intake) -> list[tuple[int, str]]:
     """(line, reason) of everything that was written down."""
     quarantine.__exit__(None, None, None)
     if not quarantine.path.exists():
@@ -41,11 +41,11 @@ def entries(quarantine: Quarantine) -> list[tuple[int, str]]:
     return [(row["line"], row["reason"]) for row in rows]
 
 
-def texts_of(paths: Any, text_field: str | None, quarantine: Quarantine) -> Iterator[str]:
+def texts_of(paths: Any, text_field: str | None, quarantine: Intake) -> Iterator[str]:
     return (document.text for document in read_documents(paths, text_field, quarantine))
 
 
-def rows_of(path: Path, quarantine: Quarantine) -> Iterator[Row]:
+def rows_of(path: Path, quarantine: Intake) -> Iterator[Row]:
     return quarantine.without(read_rows(path))
 
 
@@ -76,7 +76,7 @@ WRITERS: dict[str, Callable[[list[str]], str]] = {
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
 @pytest.mark.parametrize("suffix", WRITERS)
 def test_every_format_compression_and_encoding(
-    tmp_path: Path, quarantine: Quarantine, suffix: str, compression: str, encoding: str
+    tmp_path: Path, quarantine: Intake, suffix: str, compression: str, encoding: str
 ) -> None:
     path = tmp_path / f"a{suffix}{compression}"
     path.write_bytes(pack(WRITERS[suffix](TEXTS).encode(encoding), compression))
@@ -86,7 +86,7 @@ def test_every_format_compression_and_encoding(
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])
 @pytest.mark.parametrize("name", ["a.txt", "a.md.gz", "A.TXT.ZST"])
-def test_plain_text(tmp_path: Path, quarantine: Quarantine, name: str, encoding: str) -> None:
+def test_plain_text(tmp_path: Path, quarantine: Intake, name: str, encoding: str) -> None:
     text = "第一段。\r\n\r\n第二段\u2028同一行。\n"
     path = tmp_path / name
     path.write_bytes(pack(text.encode(encoding), path.suffix.lower() if path.suffix.lower() in (".gz", ".zst") else ""))
@@ -94,7 +94,7 @@ def test_plain_text(tmp_path: Path, quarantine: Quarantine, name: str, encoding:
 
 
 @pytest.mark.parametrize("compression", ["", ".gz"])
-def test_parquet(tmp_path: Path, quarantine: Quarantine, compression: str) -> None:
+def test_parquet(tmp_path: Path, quarantine: Intake, compression: str) -> None:
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     plain = tmp_path / "plain"
@@ -111,7 +111,7 @@ def test_parquet(tmp_path: Path, quarantine: Quarantine, compression: str) -> No
 
 
 def test_parquet_without_pyarrow_names_the_extra(
-    tmp_path: Path, quarantine: Quarantine, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, quarantine: Intake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
@@ -122,7 +122,7 @@ def test_parquet_without_pyarrow_names_the_extra(
 # --- broken rows ------------------------------------------------------------------------------------------------------
 
 
-def test_broken_lines_are_named_and_the_others_kept(tmp_path: Path, quarantine: Quarantine) -> None:
+def test_broken_lines_are_named_and_the_others_kept(tmp_path: Path, quarantine: Intake) -> None:
     lines = [
         b'{"text": "\xe4\xbd\xa0\xe5\xa5\xbd"}',
         b'{"text": "cut',
@@ -143,16 +143,16 @@ def test_broken_lines_are_named_and_the_others_kept(tmp_path: Path, quarantine: 
         (7, "no string in the text field 'text'; set text_field"),
         (8, "invalid JSON: nested too deeply"),
     ]
-    assert quarantine.count == 6 and "1 empty" in quarantine.summary()
+    assert quarantine.quarantined == 6 and "1 empty" in quarantine.summary()
 
 
-def test_a_half_character_costs_one_line_of_text(tmp_path: Path, quarantine: Quarantine) -> None:
+def test_a_half_character_costs_one_line_of_text(tmp_path: Path, quarantine: Intake) -> None:
     (tmp_path / "a.txt").write_bytes("第一行\n".encode() + b"\xe4\xbd half\n" + "第三行\n".encode())
     assert [row.value for row in rows_of(tmp_path / "a.txt", quarantine)] == ["第一行\n第三行\n"]
     assert entries(quarantine) == [(2, BAD_BYTES)]
 
 
-def test_a_bad_byte_in_an_endless_line_costs_little(tmp_path: Path, quarantine: Quarantine) -> None:
+def test_a_bad_byte_in_an_endless_line_costs_little(tmp_path: Path, quarantine: Intake) -> None:
     data = ("春眠不觉晓，处处闻啼鸟。" * 60_000).encode()
     (tmp_path / "a.txt").write_bytes(data[:1_500_000] + data[1_500_001:] + b"\nend")
     text = "".join(str(row.value) for row in rows_of(tmp_path / "a.txt", quarantine))
@@ -161,7 +161,7 @@ def test_a_bad_byte_in_an_endless_line_costs_little(tmp_path: Path, quarantine: 
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".csv", ".parquet"])
-def test_garbage_is_one_entry(tmp_path: Path, quarantine: Quarantine, suffix: str) -> None:
+def test_garbage_is_one_entry(tmp_path: Path, quarantine: Intake, suffix: str) -> None:
     pytest.importorskip("pyarrow")
     for name, data in {
         "zeros": bytes(5000),
@@ -175,7 +175,7 @@ def test_garbage_is_one_entry(tmp_path: Path, quarantine: Quarantine, suffix: st
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl.gz", ".json.zst", ".csv"])
-def test_an_empty_file_is_said_so(tmp_path: Path, quarantine: Quarantine, suffix: str) -> None:
+def test_an_empty_file_is_said_so(tmp_path: Path, quarantine: Intake, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_bytes(b"")
     assert list(rows_of(path, quarantine)) == []
@@ -183,7 +183,7 @@ def test_an_empty_file_is_said_so(tmp_path: Path, quarantine: Quarantine, suffix
 
 
 @pytest.mark.parametrize("compression", [".gz", ".zst"])
-def test_a_truncated_file_keeps_the_rows_before(tmp_path: Path, quarantine: Quarantine, compression: str) -> None:
+def test_a_truncated_file_keeps_the_rows_before(tmp_path: Path, quarantine: Intake, compression: str) -> None:
     noise = random.Random(0)
     letters = [chr(code) for code in range(0x4E00, 0x9FA5)]
     texts = ["".join(noise.choices(letters, k=500)) for _ in range(3000)]
@@ -198,7 +198,7 @@ def test_a_truncated_file_keeps_the_rows_before(tmp_path: Path, quarantine: Quar
 
 
 @pytest.mark.parametrize("compression", [".gz", ".zst"])
-def test_compressed_parts_may_follow_each_other(tmp_path: Path, quarantine: Quarantine, compression: str) -> None:
+def test_compressed_parts_may_follow_each_other(tmp_path: Path, quarantine: Intake, compression: str) -> None:
     path = tmp_path / f"a.jsonl{compression}"
     path.write_bytes(b"".join(pack(as_jsonl([text]).encode(), compression) for text in TEXTS))
     assert list(texts_of(path, None, quarantine)) == TEXTS
@@ -207,7 +207,7 @@ def test_compressed_parts_may_follow_each_other(tmp_path: Path, quarantine: Quar
 
 
 @pytest.mark.parametrize("compression", [".gz", ".zst"])
-def test_a_wrong_suffix_is_damage(tmp_path: Path, quarantine: Quarantine, compression: str) -> None:
+def test_a_wrong_suffix_is_damage(tmp_path: Path, quarantine: Intake, compression: str) -> None:
     path = tmp_path / f"a.jsonl{compression}"
     path.write_bytes(as_jsonl(TEXTS).encode())
     assert list(rows_of(path, quarantine)) == []
@@ -217,7 +217,7 @@ def test_a_wrong_suffix_is_damage(tmp_path: Path, quarantine: Quarantine, compre
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_open_quote_costs_one_row(tmp_path: Path, quarantine: Quarantine) -> None:
+def test_an_open_quote_costs_one_row(tmp_path: Path, quarantine: Intake) -> None:
     text = 'id,text\n1,好\n2,"never closed\n3,"two\nlines"\n4\n\n5,"sloppy" end\n6,"open\n7,last'
     (tmp_path / "a.csv").write_text(text, "utf-8")
     rows = list(rows_of(tmp_path / "a.csv", quarantine))
@@ -230,14 +230,14 @@ def test_an_open_quote_costs_one_row(tmp_path: Path, quarantine: Quarantine) -> 
     assert [line for line, _ in entries(quarantine)] == [3, 6, 9]
 
 
-def test_a_cell_may_be_long_and_a_bad_byte_costs_one_row(tmp_path: Path, quarantine: Quarantine) -> None:
+def test_a_cell_may_be_long_and_a_bad_byte_costs_one_row(tmp_path: Path, quarantine: Intake) -> None:
     data = b'text,n\n"' + b"x" * 300_000 + b'\n",1\n\xe4\xbd,2\n' + "好的，好的".encode() + b",3\n"
     (tmp_path / "a.csv").write_bytes(data)
     assert [len(text) for text in texts_of(tmp_path / "a.csv", "text", quarantine)] == [300_001, 5]
     assert entries(quarantine) == [(4, BAD_BYTES)]
 
 
-def test_quotes_in_a_tsv_may_be_plain_text(tmp_path: Path, quarantine: Quarantine) -> None:
+def test_quotes_in_a_tsv_may_be_plain_text(tmp_path: Path, quarantine: Intake) -> None:
     (tmp_path / "a.tsv").write_text('text\tn\n"quoted word\t1\nnext\t2\n', "utf-8")
     assert list(texts_of(tmp_path / "a.tsv", None, quarantine)) == ['"quoted word', "next"]
 
@@ -259,7 +259,7 @@ def test_an_array_is_read_in_pieces_of_any_size(indent: int | None) -> None:
 
 
 @pytest.mark.parametrize("indent", [None, 2])
-def test_a_broken_element_costs_itself(tmp_path: Path, quarantine: Quarantine, indent: int | None) -> None:
+def test_a_broken_element_costs_itself(tmp_path: Path, quarantine: Intake, indent: int | None) -> None:
     rows = [json.dumps({"text": f"row {i}", "m": [{"a": i}]}, indent=indent) for i in range(6)]
     rows[1] = rows[1].replace('"row 1"', '"row 1')
     rows[3] = rows[3].replace(":", "", 1)
@@ -269,7 +269,7 @@ def test_a_broken_element_costs_itself(tmp_path: Path, quarantine: Quarantine, i
     assert [line for line, _ in entries(quarantine)] == [2 + height, 2 + 3 * height]
 
 
-def test_an_array_that_cannot_go_on_says_so(tmp_path: Path, quarantine: Quarantine) -> None:
+def test_an_array_that_cannot_go_on_says_so(tmp_path: Path, quarantine: Intake) -> None:
     cases = {"open": '[{"text": "a"}, {"text": "b"}', "bad": '[{"text": "a"}, {"text" "b"}, {"text": "c"}]'}
     cases |= {"behind": '[{"text": "a"}] x', "half": '[{"text": "a"}, {"te'}
     for name, text in cases.items():
@@ -280,7 +280,7 @@ def test_an_array_that_cannot_go_on_says_so(tmp_path: Path, quarantine: Quaranti
     assert reasons[1].endswith(tail := "; the rest of the file is unusable") and reasons[3].endswith(tail)
 
 
-def test_json_files_that_hold_lines_or_one_value(tmp_path: Path, quarantine: Quarantine) -> None:
+def test_json_files_that_hold_lines_or_one_value(tmp_path: Path, quarantine: Intake) -> None:
     cases = {
         '{"text": "a"}\n{"text": broken}\n\n{"text": "b"}\n': ["a", "b"],
         '{\n "text": "one"\n}': ["one"],
@@ -309,7 +309,7 @@ def measured(run: Callable[[], object]) -> float:
 
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst"])
-def test_one_endless_line_streams_and_loses_nothing(tmp_path: Path, quarantine: Quarantine, compression: str) -> None:
+def test_one_endless_line_streams_and_loses_nothing(tmp_path: Path, quarantine: Intake, compression: str) -> None:
     path = tmp_path / f"a.txt{compression}"
     unit = "春眠不觉晓处处闻啼鸟，夜来风雨声花落知多少。"
     path.write_bytes(pack((unit * 300_000).encode(), compression))  # 20 MB without a newline
@@ -325,7 +325,7 @@ def test_one_endless_line_streams_and_loses_nothing(tmp_path: Path, quarantine: 
     assert count == [300_000 * len(unit), 300_000]
 
 
-def test_a_huge_array_streams(tmp_path: Path, quarantine: Quarantine) -> None:
+def test_a_huge_array_streams(tmp_path: Path, quarantine: Intake) -> None:
     row = json.dumps({"text": "长" * 3000}, ensure_ascii=False)
     (tmp_path / "a.json").write_text("[" + ",".join([row] * 2200) + "]", "utf-8")  # 20 MB in one line
     count = [0]
@@ -337,9 +337,7 @@ def test_a_huge_array_streams(tmp_path: Path, quarantine: Quarantine) -> None:
     assert count == [2200]
 
 
-def test_an_oversized_line_is_never_held(
-    tmp_path: Path, quarantine: Quarantine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_oversized_line_is_never_held(tmp_path: Path, quarantine: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader_rows, "MAX_LINE_BYTES", 2 << 20)
     long = b'{"text": "' + b"x" * (24 << 20) + b'"}\n'
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n' + long + b'{"text": "b"}\n' + long[:-1])
@@ -349,7 +347,7 @@ def test_an_oversized_line_is_never_held(
     assert entries(quarantine) == [(2, "line longer than 2 MB"), (4, "line longer than 2 MB")]
 
 
-def test_text_is_cut_where_it_hurts_least_and_joins_up_again(tmp_path: Path, quarantine: Quarantine) -> None:
+def test_text_is_cut_where_it_hurts_least_and_joins_up_again(tmp_path: Path, quarantine: Intake) -> None:
     noise = random.Random(5)
     for separators in (["\n\n", "\n", "。"], ["\r\n"], ["。", "，"], [" "], [""], ["\n\n", "", "", ""]):
         text = "".join("字" * noise.randrange(1, 9000) + noise.choice(separators) for _ in range(400))
@@ -387,16 +385,16 @@ def test_an_encoding_is_found_wherever_the_head_is_cut() -> None:
 # --- fields and files -------------------------------------------------------------------------------------------------
 
 
-def test_the_text_field_is_named_or_found_once_per_file(tmp_path: Path, quarantine: Quarantine) -> None:
+def test_the_text_field_is_named_or_found_once_per_file(tmp_path: Path, quarantine: Intake) -> None:
     def write(name: str, rows: list[dict[str, object]]) -> None:
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
     write("a.jsonl", [{"title": "a much longer title than text", "Content": "c", "n": 1}, {"content": "lower case"}])
     write("b.jsonl", [{"id": "1", "lyrics": "la la la"}, {"id": "22", "lyrics": "la"}])
     write("c.jsonl", [{"id": 1}, {"id": 2}])
-    assert list(texts_of(str(tmp_path), None, quarantine)) == ["c", "la la la", "la"]
+    assert list(texts_of(str(tmp_path), None, quarantine)) == ["c", "lower case", "la la la", "la"]
     assert list(texts_of(str(tmp_path), "id", quarantine)) == ["1", "22"]
-    assert [line for line, _ in entries(quarantine)] == [2, 1, 2, 1, 2, 1, 2]
+    assert [line for line, _ in entries(quarantine)] == [1, 2, 1, 2, 1, 2]
 
 
 def test_files_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -421,32 +419,32 @@ def test_files_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         scan_files([])
 
 
-def test_ignored_files_are_counted(tmp_path: Path, quarantine: Quarantine) -> None:
+def test_ignored_files_are_counted(tmp_path: Path, quarantine: Intake) -> None:
     (tmp_path / "a.txt").write_text("正文", "utf-8")
     (tmp_path / "b.png").write_bytes(b"x")
     assert list(texts_of(tmp_path, None, quarantine)) == ["正文"]
-    assert quarantine.count == 0 and "1 files of other types ignored (1 .png)" in quarantine.summary()
+    assert quarantine.quarantined == 0 and "1 files of other types ignored (1 .png)" in quarantine.summary()
 
 
 def test_a_quarantine_that_cannot_be_written_is_the_users_to_know(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot write"), Quarantine(tmp_path / "none/q.jsonl") as quarantine:
+    with pytest.raises(UserError, match="cannot write"), Intake(tmp_path / "none/q.jsonl") as quarantine:
         quarantine.add(Rejected("a", 1, "reason", "raw"))
     if Path("/dev/full").exists():
-        with pytest.raises(UserError, match="cannot write"), Quarantine("/dev/full") as quarantine:
+        with pytest.raises(UserError, match="cannot write"), Intake("/dev/full") as quarantine:
             quarantine.add(Rejected("a", 1, "reason", "raw"))
 
 
 def test_raw_is_kept_short_and_always_valid(tmp_path: Path) -> None:
     for raw in (b"\xff" * 9000, "\ud800" * 9000, {"text": "好" * 9000}, 1.5):
-        with Quarantine(tmp_path / "q.jsonl") as quarantine:
+        with Intake(tmp_path / "q.jsonl") as quarantine:
             quarantine.add(Rejected("a.txt", 3, "reason", raw))
         row = json.loads((tmp_path / "q.jsonl").read_text("utf-8"))
         assert (row["file"], row["line"], row["reason"]) == ("a.txt", 3, "reason")
         assert 0 < len(row["raw"]) <= 4000  # 500 characters, spelled out where they cannot be encoded
-    assert not Quarantine(tmp_path / "never.jsonl").path.exists()
+    assert not Intake(tmp_path / "never.jsonl").path.exists()
 
 
-def test_source_and_id_are_unique_and_lead_back_to_the_row(tmp_path: Path, quarantine: Quarantine) -> None:
+def test_source_and_id_are_unique_and_lead_back_to_the_row(tmp_path: Path, quarantine: Intake) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\nbroken\n{"text": "two"}\n', "utf-8")
     (tmp_path / "b.json").write_text('[{"text": "x"}, {"text": "y"},\n{"text": "z"}]', "utf-8")
     (tmp_path / "c.txt").write_text("字" * (DOCUMENT_CHARS * 2 + 5) + "\n" + "文" * DOCUMENT_CHARS, "utf-8")
@@ -468,7 +466,7 @@ def test_source_and_id_are_unique_and_lead_back_to_the_row(tmp_path: Path, quara
     }
 
 
-def test_rejections_are_values_that_another_process_can_send(tmp_path: Path, quarantine: Quarantine) -> None:
+def test_rejections_are_values_that_another_process_can_send(tmp_path: Path, quarantine: Intake) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a"}\nbroken\n{"text": "\xe4\xbd"}\n{"text": "b"}\n')
     items = pickle.loads(pickle.dumps(list(read_rows(path))))
@@ -478,11 +476,11 @@ def test_rejections_are_values_that_another_process_can_send(tmp_path: Path, qua
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the shared data are not beside this repository")
-def test_real_corpora_are_read_whole(quarantine: Quarantine) -> None:
+def test_real_corpora_are_read_whole(quarantine: Intake) -> None:
     name = "zh_stories_cft.jsonl"
     assert sum(1 for _ in texts_of(REAL / "pretrain" / name, None, quarantine)) == 708
     assert sum(1 for _ in texts_of(REAL / "pretrain/zh_tech_lctt.jsonl.gz", None, quarantine)) == 2245
     (novel,) = texts_of(REAL / "rag/孔乙己_gb18030.txt", None, quarantine)
     assert "孔乙己" in novel and "\ufffd" not in novel
     assert sum(1 for _ in rows_of(REAL / "rag/langchain_chatglm_issues.csv", quarantine)) > 100
-    assert quarantine.count == 0
+    assert quarantine.quarantined == 0

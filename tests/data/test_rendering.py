@@ -7,9 +7,9 @@ import pytest
 
 from mengya.data import documents as documents_module
 from mengya.data import rendering
-from mengya.data.documents import Document, content_hash, is_heldout
+from mengya.data.documents import Document
+from mengya.data.intake import Intake
 from mengya.data.preferences import Preference
-from mengya.data.quarantine import Quarantine
 from mengya.data.readers import Row
 from mengya.data.rendering import (
     conversation_example,
@@ -19,6 +19,7 @@ from mengya.data.rendering import (
     write_examples,
 )
 from mengya.data.shards import Shards
+from mengya.data.splits import content_hash, is_heldout
 from mengya.errors import UserError
 from mengya.text.chat import Chat
 from mengya.text.tokenizer import train_tokenizer
@@ -99,7 +100,7 @@ def test_an_empty_split_is_an_error_and_leaves_nothing_that_looks_whole(chat, tm
 
 def write_pairs(pairs, chat, tmp_path, seq_len, fraction=0.5, quarantine=None):
     rows = (Row("pairs.jsonl", number, pair) for number, pair in enumerate(pairs, 1))
-    quarantine = quarantine or Quarantine(tmp_path / "quarantine.jsonl")
+    quarantine = quarantine or Intake(tmp_path / "quarantine.jsonl")
     examples = quarantine.without(examples_of(partial(preference_example, chat, seq_len=seq_len), rows, workers=1))
     nothing = f"no preference pair fits into seq_len={seq_len}"
     return write_examples(examples, chat.tokenizer.vocab_size, tmp_path / "t", tmp_path / "h", fraction, nothing)
@@ -143,7 +144,7 @@ def test_long_pairs_lose_the_oldest_of_the_prompt_equally(chat, tmp_path, seq_le
 def test_pairs_whose_completions_do_not_fit_are_quarantined(chat, tmp_path):
     short = [Preference([{"role": "user", "content": f"问{i}"}], "好", "坏") for i in range(20)]
     long = [Preference([{"role": "user", "content": "问"}], "好" * 200, "坏" * 200)] * 3
-    with Quarantine(tmp_path / "quarantine.jsonl") as quarantine:
+    with Intake(tmp_path / "quarantine.jsonl") as quarantine:
         assert sum(write_pairs([*short, *long], chat, tmp_path, 100, quarantine=quarantine)) == 20
     lines = [json.loads(line)["line"] for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert lines == [21, 22, 23]

@@ -1,6 +1,6 @@
 """Splits: a hash that depends on the content alone."""
 
-from mengya.data.documents import content_hash, is_heldout
+from mengya.data.splits import content_hash, is_heldout
 
 
 def test_the_hash_ignores_white_space_only() -> None:

@@ -8,7 +8,7 @@ A directory that has only the two splits, made by hand ({"text"} a line), is a c
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from mengya.data.documents import Document, content_hash, is_heldout
+from mengya.data.documents import Document
+from mengya.data.splits import content_hash, cut_tail, is_heldout
 from mengya.errors import UserError
 
 Split = Literal["train", "heldout"]
@@ -88,15 +89,7 @@ class Corpus:
 
     def documents(self, split: Split) -> Iterator[Document]:
         """All of a split, in order."""
-        path = self._files[split]
-        with open(path, encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line)
-                    yield Document(row["text"], row.get("source", str(path)), row.get("id", str(number)))
-                except (ValueError, KeyError, TypeError) as error:
-                    message = f'{path}, line {number} is not a row {{"text": …}} ({error}); correct it'
-                    raise UserError(message) from error
+        return _documents(self._files[split])
 
     def texts(self, split: Split) -> Iterator[str]:
         return (document.text for document in self.documents(split))
@@ -117,6 +110,39 @@ class Corpus:
             with np.load(path) as stored:
                 return stored["counts"]
         return pair_counts(self.texts("train"))
+
+
+def _documents(path: Path) -> Iterator[Document]:
+    with open(path, encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+                yield Document(row["text"], row.get("source", str(path)), row.get("id", str(number)))
+            except (ValueError, KeyError, TypeError) as error:
+                message = f'{path}, line {number} is not a row {{"text": …}} ({error}); correct it'
+                raise UserError(message) from error
+
+
+def divide_again(directory: Path, held_out: Sequence[bool], fraction: float) -> "CorpusWriter":
+    """Write a corpus of which all documents came into one split once more, divided. `held_out`: where each belongs.
+
+    A single document is divided itself: its tail, about `fraction` of it, is held out. UserError if it is too short.
+    """
+    full = next(path for split in SPLITS if (path := directory / f"{split}.jsonl").stat().st_size)
+    everything = full.rename(directory / "all.jsonl")
+    with CorpusWriter(directory) as writer:
+        documents = list(_documents(everything)) if len(held_out) == 1 else _documents(everything)
+        if isinstance(documents, list):
+            front, tail = cut_tail(documents[0].text, fraction)
+            if not front or not tail:
+                raise UserError(f"the corpus is one document of {len(documents[0].text)} characters; add text")
+            writer.add("train", documents[0]._replace(text=front))
+            writer.add("heldout", documents[0]._replace(text=tail, id=f"{documents[0].id}/tail"))
+        else:
+            for document, held in zip(documents, held_out, strict=True):
+                writer.add("heldout" if held else "train", document)
+    everything.unlink()
+    return writer
 
 
 class CorpusWriter:

@@ -5,6 +5,7 @@ import glob
 import os
 import re
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def _expand(path: Path, given: str) -> Iterator[Path]:
 
 
 class ByteSource:
-    """The decompressed bytes of one file in bounded pieces (usually 1 MB). Iterate once; `head` may come before.
+    """The decompressed bytes of one file in bounded pieces (usually 1 MB). Iterate once.
 
     Damage in the compressed stream ends the iteration after the last good byte; `damage` then says what is wrong, else
     it is None. UserError: the file cannot be opened or read.
@@ -81,20 +82,10 @@ class ByteSource:
 
     def __init__(self, path: Path) -> None:
         self.damage: str | None = None
-        self._stored: list[bytes] = []
         self._chunks = self._read(path)
 
-    def head(self) -> tuple[bytes, bool]:
-        """The first `CHUNK_BYTES`, or fewer if the file ends before, and whether they are all that it has."""
-        while sum(map(len, self._stored)) <= CHUNK_BYTES and (chunk := next(self._chunks, None)) is not None:
-            self._stored.append(chunk)
-        content = b"".join(self._stored)
-        return content[:CHUNK_BYTES], len(content) <= CHUNK_BYTES
-
     def __iter__(self) -> Iterator[bytes]:
-        while self._stored:
-            yield self._stored.pop(0)
-        yield from self._chunks
+        return self._chunks
 
     def _read(self, path: Path) -> Iterator[bytes]:
         compression = file_format(path)[1]
@@ -108,9 +99,41 @@ class ByteSource:
             raise UserError(f"cannot read {path}: {error.strerror}; check its permissions and the disk") from error
 
 
+class TextSource(ByteSource):
+    """The bytes of a text file, and their encoding. Iterate once; `head` may come before. NotText: it is not text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.encoding = "ascii"
+        """Of the pieces so far: "utf-8" or "gb18030" from the first on that is not ASCII."""
+        self._stored: deque[bytes] = deque()
+
+    def head(self) -> tuple[bytes, bool]:
+        """The first `CHUNK_BYTES`, or fewer if the file ends before, and whether they are all that it has."""
+        content = self._ahead()
+        self.encoding = detect_encoding(content[:CHUNK_BYTES], len(content) <= CHUNK_BYTES)
+        return content[:CHUNK_BYTES], len(content) <= CHUNK_BYTES
+
+    def _ahead(self) -> bytes:
+        """What comes next, more than `CHUNK_BYTES` unless the file ends before."""
+        while sum(map(len, self._stored)) <= CHUNK_BYTES and (chunk := next(self._chunks, None)) is not None:
+            self._stored.append(chunk)
+        return b"".join(self._stored)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while (chunk := self._stored.popleft() if self._stored else next(self._chunks, None)) is not None:
+            if self.encoding == "ascii" and (first := re.search(rb"[^\x00-\x7f]", chunk)):
+                # A file may begin in English: what comes from here on decides.
+                self._stored.appendleft(chunk[first.start() :])
+                content = self._ahead()
+                self.encoding = detect_encoding(content[:CHUNK_BYTES], len(content) <= CHUNK_BYTES)
+                chunk = chunk[: first.start()] + self._stored.popleft()
+            yield chunk
+
+
 _STREAMS: dict[str, tuple[Callable[[], Any], bytes]] = {
     ".gz": (lambda: zlib.decompressobj(wbits=31), b"\0"),
-    ".zst": (lambda: zstandard.ZstdDecompressor().decompressobj(), b""),
+    ".zst": (lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(), b""),
 }
 """What decompresses one stream, and the padding that is allowed before a stream."""
 
@@ -146,7 +169,7 @@ class NotText(ValueError):
 
 
 def detect_encoding(head: bytes, whole: bool) -> str:
-    """The encoding, "utf-8" or "gb18030", of a file that begins with `head`; `whole` says that nothing follows it.
+    """The encoding, "ascii", "utf-8" or "gb18030", of text that begins with `head`; `whole`: nothing follows it.
 
     A few bad bytes do not change the verdict, so that one broken line stays one broken line. NotText: binary data,
     UTF-16, or neither encoding fits.
@@ -155,6 +178,8 @@ def detect_encoding(head: bytes, whole: bool) -> str:
         raise NotText("UTF-16 text; convert it to UTF-8")
     if head.count(0) * 1000 > len(head):
         raise NotText("binary data, not text")
+    if head.isascii():
+        return "ascii"
     utf8 = _decode(head, "utf-8", whole)
     bad = utf8.count("\ufffd") - head.count(b"\xef\xbf\xbd")  # a spelled-out U+FFFD is not a fault
     if bad == 0 or bad < len(_WIDE.findall(utf8)):

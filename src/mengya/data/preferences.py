@@ -1,18 +1,26 @@
 """Preference pairs out of the shapes in which people publish them: a prompt, a chosen and a rejected answer."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from mengya.data import conversations
+from mengya.data import fields
 from mengya.data.cleaning import strip_controls
-from mengya.data.conversations import as_text, first_field, lower_fields, merge_turns, prompt_messages, system_messages
+from mengya.data.conversations import (
+    looks_like_message,
+    merge_turns,
+    prompt_messages,
+    read_parsed,
+    structured_messages,
+    system_messages,
+)
+from mengya.data.fields import Fields, Notes, is_filled, plain_text, structured
 from mengya.data.files import Paths
-from mengya.data.quarantine import Quarantine
+from mengya.data.intake import Intake
 from mengya.data.readers import Row
+from mengya.data.transcripts import turns_of
+from mengya.data.turns import list_messages, map_roles
 from mengya.text.chat import Message
-
-CHOSEN_FIELDS = ("chosen", "response_chosen", "chosen_response", "answer_chosen", "better", "win")
-REJECTED_FIELDS = ("rejected", "response_rejected", "rejected_response", "answer_rejected", "worse", "lose")
 
 
 class Preference(NamedTuple):
@@ -23,29 +31,45 @@ class Preference(NamedTuple):
     rejected: str
 
 
-def read_preferences(paths: Paths, quarantine: Quarantine) -> Iterator[Row[Preference]]:
+def read_preferences(paths: Paths, intake: Intake, reasoning: bool = True) -> Iterator[Row[Preference]]:
     """The pair in every row of every file under `paths`; rows without one are quarantined."""
-    return conversations.read_parsed(paths, quarantine, parse_preference)
+    return read_parsed(paths, intake, lambda value, notes: parse_preference(value, notes, reasoning))
 
 
-def parse_preference(value: Any) -> Preference:
-    """The pair in one row; ValueError(reason) if there is none.
+def parse_preference(value: Any, notes: Notes | None = None, reasoning: bool = True) -> Preference:
+    """The pair in one row; ValueError(reason) if there is none. `notes` and `reasoning` as for `parse_conversation`.
 
-    The answers are in `CHOSEN_FIELDS` and `REJECTED_FIELDS` (each a string, a message, or the messages of a whole
-    conversation), or the first and the last in a list of answers, which is ranked best first. The prompt is written as
-    in a conversation, or is what two whole conversations have in common.
+    The answers are in `fields.CHOSEN` and `fields.REJECTED` (each a string, a message, or a whole conversation as
+    messages or text), or in a list that is ranked best first or by scores beside it. The chosen one may also be the end
+    of a conversation. The prompt is written as in a conversation, or is what two whole conversations have in common.
     """
+    notes = Notes() if notes is None else notes
+    value = structured(value)
     if not isinstance(value, dict):
         raise ValueError("not an object, so not a preference pair")
-    row = lower_fields(value)
+    row = Fields(value, notes)
+    picture = row.find(fields.PICTURES)
+    if picture and is_filled(row.peek(picture)):
+        raise ValueError("a picture or a sound, which the model cannot see or hear")
     chosen, rejected = _answers(row)
-    before_chosen, best = _split(chosen)
-    before_rejected, worst = _split(rejected)
-    if before_chosen != before_rejected:
-        raise ValueError("chosen and rejected differ before their last answer")
-    # Whole conversations repeat the prompt, and say more than a bare string of it.
-    messages = system_messages(row) + before_chosen if before_chosen else prompt_messages(row)
-    prompt = merge_turns(messages)
+    before_rejected, worst = _split(rejected, notes, reasoning, "rejected.")
+    if chosen is None:  # it ends the conversation
+        messages = prompt_messages(row, notes, reasoning)
+        if messages[-1]["role"] != "assistant":
+            raise ValueError("one answer of the pair is missing")
+        messages, best = messages[:-1], messages[-1]["content"]
+        if before_rejected and before_rejected != _before(messages):
+            raise ValueError("chosen and rejected differ before their last answer")
+    else:
+        before_chosen, best = _split(chosen, notes, reasoning, "chosen.")
+        if before_chosen != before_rejected:
+            raise ValueError("chosen and rejected differ before their last answer")
+        # Whole conversations repeat the prompt, and say more than a bare string of it.
+        messages = system_messages(row) + before_chosen if before_chosen else prompt_messages(row, notes, reasoning)
+        if before_chosen and (repeated := row.find(fields.PROMPTS)):
+            row.get(repeated)
+    row.close()
+    prompt = [{k: v for k, v in message.items() if k != "supervised"} for message in merge_turns(messages, notes)]
     if not prompt or prompt[-1]["role"] not in ("user", "tool"):
         raise ValueError("a prompt that does not end with a question" if prompt else "an empty question")
     best, worst = strip_controls(best).strip(), strip_controls(worst).strip()
@@ -56,29 +80,89 @@ def parse_preference(value: Any) -> Preference:
     return Preference(prompt, best, worst)
 
 
-def _answers(row: dict[str, Any]) -> tuple[Any, Any]:
-    chosen, rejected = first_field(row, CHOSEN_FIELDS), first_field(row, REJECTED_FIELDS)
-    if chosen is not None and rejected is not None:
+def _before(messages: list[Message]) -> list[Message]:
+    return [message for message in messages if message["content"]]
+
+
+def _answers(row: Fields) -> tuple[Any, Any]:
+    """(chosen, rejected); chosen is None if it is the last turn of the conversation in the row."""
+    chosen, rejected = row.first(fields.CHOSEN), row.first(fields.REJECTED)
+    if is_filled(chosen) and is_filled(rejected):
         return chosen, rejected
+    if is_filled(rejected):
+        answer = row.find(fields.ANSWERS)
+        if chosen is None and answer and is_filled(row.peek(answer)):
+            return row.get(answer), rejected
+        if chosen is None and row.find(fields.LISTS):
+            return None, rejected
+    if chosen is not None and rejected is not None:
+        raise ValueError("an empty answer")
     if chosen is not None or rejected is not None:
         raise ValueError("one answer of the pair is missing")
-    ranked = first_field(row, (*conversations.ANSWER_FIELDS, "outputs", "responses", "answers"))
+    if judged := _judged(row):
+        return judged
+    ranked = structured(row.first((*fields.ANSWERS, "outputs", "responses", "answers", "completions", "candidates")))
     if isinstance(ranked, list):
         if len(ranked) < 2:
             raise ValueError("a ranking of fewer than two answers")
-        return ranked[0], ranked[-1]
-    if any(isinstance(row.get(name), bool) for name in ("label", "kto_tag")):
+        return _best_and_worst(row, ranked)
+    if any(isinstance(row.peek(name), bool) for name in fields.LABELS if name in row):
         raise ValueError("one answer with a label (KTO data) is not a pair")
     raise ValueError("no chosen and rejected answer")
 
 
-def _split(answer: Any) -> tuple[list[Message], str]:
+_SCORES = ("scores", "score", "ratings", "rating", "rewards")
+_RANKS = ("rank", "ranks", "ranking")
+
+
+def _best_and_worst(row: Fields, ranked: list[Any]) -> tuple[Any, Any]:
+    """By the numbers beside a list of answers, if there are some; else the first and the last."""
+    for names, sign in ((_SCORES, 1), (_RANKS, -1)):
+        numbers = structured(row.first(names))
+        if isinstance(numbers, list):
+            if len(numbers) != len(ranked) or not all(isinstance(n, int | float) for n in numbers):
+                raise ValueError("a ranking without one number for each answer")
+            if min(numbers) == max(numbers):
+                raise ValueError("answers that are ranked as equals")
+            order = sorted(range(len(ranked)), key=lambda i: sign * numbers[i])
+            return ranked[order[-1]], ranked[order[0]]
+    return ranked[0], ranked[-1]
+
+
+_TWO = re.compile(r"(.+)_([01ab12])")
+_WINNERS = ("better_response_id", "winner", "preferred", "preference", "choice")
+
+
+def _judged(row: Fields) -> tuple[Any, Any] | None:
+    """Two answers in fields that are numbered alike (response_0, response_1), and which of them is better."""
+    verdict = row.find(_WINNERS)
+    pairs: dict[str, dict[str, str]] = {}
+    for name in row:
+        if match := _TWO.fullmatch(name):
+            pairs.setdefault(match[1], {})[match[2]] = name
+    sides = next(
+        (found for stem, found in pairs.items() if len(found) == 2 and stem in (*fields.ANSWERS, *fields.LISTS)), None
+    )
+    if verdict is None or sides is None:
+        return None
+    winner = plain_text(row.get(verdict)).lower()[-1:]
+    if winner not in sides:
+        raise ValueError("two answers of which neither is said to be better")
+    (loser,) = (side for side in sides if side != winner)
+    return row.get(sides[winner]), row.get(sides[loser])
+
+
+def _split(answer: Any, notes: Notes, reasoning: bool, prefix: str) -> tuple[list[Message], str]:
     """(messages before the answer, the answer); there are none before a string or a single message."""
-    if isinstance(answer, dict):
-        answer = [answer]
-    if not isinstance(answer, list):
-        return [], as_text(answer)
-    messages = [message for message in conversations.list_messages(answer) if message["content"]]
+    answer = structured_messages(answer)
+    if looks_like_message(answer):
+        answer = [{"role": "assistant"} | answer]
+    if isinstance(answer, str) and (turns := turns_of(answer)):
+        messages = _before(map_roles(turns))
+    elif isinstance(answer, list):
+        messages = _before(list_messages(answer, notes, prefix, reasoning))
+    else:
+        return [], plain_text(answer)
     if messages and messages[-1]["role"] == "assistant":
         return messages[:-1], messages[-1]["content"]
     raise ValueError("an answer that does not end with the assistant's words")

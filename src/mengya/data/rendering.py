@@ -1,18 +1,21 @@
 """Documents, conversations and preference pairs -> token ids, and into shards."""
 
-import json
 import os
+import shutil
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
-from mengya.data.conversations import Message
-from mengya.data.documents import Document, content_hash, in_batches, is_heldout
+from mengya.data.conversations import Message, is_supervised
+from mengya.data.documents import Document, in_batches
+from mengya.data.fitting import Rendered, exchanges, fit_conversation
 from mengya.data.preferences import Preference
 from mengya.data.readers import Rejected, Row
-from mengya.data.shards import ShardWriter
+from mengya.data.shards import Shards, ShardWriter
+from mengya.data.splits import Splitter, content_hash
 from mengya.data.workers import ordered_map
 from mengya.errors import UserError
 from mengya.text.chat import Chat
@@ -22,17 +25,15 @@ T = TypeVar("T")
 _ROWS_AT_ONCE = 256
 
 
-class Rendered(NamedTuple):
-    ids: list[int]
-    mask: list[int]
-    """1 where a token is supervised: in what the assistant says, and at the end of its turns."""
-
-
 class RenderedPair(NamedTuple):
     prompt: int
     """Tokens before the completion, the same in both."""
     chosen: Rendered
     rejected: Rendered
+
+    @property
+    def size(self) -> int:
+        return len(self.chosen.ids) + len(self.rejected.ids)
 
     def without_oldest(self, count: int) -> "RenderedPair":
         """Without the first `count` tokens of the prompt; one must stay, to predict the completion's first token."""
@@ -42,12 +43,18 @@ class RenderedPair(NamedTuple):
 
 
 class Example(NamedTuple):
-    """What stays together in one split and one row."""
+    """What comes from one row and stays in one split."""
 
-    content: str
-    """Decides the split."""
+    prompt: str
+    """Its first question, which decides the split: no question stands on both sides."""
     documents: Sequence[Rendered]
     origin: tuple[str, str]
+    cut: bool = False
+    """Whether the row was too long, and was divided or lost a part of its prompt."""
+
+
+def first_question(messages: Sequence[Message]) -> str:
+    return next(message["content"] for message in messages if message["role"] == "user")
 
 
 def render_pair(chat: Chat, pair: Preference) -> RenderedPair:
@@ -60,19 +67,35 @@ def render_pair(chat: Chat, pair: Preference) -> RenderedPair:
     return RenderedPair(prompt, *sides)
 
 
-def conversation_example(chat: Chat, row: Row[list[Message]]) -> Example:
-    return Example(json.dumps(row.value, ensure_ascii=False), [Rendered(*chat.encode(row.value))], row.origin)
+def conversation_example(
+    chat: Chat, row: Row[list[Message]], *, seq_len: int, supervise: Literal["all", "last"] = "all"
+) -> Example:
+    """A conversation in one row, or in several if it is longer (see `fit_conversation`). `supervise`: all of the
+    assistant's turns, or the last alone. UserError if nothing is to be learnt from it."""
+    messages = row.value
+    if supervise == "last":
+        last = messages[-1]
+        messages = [m | {"supervised": m is last and is_supervised(m)} for m in messages]
+    documents, cut = fit_conversation(chat, messages, seq_len)
+    if not any(any(mask) for _, mask in documents):
+        raise UserError("nothing in it is to be learnt: no turn is supervised")
+    return Example(first_question(messages), documents, row.origin, cut)
 
 
 def preference_example(chat: Chat, row: Row[Preference], *, seq_len: int) -> Example:
-    """Chosen and rejected, which must fit into one row together: if they are longer, both prompts lose equally many of
-    their oldest tokens. UserError if the completions alone do not fit."""
+    """Chosen and rejected, which must fit into one row together. If they are longer, the prompt loses its oldest
+    exchanges; then both prompts equally many of their oldest tokens. UserError if the completions alone do not fit."""
     pair = render_pair(chat, row.value)
-    surplus = len(pair.chosen.ids) + len(pair.rejected.ids) - seq_len
-    cut = max(0, -(-surplus // 2))
-    if cut >= pair.prompt:
+    cut = pair.size > seq_len
+    if cut:
+        system, groups = exchanges(row.value.prompt)
+        while pair.size > seq_len and len(groups) > 1:
+            groups.pop(0)
+            pair = render_pair(chat, row.value._replace(prompt=system + list(chain.from_iterable(groups))))
+    surplus = max(0, -(-(pair.size - seq_len) // 2))
+    if surplus >= pair.prompt:
         raise UserError(f"the two answers are too long for one row together; raise seq_len (now {seq_len})")
-    return Example(json.dumps(row.value, ensure_ascii=False), pair.without_oldest(cut)[1:], row.origin)
+    return Example(first_question(row.value.prompt), pair.without_oldest(surplus)[1:], row.origin, cut)
 
 
 def examples_of(
@@ -90,34 +113,60 @@ def _each(function: Callable[[Row[T]], Example], rows: list[Row[T]]) -> list[Exa
         try:
             found.append(function(row))
         except UserError as error:  # such as a role that the template does not know
-            found.append(Rejected(row.file, row.line, str(error), row.value))
+            found.append(Rejected(row.file, row.line, str(error), row.value, row.partly))
     return found
+
+
+class Written(NamedTuple):
+    """Numbers of examples."""
+
+    train: int
+    heldout: int
+    cut: int
 
 
 def write_examples(
     examples: Iterable[Example], vocab_size: int, train: Path, heldout: Path, fraction: float, nothing: str
-) -> tuple[int, int]:
-    """Masked shards of both splits; the content of an example decides its split. Returns their numbers of examples.
+) -> Written:
+    """Masked shards of both splits; the question of an example decides its split (see `Splitter`).
 
-    UserError if a split is empty (with the message `nothing`, if both are), and then no directory looks whole.
+    With `fraction` 0, or of a single question, nothing is held out. UserError with the message `nothing` if there is no
+    example, and then no directory looks whole.
     """
-    counts = [0, 0]
-    columns = {"mask": "uint8"}
-    with ShardWriter(train, vocab_size, columns) as first, ShardWriter(heldout, vocab_size, columns) as second:
+    splitter, cut = Splitter(fraction), 0
+    documents = array("I")  # of each example
+    with _masked(train, vocab_size) as first, _masked(heldout, vocab_size) as second:
         for example in examples:
-            split = is_heldout(content_hash(example.content), fraction)
-            counts[split] += 1
+            held = splitter.add(content_hash(example.prompt))
+            documents.append(len(example.documents))
+            cut += example.cut
             for ids, mask in example.documents:
-                (first, second)[split].append(ids, origin=example.origin, mask=mask)
-        to_train_on, held_out = counts
-        advice = f"heldout (now {fraction}) or add data"
-        if not to_train_on and not held_out:
+                (first, second)[held].append(ids, origin=example.origin, mask=mask)
+        if not documents:
             raise UserError(nothing)
-        if not to_train_on:
-            raise UserError(f"all {held_out} examples were held out; lower {advice}")
-        if not held_out:
-            raise UserError(f"none of {to_train_on} examples was held out; raise {advice}")
-    return to_train_on, held_out
+    held_out = splitter.corrected()
+    if held_out is not None:
+        full = heldout if splitter.heldout else train
+        _divide_again(full, (train, heldout), zip(held_out, documents, strict=True), vocab_size)
+    kept_back = splitter.heldout if held_out is None else sum(held_out)
+    return Written(len(documents) - kept_back, kept_back, cut)
+
+
+def _masked(directory: Path, vocab_size: int) -> ShardWriter:
+    return ShardWriter(directory, vocab_size, {"mask": "uint8"})
+
+
+def _divide_again(full: Path, splits: tuple[Path, Path], examples: Iterable[tuple[bool, int]], vocab_size: int) -> None:
+    """Divide what came into one split alone. Of each example: whether it is held out, its number of documents."""
+    everything = full.rename(full.with_name(f"{full.name}-all"))
+    source = Shards(everything)
+    documents = zip(source.offsets[:-1], source.offsets[1:], source.origins(), strict=True)
+    with _masked(splits[0], vocab_size) as first, _masked(splits[1], vocab_size) as second:
+        for held, count in examples:
+            for begin, end, origin in islice(documents, count):
+                ids, mask = source.tokens[begin:end].tolist(), source.columns["mask"][begin:end].tolist()
+                (first, second)[held].append(ids, origin=origin, mask=mask)
+    shutil.rmtree(everything)
 
 
 def write_documents(documents: Iterable[Document], tokenizer: Tokenizer, out: Path) -> dict:

@@ -8,9 +8,10 @@ from typing import Annotated
 
 from mengya.data import schoolbook
 from mengya.data.cleaning import clean_document
-from mengya.data.corpus import CorpusWriter
-from mengya.data.documents import Document, content_hash, in_batches, is_heldout, read_documents
-from mengya.data.quarantine import Quarantine
+from mengya.data.corpus import CorpusWriter, divide_again
+from mengya.data.documents import Document, in_batches, read_documents
+from mengya.data.intake import Intake
+from mengya.data.splits import Splitter, content_hash
 from mengya.data.workers import ordered_map
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
@@ -50,7 +51,7 @@ def missing(config: Config, name: str) -> str | None:
     return None
 
 
-def _documents(config: Config, paths: list[Path], out: Path, quarantine: Quarantine) -> Iterator[Document]:
+def _documents(config: Config, paths: list[Path], out: Path, intake: Intake) -> Iterator[Document]:
     if config.schoolbook:
         schoolbook.write(out, config.seed)
         with open(out / "text.jsonl", encoding="utf-8", newline="\n") as file:
@@ -58,7 +59,7 @@ def _documents(config: Config, paths: list[Path], out: Path, quarantine: Quarant
                 yield Document(json.loads(line)["text"], "schoolbook", str(number))
         (out / "text.jsonl").unlink()
     if paths:
-        yield from read_documents([str(path) for path in paths], config.text_field, quarantine)
+        yield from read_documents([str(path) for path in paths], config.text_field, intake)
 
 
 def _clean(documents: list[Document]) -> list[tuple[Document, bytes]]:
@@ -68,11 +69,12 @@ def _clean(documents: list[Document]) -> list[tuple[Document, bytes]]:
 
 
 def run(config: Config, inputs: Inputs, out: Path) -> None:
-    """Write the files of a `Corpus`, and quarantine.jsonl."""
+    """Write the files of a `Corpus`, intake.json and quarantine.jsonl."""
     duplicates = too_short = 0
     seen: set[bytes] = set()
-    with Quarantine(out / "quarantine.jsonl") as quarantine, CorpusWriter(out) as writer:
-        documents = _documents(config, inputs.get("path", []), out, quarantine)
+    splitter = Splitter(config.heldout)
+    with Intake(out / "quarantine.jsonl") as intake, CorpusWriter(out) as writer:
+        documents = _documents(config, inputs.get("path", []), out, intake)
         # One process: on two cores, sending the text to others takes the time that they would save.
         for batch in ordered_map(_clean, in_batches(documents), workers=1):
             for document, key in batch:
@@ -82,23 +84,23 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
                     duplicates += 1
                 else:
                     seen.add(key)
-                    writer.add("heldout" if is_heldout(key, config.heldout) else "train", document)
+                    writer.add("heldout" if splitter.add(key) else "train", document)
+    if not seen:
+        left_out = f"{too_short:,} too short, {intake.summary()}"
+        raise UserError(f"the corpus is empty: no document was left to train on ({left_out}); check corpus.path")
+    held_out = [True] if len(seen) == 1 else splitter.corrected()
+    if held_out is not None:
+        writer = divide_again(out, held_out, config.heldout)
     counts = writer.counts
+    intake.tell()
     say(
         f"  {counts['train']:,} documents ({format_count(counts['train_bytes'])}B) to train on, {counts['heldout']:,} "
         f"held out, {duplicates:,} duplicates and {too_short:,} short ones left out"
     )
-    say(f"  {quarantine.summary()}")
-    if not counts["train"] and counts["heldout"]:
-        raise UserError(f"all documents were held out; lower corpus.heldout (now {config.heldout}) or add text")
-    if not counts["train"]:
-        left_out = f"{too_short:,} too short, {quarantine.summary()}"
-        raise UserError(f"the corpus is empty: no document was left to train on ({left_out}); check corpus.path")
-    if not counts["heldout"]:
-        raise UserError(
-            f"no document was held out of {counts['train']}; raise corpus.heldout (now {config.heldout}) or add text"
-        )
-    writer.finish(duplicates=duplicates, too_short=too_short, quarantined=quarantine.count)
+    if len(seen) == 1:
+        say("  there is one document: its tail is held out")
+    intake.write(out)
+    writer.finish(duplicates=duplicates, too_short=too_short, quarantined=intake.quarantined)
 
 
 def estimate(config: Config, sources: Sources) -> Estimate:

@@ -25,7 +25,7 @@ class Config(TuningConfig):
     path: Annotated[str | list[str], Input("file")]
     """Preference pairs: prompt/chosen/rejected as strings or messages, ranked answers."""
     heldout: Share = 0.05
-    """Share of the pairs to measure held-out loss on; chosen by content."""
+    """Share of the pairs to measure held-out loss on; chosen by their first question; 0: none."""
     beta: Positive = 0.1
     """How strongly the policy is held to the reference."""
 
@@ -35,7 +35,9 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     reference = prepare_model(load_model(inputs["model"][0]).requires_grad_(False), config)
     reference.to(runtime.pick_device())  # whole on every rank
     nothing = f"no preference pair fits into seq_len={config.seq_len}; raise dpo.seq_len or check quarantine.jsonl"
-    rows = Rows("pairs", read_preferences, partial(preference_example, seq_len=config.seq_len), 2, nothing)
+    read = partial(read_preferences, reasoning=config.reasoning)
+    long = "their prompts lose their oldest turns, and both answers of a pair keep the same end of the prompt"
+    rows = Rows("pairs", read, partial(preference_example, seq_len=config.seq_len), 2, nothing, long)
     tune(config, inputs, out, rows, dpo(config.beta, reference, config.balance))
 
 

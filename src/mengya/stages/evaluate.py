@@ -5,8 +5,8 @@ from typing import Annotated, NamedTuple
 
 from mengya import manifest, runtime
 from mengya.data.corpus import Corpus
+from mengya.data.intake import Intake
 from mengya.data.preferences import Preference, read_preferences
-from mengya.data.quarantine import Quarantine
 from mengya.errors import UserError
 from mengya.evaluate.bits import ByteBaselines, bits_per_byte
 from mengya.evaluate.preference import preference_accuracy
@@ -73,9 +73,9 @@ def _check_names(models: list[Path]) -> None:
 def _read_pairs(paths: list[Path], out: Path) -> list[Preference]:
     if not paths:
         return []
-    with Quarantine(out / "quarantine.jsonl") as quarantine:
-        pairs = [row.value for row in read_preferences(paths, quarantine)]
-    say(f"  {quarantine.summary()}")
+    with Intake(out / "quarantine.jsonl") as intake:
+        pairs = [row.value for row in read_preferences([str(path) for path in paths], intake)]
+    intake.tell()
     if not pairs:
         raise UserError("evaluate.preferences has no usable pair; correct the path or unset it")
     return pairs

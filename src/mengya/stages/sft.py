@@ -1,7 +1,8 @@
 """A model and conversations -> a chat model."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from mengya.data.conversations import read_conversations
 from mengya.data.rendering import conversation_example
@@ -21,13 +22,18 @@ class Config(TuningConfig):
     path: Annotated[str | list[str], Input("file")]
     """Conversations: messages, ShareGPT, alpaca, prompt/response, lists; mixed files are fine."""
     heldout: Share = 0.02
-    """Share of the conversations to measure held-out loss on; chosen by content."""
+    """Share of the conversations to measure held-out loss on, chosen by their first question; 0: none."""
+    supervise: Literal["all", "last"] = "all"
+    """Which turns of the assistant are learnt: all of a conversation, or the last alone."""
 
 
 def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write a model directory and metrics.jsonl."""
     nothing = "no conversation was found; check the input and its quarantine.jsonl"
-    rows = Rows("conversations", read_conversations, conversation_example, 1, nothing)
+    read = partial(read_conversations, reasoning=config.reasoning)
+    example = partial(conversation_example, seq_len=config.seq_len, supervise=config.supervise)
+    long = "cut at turns, and each answer keeps the end of its prompt"
+    rows = Rows("conversations", read, example, 1, nothing, long)
     tune(config, inputs, out, rows, language_modeling(config.balance))
 
 

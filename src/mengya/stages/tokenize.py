@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 from mengya.data.corpus import Corpus, Split
-from mengya.data.documents import Document, content_hash
+from mengya.data.documents import Document
 from mengya.data.rendering import write_documents
+from mengya.data.splits import content_hash
 from mengya.metrics import format_count, say
 from mengya.schema import Input, config
 from mengya.stage import Estimate, Inputs, Sources, Stage

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mengya import ranks
+from mengya.data.intake import Intake
 from mengya.data.mixture import HeldoutPart
 from mengya.data.packing import PackedGroups
-from mengya.data.quarantine import Quarantine
 from mengya.data.readers import Row
 from mengya.data.rendering import Example, examples_of, write_examples
 from mengya.data.shards import Shards
@@ -47,18 +47,23 @@ class TuningConfig(TrainingConfig):
 
     template: TemplateName | None = None
     """A chat template of ours, by name (chatml); unset: the model's own."""
+    reasoning: bool = True
+    """Write thoughts (reasoning_content, parts of type thinking, …) as <think>…</think> before the answer; false: leave
+    them out."""
 
 
 class Rows(NamedTuple):
     """The rows of one kind, and how they are trained on."""
 
     noun: str
-    read: Callable[[list[str], Quarantine], Iterator[Row]]
+    read: Callable[[list[str], Intake], Iterator[Row]]
     example: Callable[[Chat, Row], Example]
     together: int
     """Documents of an example, which stay in one row."""
     nothing: str
     """What to say if there is none."""
+    long: str
+    """What was done with those that are longer than a row."""
 
 
 def tune(config: Any, inputs: Inputs, out: Path, rows: Rows, objective: Objective) -> None:
@@ -67,23 +72,27 @@ def tune(config: Any, inputs: Inputs, out: Path, rows: Rows, objective: Objectiv
     chat = Chat.load(base, config.template)
     splits = [Shards(path) for path in ranks.on_main(lambda: _render(config, inputs, out, rows, chat))]
     eos_id = chat.tokenizer.eos_id
-    train, heldout = (PackedGroups(s, config.seq_len, eos_id, config.seed, rows.together) for s in splits)
-    parts, rebuild = [HeldoutPart("heldout", heldout)], partial(load_model, base)
-    train_model(rebuild(), rebuild, objective, config, train, parts, out, chat.tokenizer, sorted(chat.stop_ids))
+    packers = [PackedGroups(s, config.seq_len, eos_id, config.seed, rows.together) for s in splits if len(s)]
+    parts, rebuild = [HeldoutPart("heldout", packer) for packer in packers[1:]], partial(load_model, base)
+    train_model(rebuild(), rebuild, objective, config, packers[0], parts, out, chat.tokenizer, sorted(chat.stop_ids))
 
 
 def _render(config: Any, inputs: Inputs, out: Path, rows: Rows, chat: Chat) -> list[Path]:
     """The shards of both splits, made once."""
     splits = train, heldout = out / "shards" / "train", out / "shards" / "heldout"
     if not all((split / "shards.json").exists() for split in splits):
-        with Quarantine(out / "quarantine.jsonl") as quarantine:
-            found = rows.read([str(path) for path in inputs["path"]], quarantine)
-            examples = quarantine.without(examples_of(partial(rows.example, chat), found))
+        with Intake(out / "quarantine.jsonl") as intake:
+            found = rows.read([str(path) for path in inputs["path"]], intake)
+            examples = intake.without(examples_of(partial(rows.example, chat), found))
             counts = write_examples(examples, chat.tokenizer.vocab_size, train, heldout, config.heldout, rows.nothing)
-        say(f"  {counts[0]:,} {rows.noun} to train on, {counts[1]:,} held out")
-        if divided := sum(int((Shards(split).lengths > config.seq_len + 1).sum()) for split in splits):
-            say(f"  {divided:,} are longer than seq_len and divided: the later parts do not see the question")
-        say(f"  {quarantine.summary()}")
+        intake.tell()
+        intake.write(out)
+        say(f"  {counts.train:,} {rows.noun} to train on, {counts.heldout:,} held out")
+        if not counts.heldout:
+            why = "heldout is 0" if not config.heldout else "there is one question"
+            say(f"  {why}: nothing is measured, and the last weights are taken")
+        if counts.cut:
+            say(f"  {counts.cut:,} of them are longer than seq_len={config.seq_len}: {rows.long}")
         if not chat.teaches_the_end:
             say("  the chat template does not end an answer with a control token: the model will not learn to stop")
     return [train, heldout]

@@ -31,11 +31,14 @@ from mengya.errors import UserError
 from mengya.text.tokenizer import CONFIG, END_OF_TEXT, Tokenizer, as_json, json_object, read_files
 
 Message = dict[str, Any]
-"""{"role": one of `ROLES`, "content": str or [{"type": "text", "text": str}, ...], perhaps "tool_calls", ...}"""
+"""{"role": one of `ROLES`, "content": str or [{"type": "text", "text": str}, ...], perhaps "tool_calls", ...}.
+
+In training, an assistant's message with "supervised": False is context, and not learnt."""
 
 Span = tuple[int, int]
 """From the first character to the one after the last."""
 
+_SUPERVISED = "supervised"
 ROLES = ("system", "user", "assistant", "tool")
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates/")
 _REMEDY = 'name one of ours in the recipe, e.g. sft.template = "chatml"'
@@ -157,7 +160,8 @@ class Chat:
     def encode(
         self, messages: Sequence[Message], tools: Sequence[dict] | None = None, add_generation_prompt: bool = False
     ) -> tuple[list[int], list[int]]:
-        """Token ids of a conversation and, for each, 1 if it is supervised (what the assistant says, its end included).
+        """Token ids of a conversation and, for each, 1 if it is supervised (what the assistant says, its end included;
+        not in a message with "supervised": False).
 
         The ids are those of transformers' `apply_chat_template`. If the template does not mark what the assistant
         says, that is what it adds after the prompt for an answer, and with a generation prompt nothing is supervised.
@@ -174,12 +178,21 @@ class Chat:
         for message in messages:
             if message["role"] not in ROLES:
                 raise UserError(f"unknown role {message['role']!r}; use one of {', '.join(ROLES)}")
-        safe = [self._safe({key: value for key, value in message.items() if value is not None}) for message in messages]
+        plain = ({k: v for k, v in message.items() if v is not None and k != _SUPERVISED} for message in messages)
+        safe = [self._safe(message) for message in plain]
         safe_tools = self._safe(tools)
         text, spans = self._written(safe, safe_tools, add_generation_prompt)
         if spans is None:
             spans = [] if add_generation_prompt else self._additions(safe, safe_tools, text)
-        return text, spans
+        learnt = [message.get(_SUPERVISED, True) for message in messages if message["role"] == "assistant"]
+        if all(learnt):
+            return text, spans
+        if len(spans) != len(learnt):
+            raise UserError(
+                f"the chat template of {self.tokenizer.origin} does not mark each answer by itself, so that the one "
+                f"that is not to be learnt cannot be told; {_REMEDY}"
+            )
+        return text, [span for span, supervised in zip(spans, learnt, strict=True) if supervised]
 
     def _written(self, messages: list, tools: list | None, prompt: bool = False) -> tuple[str, list[Span] | None]:
         """The text of a conversation and where the assistant speaks in it; None if the template has no marks."""

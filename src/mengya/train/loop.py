@@ -87,7 +87,7 @@ class _Sums:
         return float(found), bad.nonzero().flatten().tolist()
 
     def means(self, count: int) -> Metrics:
-        """Each sum by its own divisor, or by the step's count; NaN if its own is 0."""
+        """Each sum by its own divisor, or by the step's count; NaN if that is 0."""
         means: Metrics = {}
         for name, value in self._sums.items():
             if value.ndim:
@@ -95,7 +95,7 @@ class _Sums:
             elif name in self._divisors:
                 means[name] = float(value / self._divisors[name])  # tensors: 0 / 0 is NaN
             else:
-                means[name] = float(value) / max(count, 1)
+                means[name] = float(value) / count if count else math.nan
         return means
 
 
@@ -121,14 +121,16 @@ def fit(
             norm, wrong = sums.over_ranks(engine.clip(max_grad_norm))
             metrics = sums.means(count)
             where = f" (of rank {', '.join(map(str, wrong))})" if wrong and ranks.size() > 1 else ""
-            skipped = guard.verdict(metrics["loss"], norm, where)
+            skipped = guard.verdict(metrics["loss"], norm, where) if count else "no token in it is to be learnt"
             engine.update(apply=skipped is None)
             metrics |= {"lr": rate, "grad_norm": norm, "tokens": tokens}
             yield step, metrics | ({"skipped": skipped} if skipped else {})
 
 
 def measure(engine: Engine, batches: Iterable[Batch]) -> float:
-    """The objective's mean over held-out batches of all ranks, without compiled kernels of its own for this pass.
+    """The objective's mean over held-out batches of all ranks, NaN if no token in them is to be learnt.
+
+    Without compiled kernels of its own for this pass.
 
     Every rank must give as many batches as the others.
     """
@@ -139,4 +141,6 @@ def measure(engine: Engine, batches: Iterable[Batch]) -> float:
             total += engine.evaluate(batch.to(str(engine.device))).total
             count += batch.count
     engine.root.train()
-    return float(ranks.sum_in_place(total)) / max(ranks.sum_of(count)[0], 1)
+    (counted,) = ranks.sum_of(count)
+    mean = float(ranks.sum_in_place(total))
+    return mean / counted if counted else math.nan

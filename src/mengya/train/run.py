@@ -45,7 +45,8 @@ def train_model(
     tokenizer: Tokenizer,
     eos_ids: Sequence[int],
 ) -> None:
-    """Train `model` on all ranks, and leave in `out` a model directory with the weights best on held-out data.
+    """Train `model` on all ranks, and leave in `out` a model directory with the weights best on held-out data, or the
+    last ones if there is none.
 
     `rebuild` makes the model again, as it was given; the trained weights are copied into it. `eos_ids` end an answer.
     """
@@ -59,8 +60,10 @@ def train_model(
         out,
         settings,
         after_step=balance.after_step(model, settings.balance),
-        evaluate=partial(heldout_loss, engine, heldout, source.rows_per_batch, settings.heldout_rows),
-        best=("heldout_loss", "min"),
+        evaluate=partial(heldout_loss, engine, heldout, source.rows_per_batch, settings.heldout_rows)
+        if heldout
+        else None,
+        best=("heldout_loss", "min") if heldout else None,
     )
     run.train(out.name.removesuffix(".partial"))
     if ranks.is_main():

@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mengya.data.files import ByteSource, NotText, detect_encoding, file_format
-from mengya.data.readers.json_rows import read_json, read_lines
+from mengya.data.files import ByteSource, NotText, TextSource, file_format
+from mengya.data.readers.json_rows import read_json
+from mengya.data.readers.layouts import spread
 from mengya.data.readers.plain import read_plain
 from mengya.data.readers.rows import Rejected, Row, TextFile
 from mengya.data.readers.table import read_table
@@ -20,8 +21,8 @@ __all__ = ["Rejected", "Row", "read_rows"]
 _TEXT_READERS: dict[str, Callable[[TextFile], Iterator[Row | Rejected]]] = {
     ".txt": read_plain,
     ".md": read_plain,
-    ".jsonl": read_lines,
-    ".json": read_json,
+    ".jsonl": lambda text: spread(read_json(text)),
+    ".json": lambda text: spread(read_json(text)),
     ".csv": lambda text: read_table(text, ","),
     ".tsv": lambda text: read_table(text, "\t"),
 }
@@ -31,8 +32,9 @@ def read_rows(file: Path) -> Iterator[Row | Rejected]:
     """The rows of one file, in order.
 
     Plain text: one row if it is short, else pieces of at most `DOCUMENT_CHARS`, cut at a blank line, line, sentence or
-    space where there is one; joined they are the file. JSON: an array's elements, or one value a line. CSV: the first
-    line names the columns. Damaged data: the rows before the damage, and one `Rejected` for it.
+    space where there is one; joined they are the file. JSON: an array's elements, or one value after another; or what
+    `spread` makes of them. CSV: the first line names the columns. Damaged data: the rows before the damage, and one
+    `Rejected` for it.
     """
     line = part = 0
     read = _read_parquet if file_format(file)[0] == ".parquet" else _read_text
@@ -44,15 +46,15 @@ def read_rows(file: Path) -> Iterator[Row | Rejected]:
 
 
 def _read_text(file: Path) -> Iterator[Row | Rejected]:
-    source = ByteSource(file)
-    head, whole = source.head()
-    if head:
-        try:
-            encoding = detect_encoding(head, whole)
-        except NotText as error:
-            yield Rejected(str(file), 0, str(error), head)
-            return
-        yield from _TEXT_READERS[file_format(file)[0]](TextFile(str(file), source, encoding))
+    source = TextSource(file)
+    head = b""
+    try:
+        head, _ = source.head()
+        if head:
+            yield from _TEXT_READERS[file_format(file)[0]](TextFile(str(file), source))
+    except NotText as error:
+        yield Rejected(str(file), 0, str(error), head)
+        return
     if source.damage or not head:
         yield Rejected(str(file), 0, source.damage or "empty file", "")
 

@@ -1,17 +1,19 @@
 """JSON: an array's elements, or one value a line; a big array is never in memory as a whole."""
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
+from mengya.data.json_text import DECODER, invalid, parse_json
 from mengya.data.readers.rows import BAD_BYTES, Rejected, Row, TextFile, decoded, is_whole, iter_lines
 
 MAX_VALUE_CHARS = 1 << 25
 """Longest single value; about 64 MB of Chinese UTF-8, and the maximum in memory."""
 
 _SEPARATORS = re.compile(r"[\s,\ufeff]*")
-_DECODER = json.JSONDecoder(strict=False)  # a raw tab or newline inside a string harms nobody
 _MARGIN_CHARS = 200
 
 
@@ -21,19 +23,6 @@ class Value(NamedTuple):
     line: int
     value: Any
     error: str | None = None
-
-
-def parse_json(text: str) -> Any:
-    """`json.loads`; every error is a ValueError whose message has no position, so that reasons can be counted."""
-    try:
-        return _DECODER.decode(text)
-    except (ValueError, RecursionError) as error:
-        raise _invalid(error) from error
-
-
-def _invalid(error: Exception) -> ValueError:
-    reason = error.msg if isinstance(error, json.JSONDecodeError) else "a number with too many digits"
-    return ValueError(f"invalid JSON: {'nested too deeply' if isinstance(error, RecursionError) else reason}")
 
 
 def iter_json(pieces: Iterator[str]) -> Iterator[Value]:
@@ -123,7 +112,7 @@ class _Buffer:
         """The value at `pos`, which moves behind it; ValueError, and `pos` stays, if it is malformed or too long."""
         while True:
             try:
-                value, end = _DECODER.raw_decode(self.text, self.pos)
+                value, end = DECODER.raw_decode(self.text, self.pos)
             except (ValueError, RecursionError) as error:
                 if isinstance(error, json.JSONDecodeError):
                     if len(self.text) - self.pos > MAX_VALUE_CHARS:
@@ -132,7 +121,7 @@ class _Buffer:
                     cut_off = error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - 12
                     if cut_off and self.more():
                         continue
-                raise _invalid(error) from error
+                raise invalid(error) from error
             if end == len(self.text) and self.more():
                 continue  # a number may go on
             if not is_whole(self.text[self.pos : end]):
@@ -159,7 +148,7 @@ def read_lines(text: TextFile) -> Iterator[Row | Rejected]:
             continue
         number, line = item
         try:
-            content = line.decode(text.encoding).removeprefix("\ufeff")
+            content = line.decode(text.source.encoding).removeprefix("\ufeff")
             if content.strip():
                 yield _row(text, number, parse_json(content.strip(" \t\r\n")))
         except UnicodeDecodeError:
@@ -169,22 +158,23 @@ def read_lines(text: TextFile) -> Iterator[Row | Rejected]:
 
 
 def read_json(text: TextFile) -> Iterator[Row | Rejected]:
-    if _is_line_wise(text.source.head()[0], text.encoding):
+    """One value a line, or else an array's elements or values that span lines, whatever the file's name says."""
+    if _is_line_wise(*text.source.head(), text.source.encoding):
         yield from read_lines(text)
         return
     for line, value, error in iter_json(decoded(text)):
         yield Rejected(text.file, line, error, value) if error else _row(text, line, value)
 
 
-def _is_line_wise(head: bytes, encoding: str) -> bool:
-    """Whether a file called .json has one value a line: its first line is an object, or an array that more lines
-    follow."""
-    first, _, rest = head.lstrip(b"\xef\xbb\xbf \t\r\n").partition(b"\n")
-    try:
-        value = parse_json(first.decode(encoding))
-    except ValueError:
-        return False
-    return isinstance(value, dict) or (isinstance(value, list) and bool(rest.strip()))
+def _is_line_wise(head: bytes, whole: bool, encoding: str) -> bool:
+    """Whether a file that begins with `head` has one value a line: at least half of its first lines are one."""
+    lines = head.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    lines = [line for line in (lines if whole else lines[:-1])[:50] if line.strip()]
+    found = 0
+    for line in lines:
+        with suppress(ValueError):
+            found += isinstance(parse_json(line.decode(encoding)), dict | list)
+    return 2 * found >= len(lines) > 0
 
 
 def _row(text: TextFile, line: int, value: Any) -> Row | Rejected:

@@ -57,7 +57,9 @@ def _without_bad_lines(block: str, number: int, text: TextFile) -> Iterator[str 
             if is_whole(part):
                 good.append(part)
             else:
-                yield Rejected(text.file, number + offset, BAD_BYTES, part.encode(text.encoding, "surrogateescape"))
+                yield Rejected(
+                    text.file, number + offset, BAD_BYTES, part.encode(text.source.encoding, "surrogateescape")
+                )
         if good or not line:
             lines.append("".join(good))
     yield "\n".join(lines)

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from mengya.data.cleaning import repair_surrogates
-from mengya.data.files import ByteSource
+from mengya.data.files import TextSource
 
 T = TypeVar("T")
 MAX_LINE_BYTES = 64 << 20
@@ -24,6 +24,8 @@ class Row(NamedTuple, Generic[T]):
     value: T
     part: int = 1
     """Number of the row among those that start on this line."""
+    partly: bool = False
+    """Whether something in it was not read."""
 
     @property
     def origin(self) -> tuple[str, str]:
@@ -40,14 +42,15 @@ class Rejected(NamedTuple):
     reason: str
     raw: Any
     """Bytes, text or a value."""
+    partly: bool | None = None
+    """Whether the row had been counted as read partly; None: it had not been counted as used at all."""
 
 
 class TextFile(NamedTuple):
     """An opened text file."""
 
     file: str
-    source: ByteSource
-    encoding: str
+    source: TextSource
 
 
 def iter_lines(text: TextFile) -> Iterator[tuple[int, bytes] | Rejected]:
@@ -73,13 +76,17 @@ def iter_lines(text: TextFile) -> Iterator[tuple[int, bytes] | Rejected]:
 
 def decoded(text: TextFile) -> Iterator[str]:
     """The text in pieces of any length; a byte that cannot be decoded becomes a lone surrogate."""
-    decoder = getincrementaldecoder(text.encoding)("surrogateescape")
-    first = True
+    decoder, encoding, first = None, "", True
     for chunk in text.source:
+        if encoding != text.source.encoding:  # known from the first byte on that is not ASCII
+            encoding = text.source.encoding
+            decoder = getincrementaldecoder(encoding)("surrogateescape")
+        assert decoder is not None
         piece = decoder.decode(chunk)
         yield piece.removeprefix("\ufeff") if first else piece
         first = first and not piece
-    yield decoder.decode(b"", final=True)
+    if decoder is not None:
+        yield decoder.decode(b"", final=True)
 
 
 def is_whole(text: str) -> bool:

@@ -21,7 +21,7 @@ def read_table(text: TextFile, delimiter: str) -> Iterator[Row | Rejected]:
                 rejected.append(item)
             else:
                 record.append(item)
-                yield item[1].decode(text.encoding, "surrogateescape")
+                yield item[1].decode(text.source.encoding, "surrogateescape")
 
     reader = csv.reader(feed(), delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -44,7 +44,7 @@ def read_table(text: TextFile, delimiter: str) -> Iterator[Row | Rejected]:
             # A quote that is never closed would swallow the rows behind it: only the first line belongs to this row.
             again.extend(reversed(record[1:]))
             reader = csv.reader(feed(), delimiter=delimiter, strict=True)
-            cells = _lenient_cells(raw.decode(text.encoding, "surrogateescape"), delimiter)
+            cells = _lenient_cells(raw.decode(text.source.encoding, "surrogateescape"), delimiter)
         if len(cells) == len(header) and all(map(is_whole, cells)):
             yield Row(text.file, line, dict(zip(header, cells, strict=True)))
         elif cells:

@@ -1,0 +1,60 @@
+"""Tools and their calls as words that a chat model reads and writes, in the form of our template and of Qwen's."""
+
+import json
+from typing import Any
+
+from mengya.data.fields import as_json
+from mengya.data.json_text import parse_json
+
+_OFFER = """# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{tools}
+</tools>
+
+For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+<tool_call>
+{{"name": <function-name>, "arguments": <args-json-object>}}
+</tool_call>"""
+
+
+def offer(tools: Any) -> str:
+    """What a system prompt says of the tools in a row: a list, an object, or JSON; "" if there are none."""
+    tools = decoded(tools)
+    listed = tools if isinstance(tools, list) else [tools]
+    lines = [text for tool in listed if (text := as_json(tool)) not in ("", "{}", "null")]
+    return _OFFER.format(tools="\n".join(lines)) if lines else ""
+
+
+def call(value: Any) -> str:
+    """One call: {"name", "arguments"} or {"function": {...}}, also as JSON; text that is neither, as it is."""
+    value = decoded(value)
+    if not isinstance(value, dict):
+        return as_json(value)
+    inner = value.get("function", value)
+    inner = inner if isinstance(inner, dict) else value
+    if "name" not in inner:
+        return as_json(value)
+    arguments = inner.get("arguments", inner.get("parameters", inner.get("input", {})))
+    arguments = as_json(arguments) or "{}"  # a text is JSON already, and is not written as JSON once more
+    name = json.dumps(inner["name"], ensure_ascii=False)
+    return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
+
+
+def calls(value: Any) -> str:
+    """The calls of a turn: a list of them, or one, also as JSON."""
+    value = decoded(value)
+    return "\n".join(map(call, value if isinstance(value, list) else [value]))
+
+
+def decoded(value: Any) -> Any:
+    """What a text holds as JSON; other text and values as they are."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            return parse_json(value.strip())
+        except ValueError:
+            return value
+    return value

@@ -176,11 +176,9 @@ def print_inspection(found: Inspection, as_json: bool) -> None:
     if read:
         say(f"  read: {read}")
     if found.lengths:
-        numbers = _statistics(found.lengths)
+        size = _statistics(found.lengths)
         about = "" if found.exact else "about (give --model for exact numbers) "
-        say(
-            f"  tokens: {about}{numbers['total']:,} in all, median {numbers['median']:,}, longest {numbers['longest']:,}"
-        )
+        say(f"  tokens: {about}{size['total']:,} in all, median {size['median']:,}, longest {size['longest']:,}")
     for item in found.rejected:
         say(f"  quarantined, {found.reasons[item.reason]:,} x {item.reason}; first at line {item.line}:")
         say(_indented(shorten(item.raw)[:200]))

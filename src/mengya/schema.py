@@ -39,6 +39,8 @@ Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 """Part of a whole."""
+HeldoutShare = Annotated[float, Field(ge=0, lt=1)]
+"""Part of the data that is measured on; never all of it."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)

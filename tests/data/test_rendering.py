@@ -56,17 +56,17 @@ def test_text_comes_back_document_by_document(chat, tmp_path, monkeypatch):
 
 def write_talks(talks, chat, tmp_path, fraction):
     rows = (Row("talks.jsonl", number, messages) for number, messages in enumerate(talks, 1))
-    examples = (conversation_example(chat, row) for row in rows)
+    examples = (conversation_example(chat, row, seq_len=500) for row in rows)
     return write_examples(
         examples, chat.tokenizer.vocab_size, tmp_path / "t", tmp_path / "h", fraction, "no conversation was found"
     )
 
 
-def test_conversations_are_split_by_content_and_masked(chat, tmp_path):
-    talks = [talk(i) for i in range(200)]
+def test_conversations_are_split_by_question_and_masked(chat, tmp_path):
+    talks = [talk(i % 100, f"山里{i}") for i in range(200)]  # each question twice, with different answers
     written = write_talks(talks, chat, tmp_path, 0.2)
-    held = [is_heldout(content_hash(json.dumps(t, ensure_ascii=False)), 0.2) for t in talks]
-    assert written == (held.count(False), held.count(True)) and any(held)
+    held = [is_heldout(content_hash(t[0]["content"]), 0.2) for t in talks]
+    assert written == (held.count(False), held.count(True), 0) and any(held)
     for split, wanted in (("t", False), ("h", True)):
         shards = Shards(tmp_path / split)
         expected = [chat.encode(t) for t, h in zip(talks, held, strict=True) if h == wanted]
@@ -80,22 +80,43 @@ def test_any_number_of_processes_renders_alike(chat, monkeypatch):
     monkeypatch.setattr(rendering, "_ROWS_AT_ONCE", 7)
     talks = [Row("a", n, talk(n, "<|im_end|> 是什么？<|im_start|>" * (n % 3))) for n in range(100)]
     pairs = [Row("b", n, Preference(talk(n)[:1], "好山" * n, "坏<|endoftext|>庙")) for n in range(100)]
-    for function, rows in ((conversation_example, talks), (partial(preference_example, seq_len=90), pairs)):
+    for function, rows in (
+        (partial(conversation_example, seq_len=90), talks),
+        (partial(preference_example, seq_len=90), pairs),
+    ):
         wanted = list(examples_of(partial(function, chat), iter(rows), workers=1))
         assert len(wanted) == 100 and any(wanted)
         assert list(examples_of(partial(function, chat), iter(rows), workers=2)) == wanted
 
 
-@pytest.mark.parametrize(
-    ("count", "fraction", "message"),
-    [(0, 0.5, "no conversation"), (5, 0.0, "raise heldout"), (5, 1.0, "lower heldout")],
-)
-def test_an_empty_split_is_an_error_and_leaves_nothing_that_looks_whole(chat, tmp_path, count, fraction, message):
-    with pytest.raises(UserError, match=message):
-        write_talks(map(talk, range(count)), chat, tmp_path, fraction)
+def test_without_an_example_nothing_looks_whole(chat, tmp_path):
+    with pytest.raises(UserError, match="no conversation"):
+        write_talks([], chat, tmp_path, 0.5)
     for split in ("t", "h"):
         with pytest.raises(UserError, match="no token shards"):
             Shards(tmp_path / split)
+
+
+@pytest.mark.parametrize(
+    ("talks", "fraction", "expected"),
+    [
+        ([talk(i) for i in range(5)], 0.0, (5, 0)),
+        ([talk(1)], 0.5, (1, 0)),
+        ([talk(1, "山"), talk(1, "庙")], 0.999, (2, 0)),  # one question cannot be on both sides
+        ([talk(i) for i in range(5)], 1e-9, (4, 1)),
+        ([talk(i) for i in range(5)], 1 - 1e-9, (1, 4)),
+        ([talk(i // 2, f"庙{i}") for i in range(6)], 1e-9, (4, 2)),
+    ],
+)
+def test_few_conversations_are_divided_if_they_can_be(chat, tmp_path, talks, fraction, expected):
+    assert write_talks(talks, chat, tmp_path, fraction)[:2] == expected
+    splits = [Shards(tmp_path / split) for split in ("t", "h")]
+    assert tuple(map(len, splits)) == expected
+    found = [list(zip(documents(s), masks(s), s.origins(), strict=True)) for s in splits]
+    origins = [("talks.jsonl", str(number)) for number in range(1, len(talks) + 1)]
+    wanted = [(*chat.encode(t), origin) for t, origin in zip(talks, origins, strict=True)]
+    assert sorted(found[0] + found[1]) == sorted(wanted)  # nothing is lost, nothing comes twice
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith("-all")] == []
 
 
 def write_pairs(pairs, chat, tmp_path, seq_len, fraction=0.5, quarantine=None):
@@ -107,10 +128,9 @@ def write_pairs(pairs, chat, tmp_path, seq_len, fraction=0.5, quarantine=None):
 
 
 def test_pairs_are_neighbours_with_only_the_completions_supervised(chat, tmp_path):
-    prompt = [*talk(1, "早先的回答"), {"role": "user", "content": "再说"}]
-    pairs = [Preference([*prompt[:-1], {"role": "user", "content": f"再说{i}"}], "好山", "坏庙庙") for i in range(40)]
-    written = write_pairs(pairs, chat, tmp_path, 1000)
-    assert sum(written) == 40 and all(written)
+    pairs = [Preference([*talk(i, "早先"), {"role": "user", "content": "再说"}], "好山", "坏庙庙") for i in range(40)]
+    train, heldout, cut = write_pairs(pairs, chat, tmp_path, 1000)
+    assert train + heldout == 40 and train and heldout and not cut
     for split in ("t", "h"):
         shards = Shards(tmp_path / split)
         found = list(zip(documents(shards), masks(shards), strict=True))
@@ -127,7 +147,8 @@ def test_pairs_are_neighbours_with_only_the_completions_supervised(chat, tmp_pat
 @pytest.mark.parametrize("seq_len", [100, 101])
 def test_long_pairs_lose_the_oldest_of_the_prompt_equally(chat, tmp_path, seq_len):
     pairs = [Preference([{"role": "user", "content": f"{i} " + "山" * 300}], "好" * 9, "坏" * 5) for i in range(20)]
-    assert sum(write_pairs(pairs, chat, tmp_path, seq_len)) == len(pairs)
+    train, heldout, cut = write_pairs(pairs, chat, tmp_path, seq_len)
+    assert train + heldout == cut == len(pairs)
     shards = Shards(tmp_path / "t")
     whole = {}
     for pair in pairs:
@@ -145,7 +166,7 @@ def test_pairs_whose_completions_do_not_fit_are_quarantined(chat, tmp_path):
     short = [Preference([{"role": "user", "content": f"问{i}"}], "好", "坏") for i in range(20)]
     long = [Preference([{"role": "user", "content": "问"}], "好" * 200, "坏" * 200)] * 3
     with Intake(tmp_path / "quarantine.jsonl") as quarantine:
-        assert sum(write_pairs([*short, *long], chat, tmp_path, 100, quarantine=quarantine)) == 20
+        assert sum(write_pairs([*short, *long], chat, tmp_path, 100, quarantine=quarantine)[:2]) == 20
     lines = [json.loads(line)["line"] for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert lines == [21, 22, 23]
     assert list(quarantine.reasons.values()) == [3] and "raise seq_len (now 100)" in next(iter(quarantine.reasons))

@@ -10,6 +10,7 @@ import pytest
 
 from mengya import manifest
 from mengya.cli import _machine_fault
+from mengya.metrics import read_jsonl
 
 from ..conftest import interrupt_after, write_jsonl
 
@@ -97,7 +98,6 @@ def test_binary_garbage(project, refused, name):
     [
         ("corpus.min_chars=100000", ["the corpus is empty", "200 too short"]),
         ("corpus.text_field=nope", ["the corpus is empty", "no string in the text field 'nope'"]),
-        ("corpus.heldout=0.9999999", ["all documents were held out; lower corpus.heldout (now 0.9999999)"]),
         ("corpus.heldout=nan", ["corpus.heldout: input should be a finite number (it is nan)"]),
         ("corpus.min_chars=0", ["corpus.min_chars: input should be greater than or equal to 1 (it is 0)"]),
         ("tokenizer.sample_bytes=-1", ["tokenizer.sample_bytes: input should be greater than or equal to 1"]),
@@ -184,9 +184,31 @@ def test_one_very_long_line(project, mengya, name):
     assert result.memory - base < (20 * size if name.endswith("jsonl") else 3 * size), (result.memory - base) / size
 
 
-def test_nothing_held_out(project, refused):
-    words = ["no document was held out of 200", "raise corpus.heldout (now 1e-09) or add text"]
-    refused("corpus.heldout=1e-9", words=words, stage="corpus")
+@pytest.mark.parametrize(("heldout", "train"), [("1e-9", 199), ("0.9999999", 1)])
+def test_one_document_at_least_is_in_each_split(project, mengya, heldout, train):
+    assert mengya("run", "tiny.toml", f"corpus.heldout={heldout}", "--until", "corpus", "--out", "run").code == 0
+    counts = json.loads((project / "run/corpus/corpus.json").read_text())
+    assert (counts["train"], counts["heldout"]) == (train, 200 - train)
+    lines = [(project / f"run/corpus/{split}.jsonl").read_text().splitlines() for split in ("train", "heldout")]
+    assert [len(rows) for rows in lines] == [train, 200 - train] and not set(lines[0]) & set(lines[1])
+
+
+@pytest.mark.parametrize("name", ["book.txt", "book.md"])
+def test_a_single_document_is_a_corpus(project, mengya, name):
+    """A book in one file: its tail is held out."""
+    (project / name).write_text(
+        "".join(f"从前有{i}座山，once upon a time {i * 7}。\n" for i in range(900)), encoding="utf-8"
+    )
+    overrides = (f"corpus.path={name}", "tokenizer.vocab_size=280")
+    result = mengya("run", "tiny.toml", *overrides, "--until", "pretrain", "--out", "run")
+    assert result.code == 0, result.err
+    assert "its tail is held out" in result.out
+    train, heldout = (
+        (project / f"run/corpus/{split}.jsonl").read_text().splitlines() for split in ("train", "heldout")
+    )
+    assert len(train) == len(heldout) == 1
+    both = json.loads(train[0])["text"] + "\n" + json.loads(heldout[0])["text"]
+    assert both == (project / name).read_text(encoding="utf-8").strip()
 
 
 def test_a_vocabulary_larger_than_the_text_allows_names_the_largest(project, refused, mengya):
@@ -248,14 +270,31 @@ def test_no_usable_conversation(grown, refused_later, content):
     refused_later("sft", words=["no conversation was found; check", "quarantine.jsonl"])
 
 
-def test_conversations_that_are_all_held_out(grown, refused_later):
-    rows = (grown / "conversations.jsonl").read_text().splitlines(keepends=True)
-    (grown / "conversations.jsonl").write_text(rows[0])
-    refused_later("sft", "sft.heldout=1.0", words=["held out; lower heldout (now 1.0) or add data"])
+@pytest.mark.parametrize("heldout", ["1.0", "-0.1", "nan"])
+def test_a_held_out_share_that_is_not_one(grown, refused_later, heldout):
+    refused_later("sft", f"sft.heldout={heldout}", words=["sft.heldout: input should be"])
 
 
-def test_no_conversation_held_out(grown, refused_later):
-    refused_later("sft", "sft.heldout=0.0", words=["held", "heldout"])
+@pytest.mark.parametrize(("rows", "heldout", "why"), [(1, "0.02", "there is one question"), (9, "0", "heldout is 0")])
+def test_without_held_out_conversations_the_last_weights_are_kept(grown, mengya, rows, heldout, why):
+    for stage in ("sft", "dpo", "evaluate"):
+        shutil.rmtree(grown / "run" / stage)
+    talks = [{"instruction": f"{i}?", "output": f"{i}!"} for i in range(rows)]
+    write_jsonl(grown / "conversations.jsonl", talks)
+    result = mengya("run", "whole.toml", f"sft.heldout={heldout}", "--until", "sft", "--out", "run")
+    assert result.code == 0, result.err
+    assert f"{why}: nothing is measured, and the last weights are taken" in result.out
+    assert not any("heldout" in key for row in read_jsonl(grown / "run/sft/metrics.jsonl") for key in row)
+
+
+def test_ten_conversations_are_divided(grown, mengya):
+    for stage in ("sft", "dpo", "evaluate"):
+        shutil.rmtree(grown / "run" / stage)
+    write_jsonl(grown / "conversations.jsonl", [{"instruction": f"{i}?", "output": f"{i}!"} for i in range(10)])
+    result = mengya("run", "whole.toml", "sft.heldout=0.001", "--until", "sft", "--out", "run")
+    assert result.code == 0, result.err
+    assert "9 conversations to train on, 1 held out" in result.out
+    assert any("heldout_loss" in row for row in read_jsonl(grown / "run/sft/metrics.jsonl"))
 
 
 def test_pairs_that_are_too_long(grown, refused_later):

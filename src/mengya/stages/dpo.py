@@ -8,7 +8,7 @@ from mengya import runtime
 from mengya.data.preferences import read_preferences
 from mengya.data.rendering import preference_example
 from mengya.model.load import load_model
-from mengya.schema import Input, Positive, Share, config
+from mengya.schema import HeldoutShare, Input, Positive, config
 from mengya.stage import Estimate, Inputs, Sources
 from mengya.stages.estimates import description_of, tokens_of_chats
 from mengya.stages.training import Rows, TuningConfig, training_stage, tune
@@ -24,7 +24,7 @@ class Config(TuningConfig):
     model: Annotated[str, Input("model")] = "@sft"
     path: Annotated[str | list[str], Input("file")]
     """Preference pairs: prompt/chosen/rejected as strings or messages, ranked answers."""
-    heldout: Share = 0.05
+    heldout: HeldoutShare = 0.05
     """Share of the pairs to measure held-out loss on; chosen by their first question; 0: none."""
     beta: Positive = 0.1
     """How strongly the policy is held to the reference."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from mengya.data.conversations import read_conversations
 from mengya.data.rendering import conversation_example
-from mengya.schema import Input, Share, config
+from mengya.schema import HeldoutShare, Input, config
 from mengya.stage import Estimate, Inputs, Sources
 from mengya.stages.estimates import description_of, tokens_of_chats
 from mengya.stages.training import Rows, TuningConfig, training_stage, tune
@@ -21,7 +21,7 @@ class Config(TuningConfig):
     model: Annotated[str, Input("model")] = "@pretrain"
     path: Annotated[str | list[str], Input("file")]
     """Conversations: messages, ShareGPT, alpaca, prompt/response, lists; mixed files are fine."""
-    heldout: Share = 0.02
+    heldout: HeldoutShare = 0.02
     """Share of the conversations to measure held-out loss on, chosen by their first question; 0: none."""
     supervise: Literal["all", "last"] = "all"
     """Which turns of the assistant are learnt: all of a conversation, or the last alone."""

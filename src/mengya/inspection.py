@@ -72,14 +72,11 @@ def inspect_files(
     paths: list[str], kind: Kind | None, text_field: str | None, model: Path | None, samples: int
 ) -> Iterator[Inspection]:
     """One after another. UserError as `scan_files`, or if the model directory has no tokenizer or chat template."""
-    files, ignored = scan_files(paths)
-    for file in files:
+    for file in scan_files(paths)[0]:
         found = kind or _kind_of(file)
         tokenizer = None if model is None else Tokenizer.load(model)
         chat = Chat(tokenizer) if tokenizer is not None and found != "corpus" else None
         yield _inspect(str(file), found, text_field, tokenizer, chat, samples)
-    if ignored:
-        say(f"{len(ignored):,} files of other types ignored, e.g. {ignored[0]}")
 
 
 def _kind_of(file: Path) -> Kind:

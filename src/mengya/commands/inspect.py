@@ -26,10 +26,15 @@ class Config:
 
 
 def run(config: Config) -> None:
+    from mengya.data.files import scan_files
     from mengya.inspection import inspect_files, print_inspection
+    from mengya.metrics import say
 
     for found in inspect_files(config.paths, config.as_, config.text_field, config.model, config.samples):
         print_inspection(found, config.json)
+    ignored = scan_files(config.paths)[1]
+    if ignored and not config.json:
+        say(f"{len(ignored):,} files of other types ignored, e.g. {ignored[0]}")
 
 
 COMMAND = Command(Config, run)

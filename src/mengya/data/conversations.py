@@ -200,11 +200,10 @@ def _listed(row: Fields, notes: Notes, reasoning: bool) -> list[Message] | None:
         return None
     for name in row.unread():
         value = structured_messages(row.peek(name))
-        loose = name in fields.LOOSE_LISTS
-        if looks_like_messages(value) or (loose and _looks_like_turns(value)):
+        if looks_like_messages(value) or (name in fields.LOOSE_LISTS and _looks_like_turns(value)):
             row.get(name)
             return list_messages(value, notes, f"{row.place(name)}.", reasoning)
-        if loose and isinstance(value, str) and (turns := turns_of(value)):
+        if name in fields.TEXTS and isinstance(value, str) and (turns := turns_of(value)):
             row.get(name)
             return map_roles(turns)
     return None

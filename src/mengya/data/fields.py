@@ -17,7 +17,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 LISTS = _names("messages conversations conversation dialogue dialog turns 对话")
-LOOSE_LISTS = _names("data items chat chats session rounds utterances sentences talk content text")
+LOOSE_LISTS = _names("data items chat chats session rounds utterances talk")
 """Names under which a list of strings or of pairs is a conversation, if the row holds no other."""
 ROLES = _names("role from speaker 角色")
 CONTENTS = _names("content value message text utterance 内容")

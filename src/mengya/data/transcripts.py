@@ -13,6 +13,8 @@ class _Style(NamedTuple):
     """Before a turn; its group is the speaker."""
     end: re.Pattern[str]
     """What may stand behind a turn and is not part of it."""
+    plain: bool = False
+    """The marks are words of prose as well: the text must begin with one, and each side has one name."""
 
 
 _STYLES = (
@@ -21,7 +23,7 @@ _STYLES = (
         re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\s*"), re.compile(r"\s*<\|eot_id\|>.*", re.DOTALL)
     ),
     _Style(re.compile(r"\s*###[ \t]*(\w+)[ \t]*[:：]"), re.compile(r"\s*(?:</s>)?\s*$")),
-    _Style(re.compile(r"(?:^|\n)[ \t]*(Human|User|USER|用户|问)[ \t]*[:：]"), re.compile(r"\s*$")),
+    _Style(re.compile(r"(?:^|\n)[ \t]*(Human|User|USER|用户|问)[ \t]*[:：]"), re.compile(r"\s*$"), plain=True),
 )
 _PARTNERS = {"Human": "Assistant", "User": "Assistant", "USER": "ASSISTANT", "用户": "助手", "问": "答"}
 _LLAMA = re.compile(r"\[INST\](.*?)\[/INST\](.*?)(?=(?:</s>)?\s*(?:<s>)?\s*\[INST\]|$)", re.DOTALL)
@@ -45,10 +47,10 @@ def _of_style(text: str, style: _Style) -> list[Turn] | None:
     if first is None:
         return None
     mark = style.mark
-    if partner := _PARTNERS.get(first[1]):  # words that also occur in prose: both sides by these names alone
+    if style.plain:
         if text[: first.start()].strip():
             return None
-        mark = re.compile(rf"(?:^|\n)[ \t]*({first[1]}|{partner})[ \t]*[:：]")
+        mark = re.compile(rf"(?:^|\n)[ \t]*({first[1]}|{_PARTNERS[first[1]]})[ \t]*[:：]")
     marks = [match for match in mark.finditer(text) if match[1].lower() in SPEAKERS]
     if not marks or marks[0].start() != first.start():
         return None

@@ -104,7 +104,9 @@ def _turns_of(item: Fields, reasoning: bool) -> list[Turn]:
     called += [said for kind, said in parts if kind == "call"]
     turns = [Turn(name, thinking(thought, "\n".join(filter(None, [*texts, *called]))), supervised)]
     if is_filled(offered := item.first(fields.TOOLS)):
-        turns.append(Turn("system", tools.offer(offered)))
+        offer = tools.offer(offered)
+        turns = [Turn(name, "\n\n".join(filter(None, (turns[0].said, offer))))] if name == "system" else turns
+        turns += [Turn("system", offer)] if name != "system" else []
     return turns + [Turn("tool", said) for kind, said in parts if kind == "result"]
 
 

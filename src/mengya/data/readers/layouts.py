@@ -15,6 +15,9 @@ _KEYS = frozenset(
 _ROW_FIELDS = frozenset(
     (*fields.LISTS, *fields.PROMPTS, *fields.INPUTS, *fields.ANSWERS, *fields.CHOSEN, *fields.TEXTS, *fields.HISTORIES)
 )
+_LISTS = frozenset(fields.LISTS)
+_OF_ONE_ROW = _LISTS.union(fields.TEXTS)
+"""Names under which a list of objects is the turns of one conversation, or the paragraphs of one document."""
 _SPEAKERS = frozenset("human assistant user gpt bot 用户 助手".split())
 
 
@@ -100,7 +103,12 @@ def _listed_rows(value: Any, alone: bool) -> list[Any] | None:
 
 
 def _has_turns(value: Mapping[str, list[Any]]) -> bool:
-    return any(isinstance(item, dict) and _is_turn(item, alone=False) for column in value.values() for item in column)
+    """Whether a list in an object is the turns of one conversation, or the paragraphs of one document."""
+    return any(
+        isinstance(item, dict) and (_plain(name) in _OF_ONE_ROW or _is_turn(item, alone=False))
+        for name, column in value.items()
+        for item in column
+    )
 
 
 def _holds_rows(name: str, items: list[Any]) -> bool:
@@ -108,9 +116,14 @@ def _holds_rows(name: str, items: list[Any]) -> bool:
     if all(isinstance(item, dict) for item in items):
         if any(_is_turn(item, alone=True) for item in items):
             return False
-        return name in _KEYS or all(_is_row(_unwrapped(item)) for item in items)
+        rows = all(_is_row(_unwrapped(item)) for item in items)
+        return (name in _KEYS or rows) if name not in _OF_ONE_ROW else all(map(_has_list, items))
     turns = (isinstance(item, list) and item and all(isinstance(turn, dict) for turn in item) for item in items)
     return name in _KEYS and all(turns)
+
+
+def _has_list(item: Mapping[str, Any]) -> bool:
+    return not _LISTS.isdisjoint(map(_plain, item))
 
 
 def _keyed(value: Mapping[str, dict]) -> list[Any] | None:

@@ -77,6 +77,12 @@ questions = "questions.jsonl"
 heldout_bytes = 1000
 """
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-inputs", default=150, type=int, help="files for each test of tests/data/test_fuzz.py")
+    parser.addoption("--fuzz-seed", default=0, type=int, help="the seed of tests/data/test_fuzz.py")
+
+
 WORDS = ["山", "水", "天", "地", "春", "夏", "秋", "冬", "the", "cat", "sat", "on", "a", "mat", "ran", "home"]
 
 

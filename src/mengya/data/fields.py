@@ -157,6 +157,7 @@ def _written(value: Any) -> Any:
 _LIKE_MESSAGES = re.compile(
     r"""^\[?\s*\{\s*["'](?:role|from|content|value|messages|conversations|human|speaker)["']\s*:"""
 )
+_ESCAPE, _ESCAPES = re.compile(r"\\(.)", re.DOTALL), frozenset("\\'\"abfnrtvxuNU01234567\n")
 _BETWEEN = re.compile(r"\}\s+\{")
 
 
@@ -174,7 +175,8 @@ def structured(value: Any) -> Any:
         return parse_json(text)
     except ValueError:
         pass
-    if "'" in text:
+    # Escapes that Python never writes: parsing them would only print warnings.
+    if "'" in text and all(match[1] in _ESCAPES for match in _ESCAPE.finditer(text)):
         for form in (text, _BETWEEN.sub("}, {", text)):  # NumPy writes a list of objects without commas
             try:
                 return ast.literal_eval(form)

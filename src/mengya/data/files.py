@@ -94,7 +94,8 @@ class ByteSource:
                 chunks = iter(lambda: file.read(CHUNK_BYTES), b"")
                 yield from _decompressed(chunks, *_STREAMS[compression]) if compression else chunks
         except (zlib.error, zstandard.ZstdError, EOFError) as error:
-            self.damage = f"damaged {path.suffix.lower()} data: {error}"
+            what = re.sub(r"Error -?\d+ while decompressing data: ", "", str(error))
+            self.damage = f"damaged {path.suffix.lower()} data: {what}"
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}; check its permissions and the disk") from error
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from mengya.data.json_text import DECODER, invalid, parse_json
+from mengya.data.json_text import DECODER, check_depth, invalid, parse_json
 from mengya.data.readers.rows import BAD_BYTES, Rejected, Row, TextFile, decoded, is_whole, iter_lines
 
 MAX_VALUE_CHARS = 1 << 25
@@ -124,8 +124,10 @@ class _Buffer:
                 raise invalid(error) from error
             if end == len(self.text) and self.more():
                 continue  # a number may go on
-            if not is_whole(self.text[self.pos : end]):
+            written = self.text[self.pos : end]
+            if not is_whole(written):
                 raise ValueError(BAD_BYTES)
+            check_depth(written, value)
             self.advance(end - self.pos)
             return value
 

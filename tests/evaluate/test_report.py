@@ -57,6 +57,12 @@ def curve(steps: int) -> list[dict]:
     return rows
 
 
+INTAKE = {
+    **{"rows": 4121, "used": 4000, "partly_read": 100, "quarantined": 21, "lost_turns": 0, "text_field": "正文"},
+    **{"fields_read": {"正文": 4100}, "fields_not_read": {f"<b>{i}</b>": 100 for i in range(10)}, "characters": 9},
+}
+
+
 @pytest.fixture
 def report() -> Report:
     return Report(
@@ -72,6 +78,7 @@ def report() -> Report:
         curves={"pretrain": curve(40), "dpo": curve(5000), "nothing": []},
         artifacts=[Artifact("corpus", "ab" * 32, ["raw|<file>.txt"], 61.4, {"documents.jsonl": 12_345})],
         machine="2 cores & <some> memory",
+        intakes={"corpus": {f"raw|<{i}>.txt": INTAKE for i in range(30)}},
     )
 
 
@@ -239,3 +246,11 @@ def test_the_curve_ignores_a_spike() -> None:
     values[50] = 1000.0
     assert charts.running_median(values, 2).max() == 1.0
     assert charts.running_median(values, 0).max() == 1000.0
+
+
+def test_what_was_read_is_shown_for_each_file(report, tmp_path):
+    write_report(tmp_path, report)
+    page, markdown = ((tmp_path / f"report.{kind}").read_text("utf-8") for kind in ("html", "md"))
+    assert "Data that was read" in page and "<b>0</b> (100)" not in page and "&lt;b&gt;0&lt;/b&gt; (100)" in page
+    assert "4,121" in markdown and "and 2 more" in markdown and "and 10 more files" in markdown
+    assert json.loads((tmp_path / "report.json").read_text("utf-8"))["intakes"]["corpus"]["raw|<0>.txt"] == INTAKE

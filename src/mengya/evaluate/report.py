@@ -71,6 +71,8 @@ class Report:
     curves: Mapping[str, Sequence[Mapping[str, Any]]]
     artifacts: Sequence[Artifact]
     machine: str
+    intakes: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    """Artifact -> file that was read for it -> what became of its rows, as in intake.json."""
 
 
 def write_report(out: Path, report: Report) -> None:
@@ -139,6 +141,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "samples": [dataclasses.asdict(sample) for sample in report.samples],
         "artifacts": [dataclasses.asdict(artifact) for artifact in report.artifacts],
         "machine": report.machine,
+        "intakes": report.intakes,
     }
 
 
@@ -194,6 +197,24 @@ def training_rows(report: Report) -> list[list[str]]:
     return table
 
 
+_FILES_SHOWN = 20
+INTAKE_HEADS = ["read for", "file", "rows", "used whole", "read partly", "quarantined", "not read", "text field"]
+
+
+def intake_rows(report: Report) -> list[list[str]]:
+    """Of each file that was read: see INTAKE_HEADS."""
+    table = []
+    for name, files in report.intakes.items():
+        for path, counts in list(files.items())[:_FILES_SHOWN]:
+            numbers = [f"{counts[key]:,}" for key in ("rows", "used", "partly_read", "quarantined")]
+            fields = [f"{field} ({rows:,})" for field, rows in counts["fields_not_read"].items()]
+            shown = ", ".join(fields[:8]) + (f" and {len(fields) - 8} more" if len(fields) > 8 else "")
+            table.append([name, Path(path).name, *numbers, shown, counts["text_field"] or ""])
+        if len(files) > _FILES_SHOWN:
+            table.append([name, f"and {len(files) - _FILES_SHOWN:,} more files", *[""] * 6])
+    return table
+
+
 # -- Markdown
 
 
@@ -220,6 +241,8 @@ def to_markdown(report: Report, pictures: Mapping[str, str]) -> str:
         for name, answer in sample.answers.items():
             mark = f" {verdict(sample.correct[name])}" if name in sample.correct else ""
             parts += [f"**{_line(name)}**{mark}", _fenced(answer)]
+    if report.intakes:
+        parts += ["## Data that was read · 读了什么", _table(INTAKE_HEADS, intake_rows(report), right=range(2, 6))]
     if report.artifacts:
         rows = []
         for made in report.artifacts:
@@ -281,6 +304,8 @@ def to_html(report: Report, pictures: Mapping[str, str]) -> str:
         report=report,
         figure=figure,
         training=training_rows(report),
+        intake_heads=INTAKE_HEADS,
+        intake=intake_rows(report),
         overview=[drawn[name] for name in drawn if not name.startswith(CURVES)],
         curves=[drawn[name] for name in drawn if name.startswith(CURVES)],
         colours={name: colour for colour, name in charts.CSS_NAMES.items()},

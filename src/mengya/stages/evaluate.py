@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from mengya import manifest, runtime
+from mengya.data import intake
 from mengya.data.corpus import Corpus
-from mengya.data.intake import Intake
 from mengya.data.preferences import Preference, read_preferences
 from mengya.errors import UserError
 from mengya.evaluate.bits import ByteBaselines, bits_per_byte
@@ -59,6 +59,7 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
         curves={path.name: list(read_jsonl(log)) for path in models if (log := path / "metrics.jsonl").is_file()},
         artifacts=_artifacts([path for paths in inputs.values() for path in paths]),
         machine=runtime.describe_machine(),
+        intakes=_intakes([corpus.directory, *models]),
     )
     write_report(out, report)
     say(f"  bits per byte of the baselines: unigram {unigram:.3f}, bigram {bigram:.3f}")
@@ -73,9 +74,9 @@ def _check_names(models: list[Path]) -> None:
 def _read_pairs(paths: list[Path], out: Path) -> list[Preference]:
     if not paths:
         return []
-    with Intake(out / "quarantine.jsonl") as intake:
-        pairs = [row.value for row in read_preferences([str(path) for path in paths], intake)]
-    intake.tell()
+    with intake.Intake(out / "quarantine.jsonl") as opened:
+        pairs = [row.value for row in read_preferences([str(path) for path in paths], opened)]
+    opened.tell()
     if not pairs:
         raise UserError("evaluate.preferences has no usable pair; correct the path or unset it")
     return pairs
@@ -130,6 +131,12 @@ def _artifacts(paths: list[Path]) -> list[Artifact]:
             sources.append(f"{name} ({entry['fingerprint'][:8]})")
         artifacts.append(Artifact(link["stage"], link["fingerprint"], sources, link["seconds"], link["files"]))
     return artifacts
+
+
+def _intakes(directories: list[Path]) -> dict[str, dict]:
+    """What was read for each artifact that says so."""
+    files = {directory.name: directory / intake.FILE for directory in directories}
+    return {n: manifest.read_object(f, "run its stage again") for n, f in files.items() if f.is_file()}
 
 
 _TOKENS_PER_SECOND = 5_000.0

@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "mengya"
 LAYERS = [
-    {"__init__", "errors", "schema", "stage"},
+    {"__init__", "errors", "schema", "stage", "durable"},
     {"runtime", "ranks", "metrics", "manifest"},
     {"text"},
     {"batch"},

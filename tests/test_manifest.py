@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mengya import manifest
+from mengya import durable, manifest
 from mengya.errors import UserError
 
 NOW = time.time_ns
@@ -17,23 +17,7 @@ NOW = time.time_ns
 def write(directory, **values):
     directory.mkdir(parents=True, exist_ok=True)
     record = {"stage": directory.name, "fingerprint": directory.name, "inputs": []} | values
-    manifest.write_json(directory / manifest.FILE, record)
-
-
-def test_write_json_keeps_the_old_content_when_the_disk_is_full(tmp_path, monkeypatch):
-    path = tmp_path / "a.json"
-    manifest.write_json(path, {"a": 1})
-
-    def full(self, text, **options):
-        self.touch()
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(type(path), "write_text", full)
-        with pytest.raises(OSError):
-            manifest.write_json(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [path]
+    durable.write_json(directory / manifest.FILE, record)
 
 
 def test_read(tmp_path):
@@ -172,7 +156,7 @@ def test_digests_are_kept_beside_the_artifacts_and_need_no_room(grown, mengya, m
     time.sleep(max(0.0, 2.1 - (time.time() - (grown / "text.jsonl").stat().st_ctime)))
     assert mengya("run", "whole.toml", "--out", "run").code == 0
     kept = json.loads((grown / "run" / manifest.DIGESTS).read_text())
-    assert {Path(path).name for path in kept} == {
+    assert {Path(path).name for path in kept} > {
         f"{n}.jsonl" for n in ("text", "conversations", "preferences", "questions")
     }
 

@@ -9,10 +9,11 @@ from typing import Annotated
 
 import pytest
 
-from mengya import manifest
+from mengya import durable, manifest
 from mengya.errors import UserError
+from mengya.manifest import UNFINISHED
 from mengya.recipe import Recipe, StageSpec
-from mengya.runner import UNFINISHED, run_recipe, run_stage
+from mengya.runner import run_recipe, run_stage
 from mengya.schema import HOW, Input, config
 from mengya.stage import Estimate, Stage
 
@@ -43,7 +44,7 @@ class Counting:
             run=self.run,
             makes=("thing",),
             estimate=lambda *_: Estimate(seconds=0),
-            resumable=resumable,
+            progress=(lambda out: (out / "runs.txt").exists()) if resumable else None,
             scratch=scratch,
         )
 
@@ -65,8 +66,8 @@ def crash_at_first(stage: Counting, out: Path) -> None:
 
 
 def fails_for(name: str):
-    """`manifest.write_json` on a disk that is full when `name` is written."""
-    whole = manifest.write_json
+    """`durable.write_json` on a disk that is full when `name` is written."""
+    whole = durable.write_json
 
     def write_json(path, value):
         if path.name == name:
@@ -169,7 +170,7 @@ def test_what_only_a_continued_run_needs_goes_after_the_manifest_came(root, monk
 
     stage = Counting(resumable=True, work=work, scratch=("checkpoints", "nothing"))
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "write_json", fails_for(manifest.FILE))
+        patch.setattr(durable, "write_json", fails_for(manifest.FILE))
         with pytest.raises(OSError):
             run_stage(spec(stage), root)
     assert (root / "work.partial" / "checkpoints" / "1").exists()
@@ -181,7 +182,7 @@ def test_what_only_a_continued_run_needs_goes_after_the_manifest_came(root, monk
 def test_a_full_disk_at_the_end_of_a_resumable_stage_keeps_what_it_needs_to_go_on(root, monkeypatch):
     stage = Counting(resumable=True)
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "write_json", fails_for(manifest.FILE))
+        patch.setattr(durable, "write_json", fails_for(manifest.FILE))
         with pytest.raises(OSError):
             run_stage(spec(stage), root)
     assert not (root / "work").exists()
@@ -235,13 +236,78 @@ def test_inputs_that_come_or_go_are_named(root, tmp_path):
 def test_a_stage_above_that_was_made_anew_counts_as_other_content(root):
     run_stage(spec(Counting(), name="above"), root)
     run_stage(spec(Counting(), path="@above/runs.txt"), root)
-    (root / "above" / "runs.txt").write_text("same\n")
-    run_stage(spec(Counting(), path="@above/runs.txt"), root)
     shutil.rmtree(root / "above")
     run_stage(spec(Counting(), name="above", size=2), root)
     assert refused(spec(Counting(), path="@above/runs.txt"), root) == (
         "the input path (../above/runs.txt) has another content"
     )
+
+
+def test_a_file_edited_in_an_artifact_is_noticed(root):
+    """Of the same size, too: by the stage itself, and by one that reads it."""
+    run_stage(spec(Counting(), name="above"), root)
+    run_stage(spec(Counting(), path="@above/runs.txt"), root)
+    (root / "above" / "runs.txt").write_text("sun\n")
+    with pytest.raises(UserError, match=r"above was changed after it was made: runs.txt; delete .* or copy what you"):
+        run_stage(spec(Counting(), name="above"), root)
+    content = "the input path (../above/runs.txt) has another content"
+    assert refused(spec(Counting(), path="@above/runs.txt"), root) == content
+    assert refused(spec(Counting(), path=[str(root / "above" / "runs.txt")]), root) == content
+    edited = spec(Counting(), name="new", path="@above/runs.txt")
+    run_stage(edited, root)  # a new stage takes it as it is, and its manifest says so
+    (entry,) = manifest.read(root / "new")["inputs"]
+    assert entry["fingerprint"] != manifest.read(root / "work")["inputs"][0]["fingerprint"]
+    run_stage(edited, root)
+
+
+@pytest.mark.parametrize("note", ["", "{", "[]", "{}", '{"fingerprint": 1}', '{"stage": "work", "config": {}}'])
+def test_a_damaged_note_costs_nothing_that_took_time(root, note):
+    stage = Counting(resumable=True, work=crash_at_first)
+    with pytest.raises(Crash):
+        run_stage(spec(stage), root)
+    (root / "work.partial" / UNFINISHED).write_text(note)
+    with pytest.raises(
+        UserError, match=r"holds checkpoints, but what they were made with \(unfinished.json\) cannot be"
+    ):
+        run_stage(spec(stage), root)
+    assert (root / "work.partial" / "runs.txt").exists()
+
+
+def test_without_anything_to_lose_other_settings_are_taken(root):
+    def crash_before_anything(stage, out):
+        if stage.runs == 1:
+            (out / "runs.txt").unlink()
+            raise Crash
+
+    stage = Counting(resumable=True, work=crash_before_anything)
+    with pytest.raises(Crash):
+        run_stage(spec(stage), root)
+    run_stage(spec(stage, size=2), root)
+    assert manifest.read(root / "work")["config"]["size"] == 2
+
+
+def test_what_a_continued_run_needs_goes_after_the_artifact_has_its_name(root, monkeypatch):
+    def work(stage, out):
+        (out / "checkpoints").mkdir(exist_ok=True)
+
+    stage = Counting(resumable=True, work=work, scratch=("checkpoints",))
+
+    def crash(source, target):
+        raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable, "rename", crash)
+        with pytest.raises(Crash):
+            run_stage(spec(stage), root)
+    assert (root / "work.partial" / "checkpoints").is_dir()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", crash)
+        with pytest.raises(Crash):
+            run_stage(spec(stage), root)
+    assert (root / "work" / "checkpoints").is_dir()  # a crash just before they go
+    run_stage(spec(stage), root)
+    assert stage.runs == 1
+    assert sorted(p.name for p in (root / "work").iterdir()) == ["runs.txt", "stage.json"]
 
 
 def test_inputs_are_resolved(root, tmp_path, monkeypatch):

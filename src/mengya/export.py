@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
+from mengya import durable
 from mengya.errors import UserError
+from mengya.manifest import UNFINISHED
 from mengya.metrics import format_count, say
 from mengya.model.language_model import LanguageModel
 from mengya.model.load import assemble, load_model
-from mengya.runner import UNFINISHED
 from mengya.text.chat import Chat, own_template
 from mengya.text.tokenizer import Tokenizer, read_files, write_files
 from mengya.train.checkpoint import read_weights
@@ -37,7 +38,8 @@ def export(source: Path, out: Path, dtype: torch.dtype | None) -> None:
             name, model = _from_model(source, partial, dtype)
         else:
             raise UserError(_refusal(source))
-        partial.rename(out)
+        durable.flush_tree(partial)
+        durable.rename(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     say(f"✓ {out}: {name}, {format_count(model.all_parameters())} parameters")

@@ -11,6 +11,8 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mengya import durable
+
 console = Console(stderr=False, highlight=False, soft_wrap=True)
 
 
@@ -45,15 +47,19 @@ class MetricsLog:
 
     def __init__(self, path: Path, step: int):
         if path.exists():  # a crash while rows are copied must not lose them
-            copy = path.with_name(f"{path.name}.partial")
-            with open(copy, "w", encoding="utf-8", newline="\n") as file:
-                file.writelines(_line(row) for row in read_jsonl(path) if row["step"] <= step)
-            copy.replace(path)
+            durable.replace_text(path, "".join(_line(row) for row in read_jsonl(path) if row["step"] <= step))
+        self._path = path
         self._file: IO[str] = open(path, "a", encoding="utf-8", newline="\n")
 
     def write(self, row: dict) -> None:
         self._file.write(_line(row))
         self._file.flush()
+
+    def flush(self) -> None:
+        """Force all rows to the disk, before anything there says that their steps are done."""
+        self._file.flush()
+        durable.flush(self._path)
+        durable.flush(self._path.parent)
 
     def close(self) -> None:
         self._file.close()

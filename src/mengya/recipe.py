@@ -1,8 +1,6 @@
 """Recipes: TOML and overrides -> ordered, validated stages."""
 
 import difflib
-import glob
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,12 +89,6 @@ def _has_key(field: Any, key: str) -> bool:
     return inner is not None and key in fields_of(inner)
 
 
-def matches(path: str) -> list[Path]:
-    """What a path or a glob names now, sorted; `~` is the home folder."""
-    path = os.path.expanduser(path)
-    return [Path(path)] if os.path.exists(path) else sorted(map(Path, glob.glob(path, recursive=True)))
-
-
 def _check_references(spec: StageSpec, above: dict[str, StageSpec | None], below: set[str], paths: bool) -> list[str]:
     """An "@name" must be a stage above that makes the right thing, a path must exist: now, not in an hour."""
     problems: list[str] = []
@@ -143,7 +135,7 @@ def _a(kind: str) -> str:
 
 def _wrong_path(value: str, mark: Input) -> str | None:
     """Why a path cannot be what a stage reads; None if it can."""
-    found = matches(value)
+    found = manifest.matches(value)
     if not found:
         return f"{value!r} does not exist; correct the path"
     if mark.kind == "file":

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from mengya import __version__, manifest, ranks, runtime
+from mengya import __version__, durable, manifest, ranks, runtime
 from mengya.errors import UserError
+from mengya.manifest import UNFINISHED
 from mengya.metrics import format_seconds, say
-from mengya.recipe import Recipe, StageSpec, matches
+from mengya.recipe import Recipe, StageSpec
 from mengya.schema import as_json, how_of, what_of
 from mengya.stage import Inputs
 
-UNFINISHED = "unfinished.json"
 _LIBRARIES = ("torch", "tokenizers", "safetensors", "numpy")
 
 
@@ -53,7 +53,7 @@ def _resolve(spec: StageSpec, root: Path) -> dict[str, list[Path]]:
     found = _paths(spec, root)
     for field, values in spec.references.items():
         for value, path in zip(values, found[field], strict=True):
-            if not matches(str(path)):
+            if not manifest.matches(str(path)):
                 reason = "the stage above did not write it" if value.startswith("@") else "correct the path"
                 raise UserError(f"{spec.name}.{field}: {value!r} is not there; {reason}")
     return found
@@ -71,7 +71,7 @@ def _identity(spec: StageSpec, inputs: Inputs, out: Path) -> dict:
 
 def _entry(field: str, path: Path, out: Path) -> dict:
     """An input as the manifest names it; the paths of artifacts are relative, so that an output directory may move."""
-    prints = manifest.fingerprints_of(matches(str(path)), out.parent)
+    prints = manifest.fingerprints_of(manifest.matches(str(path)), out.parent)
     artifact = manifest.find(path) is not None
     return {
         "field": field,
@@ -103,9 +103,14 @@ def _differences(old: dict, new: dict) -> str:
 
 
 def _refuse(spec: StageSpec, out: Path, old: dict, new: dict, kind: str) -> UserError:
+    differences = _differences(old, new)
+    longer = all(text.startswith(("steps was", "epochs was")) for text in differences.split("; "))
+    further = ""
+    if longer and "model" in spec.stage.makes and kind == "a result":
+        further = f'. To train it further, make a new stage that starts from it (init or model = "@{spec.name}")'
     return UserError(
-        f"{out} holds {kind} of {spec.name!r} made with other settings: {_differences(old, new)}. "
-        f"Choose another --out, change the settings back, or delete {out}"
+        f"{out} holds {kind} of {spec.name!r} made with other settings: {differences}. "
+        f"Choose another --out, change the settings back, or delete {out}{further}"
     )
 
 
@@ -158,18 +163,23 @@ def _work(spec: StageSpec, work: _Work, partial: Path) -> None:
 
 
 def _finish(spec: StageSpec, out: Path, partial: Path) -> None:
-    """Give a whole artifact its name."""
+    """Give a whole artifact, which is flushed, its name. What it was made from goes only after that."""
     record = manifest.read(partial)
     assert record is not None, "_fill has written it"
-    (partial / UNFINISHED).unlink(missing_ok=True)
-    for name in spec.stage.scratch:
-        shutil.rmtree(partial / name, ignore_errors=True)
-    partial.rename(out)
+    durable.rename(partial, out)
+    _tidy(spec, out)
     say(f"✓ {spec.name}: {format_seconds(record['seconds'])}")
 
 
+def _tidy(spec: StageSpec, out: Path) -> None:
+    """Delete what only an unfinished stage needs."""
+    (out / UNFINISHED).unlink(missing_ok=True)
+    for name in spec.stage.scratch:
+        shutil.rmtree(out / name, ignore_errors=True)
+
+
 def _is_done(spec: StageSpec, out: Path, identity: dict) -> bool:
-    """Whether the artifact is there. UserError if it is another one, or no longer whole."""
+    """Whether the artifact is there. UserError if it is another one, or no longer what the stage wrote."""
     done = manifest.read(out)
     if done is None:
         if out.exists():
@@ -183,11 +193,19 @@ def _is_done(spec: StageSpec, out: Path, identity: dict) -> bool:
         raise UserError(
             f"{out} is damaged: {', '.join(damaged)} missing or of another size; delete {out} and run again"
         )
+    with manifest.Digests(out.parent) as sha256:
+        edited = manifest.changed_files(out, done, sha256)
+    if edited:
+        raise UserError(
+            f"{out} was changed after it was made: {', '.join(edited)}; delete {out} and run again, or copy what you "
+            "changed to a place of your own and give that path"
+        )
+    _tidy(spec, out)  # if a crash came before
     return True
 
 
 def _fill(spec: StageSpec, work: _Work, partial: Path) -> None:
-    """Run the stage, and write its manifest last."""
+    """Run the stage, flush what it wrote, and write its manifest last."""
     begin, started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     note = partial / UNFINISHED
     earlier = json.loads(note.read_text(encoding="utf-8")).get("seconds", 0.0)
@@ -196,13 +214,9 @@ def _fill(spec: StageSpec, work: _Work, partial: Path) -> None:
     finally:
         seconds = earlier + time.monotonic() - begin
         with contextlib.suppress(OSError):  # what happened in `run` matters more
-            manifest.write_json(note, work.identity | {"seconds": seconds})
-    written = {p.relative_to(partial): p for p in sorted(partial.rglob("*")) if p.is_file() and p != note}
-    files = {
-        name.as_posix(): path.stat().st_size
-        for name, path in written.items()
-        if name.parts[0] not in spec.stage.scratch
-    }
+            durable.write_json(note, work.identity | {"seconds": seconds})
+    durable.flush_tree(partial, without=spec.stage.scratch)
+    files = _files(spec, partial)
     record = work.identity | {
         "makes": spec.stage.makes,
         "seed": getattr(spec.config, "seed", None),
@@ -213,25 +227,52 @@ def _fill(spec: StageSpec, work: _Work, partial: Path) -> None:
         "started": started,
         "seconds": round(seconds, 2),
         "peak_memory_bytes": runtime.peak_memory(),
-        "files": files,
+        "files": {name: path.stat().st_size for name, path in files.items()},
+        "sha256": {name: manifest.sha256_of(path) for name, path in files.items()},
     }
-    manifest.write_json(partial / manifest.FILE, record)
+    durable.write_json(partial / manifest.FILE, record)
+
+
+def _files(spec: StageSpec, partial: Path) -> dict[str, Path]:
+    """What a stage wrote, by name; without what is deleted in the end."""
+    found = {p.relative_to(partial): p for p in sorted(partial.rglob("*")) if p.is_file()}
+    skipped = (UNFINISHED, *spec.stage.scratch)
+    return {name.as_posix(): path for name, path in found.items() if name.parts[0] not in skipped}
 
 
 def _prepare(spec: StageSpec, partial: Path, identity: dict) -> None:
-    """An empty partial directory, or the one that a resumable stage left behind with the same settings."""
-    note = partial / UNFINISHED
+    """An empty partial directory, or the one that a resumable stage left behind with the same settings.
+
+    UserError if one with other settings, or none that can be read, would cost what took time to make.
+    """
     if partial.exists():
-        old = manifest.read(partial)
-        with contextlib.suppress(OSError, ValueError):
-            old = old or json.loads(note.read_text(encoding="utf-8"))
-        if old and spec.stage.resumable:
-            if old["fingerprint"] != identity["fingerprint"]:
-                raise _refuse(spec, partial, old, identity, "an unfinished result")
+        old, progress = _note(partial), spec.stage.progress
+        if progress is not None and old is not None and old["fingerprint"] == identity["fingerprint"]:
             return
+        if progress is not None and progress(partial):
+            if old is None:
+                raise UserError(
+                    f"{partial} holds checkpoints, but what they were made with ({UNFINISHED}) cannot be read. Choose "
+                    f"another --out (`mengya export {partial} NAME` makes a model of it), or delete {partial}"
+                )
+            raise _refuse(spec, partial, old, identity, "an unfinished result")
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
-    manifest.write_json(note, identity)
+    durable.flush(partial.parent)
+    durable.write_json(partial / UNFINISHED, identity)
+
+
+def _note(partial: Path) -> dict | None:
+    """What a half-filled directory is made with; None if nothing in it says so."""
+    for name in (manifest.FILE, UNFINISHED):
+        with contextlib.suppress(OSError, ValueError):
+            note = json.loads((partial / name).read_text(encoding="utf-8"))
+            if isinstance(note, dict) and _NOTED.items() <= {key: type(note.get(key)) for key in note}.items():
+                return note
+    return None
+
+
+_NOTED = {"stage": str, "fingerprint": str, "config": dict, "inputs": list}
 
 
 def run_recipe(recipe: Recipe, root: Path, until: str | None) -> None:

@@ -63,8 +63,9 @@ class Stage:
     missing: Callable[[Any, str], str | None] | None = None
     """missing(config, file): why the directory will not hold that file, though another config's would; None if it may.
     """
-    resumable: bool = False
-    """A half-filled directory can be continued."""
+    progress: Callable[[Path], bool] | None = None
+    """Whether a half-filled directory holds something that took time to make, from which a continued run goes on; None:
+    the stage always begins anew."""
     distributed: bool = False
     """All ranks run it together; otherwise rank 0 alone does."""
     scratch: tuple[str, ...] = ()

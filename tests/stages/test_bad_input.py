@@ -476,7 +476,7 @@ def full(*_, **__): raise safetensors.SafetensorError(text)
 module.save_file = full
 """,
     "manifest": """
-import mengya.manifest as module
+import mengya.durable as module
 def full(*_): raise OSError(28, "No space left on device", "stage.json")
 module.write_json = full
 """,

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
+from mengya import durable
 from mengya.data.shards import Shards
 
 _AT_ONCE = 1 << 16
 
 
 def make_plan(shards: Shards, seq_len: int, seed: int, group: int) -> Path:
-    """The folder of the plan, which is made unless it exists. After a crash, no half plan has this name."""
+    """The folder of the plan, made unless it exists. After a crash or a power cut, no half plan has this name."""
     folder = shards.directory / f"rows-{len(shards)}-{shards.meta['tokens']}-{seq_len}-{seed}-{group}"
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.partial")
@@ -28,7 +29,8 @@ def make_plan(shards: Shards, seq_len: int, seed: int, group: int) -> Path:
         rows, pieces = best_fit(shards.lengths, order, seq_len, group)
         np.save(partial / "rows.npy", rows)
         np.save(partial / "pieces.npy", pieces)
-        partial.rename(folder)
+        durable.flush_tree(partial)
+        durable.rename(partial, folder)
     return folder
 
 

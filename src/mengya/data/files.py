@@ -13,7 +13,7 @@ from typing import Any
 import zstandard
 
 from mengya.errors import UserError
-from mengya.manifest import visible_files
+from mengya.manifest import matches, visible_files
 
 Paths = str | Path | list[str] | list[Path]
 FORMATS = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
@@ -60,10 +60,10 @@ def _expand(path: Path, given: str) -> Iterator[Path]:
     elif path.is_dir():
         yield from visible_files(path)
     elif glob.has_magic(str(path)):
-        matches = sorted(glob.glob(str(path), recursive=True))
-        if not matches:
+        found = matches(str(path))
+        if not found:
             raise UserError(f"{given}: the pattern matches nothing; check it, and quote it if a shell expands it")
-        for match in map(Path, matches):
+        for match in found:
             # With `**` a glob lists the folders and their files: the files alone are enough then.
             if match.is_file():
                 yield match

@@ -158,7 +158,9 @@ def _masked(directory: Path, vocab_size: int) -> ShardWriter:
 
 def _divide_again(full: Path, splits: tuple[Path, Path], examples: Iterable[tuple[bool, int]], vocab_size: int) -> None:
     """Divide what came into one split alone. Of each example: whether it is held out, its number of documents."""
-    everything = full.rename(full.with_name(f"{full.name}-all"))
+    everything = full.with_name(f"{full.name}-all")
+    shutil.rmtree(everything, ignore_errors=True)
+    full.rename(everything)
     source = Shards(everything)
     documents = zip(source.offsets[:-1], source.offsets[1:], source.origins(), strict=True)
     with _masked(splits[0], vocab_size) as first, _masked(splits[1], vocab_size) as second:

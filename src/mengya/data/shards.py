@@ -19,6 +19,7 @@ from typing import IO
 import numpy as np
 import zstandard
 
+from mengya import durable
 from mengya.errors import UserError
 
 _META = "shards.json"
@@ -36,7 +37,9 @@ class ShardWriter:
         """`columns`: name and number type of each further value that a token has, e.g. {"mask": "uint8"}."""
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        (self.directory / _META).unlink(missing_ok=True)
+        if (self.directory / _META).exists():  # it must be gone from the disk before what it speaks of changes
+            (self.directory / _META).unlink()
+            durable.flush(self.directory)
         for part in self.directory.glob("*-?????.bin"):
             part.unlink()
         for plan in self.directory.glob("rows-*"):  # of other documents; see best_fit.py
@@ -88,7 +91,8 @@ class ShardWriter:
         self._close_part()
         self._origins.close()
         if kind is None:
-            (self.directory / _META).write_text(json.dumps(self.meta) + "\n", encoding="utf-8")
+            durable.flush_tree(self.directory)  # what shards.json says is there must be there, after a power cut too
+            durable.replace_text(self.directory / _META, json.dumps(self.meta) + "\n")
 
 
 class Column:

@@ -18,7 +18,7 @@ from mengya.schema import config
 from mengya.stage import Estimate, Inputs, Sources, Stage
 from mengya.text.chat import Chat, TemplateName
 from mengya.train.objectives import Objective
-from mengya.train.run import SCRATCH, train_model
+from mengya.train.run import SCRATCH, has_checkpoints, train_model
 from mengya.train.settings import TrainingConfig
 
 
@@ -38,7 +38,7 @@ def training_stage(
                 Chat.load(directory, config.template)
 
     makes = ("model", "tokenizer")
-    return Stage(settings, run, makes, estimate, check, resumable=True, distributed=True, scratch=SCRATCH)
+    return Stage(settings, run, makes, estimate, check, progress=has_checkpoints, distributed=True, scratch=SCRATCH)
 
 
 @config

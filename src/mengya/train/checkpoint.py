@@ -48,15 +48,15 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._buffers: dict[str, Tensor] = {}
 
-    def save(self, name: str, step: int, tensors: Mapping[str, Tensor], state: dict) -> None:
-        """Write `name` ("step-40", "best"), replacing one of that name, and rotate.
+    def save(self, name: str, step: int, tensors: Mapping[str, Tensor], state: dict, keep_too: str = "") -> None:
+        """Write `name` ("step-40", "best"), replacing one of that name, and rotate; the one called `keep_too` stays.
 
         A crash at any moment leaves the old or the new one, whole. OSError (a full disk, say) leaves the old one; when
         asynchronous it comes from the next `save` or `wait`.
         """
         self.wait()
         if self._thread is None:
-            self._write(name, step, tensors, state, _on_host)
+            self._write(name, step, tensors, state, keep_too, _on_host)
             return
         staged = threading.Event()
         device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
@@ -64,7 +64,7 @@ class Checkpoints:
         def work() -> None:
             if device is not None:  # a thread begins on device 0
                 torch.cuda.set_device(device)
-            self._write(name, step, tensors, state, lambda share: self._copy(share, staged))
+            self._write(name, step, tensors, state, keep_too, lambda share: self._copy(share, staged))
 
         self._pending = self._thread.submit(work)
         self._pending.add_done_callback(lambda _: staged.set())
@@ -76,9 +76,11 @@ class Checkpoints:
         if pending is not None:
             pending.result()
 
-    def _write(self, name: str, step: int, tensors: Mapping[str, Tensor], state: dict, stage: Callable) -> None:
+    def _write(
+        self, name: str, step: int, tensors: Mapping[str, Tensor], state: dict, keep_too: str, stage: Callable
+    ) -> None:
         path = self._root / name
-        writer = Writer(path, self._keep, {"step": step, "state": state}, self._config, stage)
+        writer = Writer(path, self._keep, keep_too, {"step": step, "state": state}, self._config, stage)
         planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         try:
             with _plain_errors():

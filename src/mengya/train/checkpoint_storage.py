@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
-from mengya import __version__, manifest
+from mengya import __version__, durable, manifest
 from mengya.errors import UserError
 
 RECORD = "checkpoint.json"
@@ -73,36 +73,33 @@ def recover(root: Path) -> None:
         shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
 
 
-def _flush(path: Path) -> None:
-    """Force a file or a directory to the disk."""
-    if path.is_dir() and os.name != "posix":  # elsewhere a directory cannot be flushed
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _publish(partial: Path, path: Path) -> None:
     """Rename, replacing an older one if there is one; `recover` repairs a crash in between."""
     old = hidden(path, "old")
     if path.exists():
         path.rename(old)
-    partial.rename(path)
-    _flush(path.parent)
+    durable.rename(partial, path)
     shutil.rmtree(old, ignore_errors=True)
 
 
 class Writer(StorageWriter):
     """One safetensors file a rank, each hashed and flushed by its rank; the coordinator adds the JSON and renames."""
 
-    def __init__(self, path: Path, keep: int, record: dict, config: dict, stage: Callable[[Tensors], Tensors]):
-        """`keep`: step checkpoints that stay beside it. `record`: step and state. `config`: content of config.json.
+    def __init__(
+        self,
+        path: Path,
+        keep: int,
+        keep_too: str,
+        record: dict,
+        config: dict,
+        stage: Callable[[Tensors], Tensors],
+    ):
+        """`keep`: newest step checkpoints that stay, and with them the one called `keep_too`. `record`: step and state.
+        `config`: content of config.json.
 
         `stage`: contiguous tensors of this rank's share in host memory, given those of the run.
         """
-        self._path, self._partial, self._keep = path, hidden(path, "partial"), keep
+        self._path, self._partial, self._keep, self._keep_too = path, hidden(path, "partial"), keep, keep_too
         self._record, self._config, self._stage = record, config, stage
 
     def reset(self, checkpoint_id: str | os.PathLike | None = None) -> None:
@@ -140,7 +137,7 @@ class Writer(StorageWriter):
         except SafetensorError as error:  # its message hides the system's error number
             number = re.search(r"os error (\d+)", str(error))
             raise (OSError(int(number[1]), str(error), str(path)) if number else OSError(f"{path}: {error}")) from error
-        _flush(path)
+        durable.flush(path)
         written.set_result([WriteResult(MetadataIndex(name), path.stat().st_size, manifest.sha256_of(path))])
         return written
 
@@ -163,15 +160,16 @@ class Writer(StorageWriter):
         }
         record = json.loads(json.dumps(record))  # as it will be read: numbers as keys become text
         self._write_json(RECORD, record | {"digest": manifest.digest(record)})
-        _flush(self._partial)
+        durable.flush(self._partial)
         _publish(self._partial, self._path)
         for old in steps_in(self._path.parent)[: -self._keep]:
-            remove(old)
+            if old.name != self._keep_too:
+                remove(old)
 
     def _write_json(self, name: str, value: dict) -> None:
         path = self._partial / name
         path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        _flush(path)
+        durable.flush(path)
 
 
 def verify(path: Path) -> Saved:

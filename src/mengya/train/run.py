@@ -34,6 +34,11 @@ SCRATCH = ("checkpoints", "shards")
 _BEST = "best"
 
 
+def has_checkpoints(directory: Path) -> bool:
+    """Whether a half-filled directory has any, whole or not."""
+    return any((directory / SCRATCH[0]).glob("[!.]*"))
+
+
 def train_model(
     model: LanguageModel,
     rebuild: Callable[[], LanguageModel],
@@ -110,6 +115,8 @@ class Run:
         self.done, self.tokens = 0, 0
         self.best: float | None = None
         self.best_step = 0
+        self.best_name = ""
+        """The checkpoint that has the best weights."""
         self._due = False
 
     def train(self, title: str) -> None:
@@ -132,7 +139,7 @@ class Run:
         """After `train`: what was trained, the best or the last."""
         if self._best and self.best_step:
             try:
-                found = read_weights(self._root / _BEST)
+                found = read_weights(self._root / self.best_name)
             except UserError as error:
                 say(f"keeping the last weights: {error}")
             else:
@@ -156,15 +163,20 @@ class Run:
             for step, metrics in updates:
                 row = self._count(step, metrics)
                 last = self.done == self.steps
+                better = False
                 if self._evaluate and (last or self.done % self.settings.heldout_every == 0):
                     measured = self._evaluate()
-                    self._save_if_best(measured)
+                    better = self._is_best(measured)
                     row |= measured
                 if log:
                     log.write(row)
                 bar.update(self.done, f"loss {row['loss']:.3f} {self.speed.text()}")
                 stop = ranks.any_of(interrupted())
-                if self._save_if_due(stop) and stop and not last:
+                due = self._is_due(stop)
+                if log and due:  # a checkpoint must not know of steps that the log has lost
+                    log.flush()
+                self._save(better, due)
+                if due and stop and not last:
                     raise KeyboardInterrupt
                 self.speed.begin()
 
@@ -177,25 +189,38 @@ class Run:
             logging.getLogger(__name__).warning("step %d skipped: %s", self.done, metrics["skipped"])
         return {"step": self.done, **metrics, "tokens": self.tokens, "tokens_per_second": self.speed.step()}
 
-    def _save_if_best(self, measured: Metrics) -> None:
-        if self._best is not None:
-            value, lower = measured[self._best[0]], self._best[1] == "min"
-            if math.isfinite(value) and (self.best is None or (value < self.best if lower else value > self.best)):
-                self.best, self.best_step = value, self.done
-                weights = {name: t for name, t in self.engine.tensors().items() if name.startswith("model.")}
-                self.checkpoints.save(_BEST, self.done, weights, {self._best[0]: value})
+    def _is_best(self, measured: Metrics) -> bool:
+        """Whether the present weights are the best so far, which is noted. What was not measured is never best."""
+        if self._best is None:
+            return False
+        value, lower = measured[self._best[0]], self._best[1] == "min"
+        if not math.isfinite(value) or not (self.best is None or (value < self.best if lower else value > self.best)):
+            return False
+        self.best, self.best_step = value, self.done
+        return True
 
-    def _save_if_due(self, stop: bool) -> bool:
-        """Save a checkpoint if it is time, or put it off to the next step after which the source allows one."""
+    def _is_due(self, stop: bool) -> bool:
+        """Whether it is time for a checkpoint; it is put off to the next step after which the source allows one."""
         last = self.done == self.steps
         self._due = self._due or last or stop or self.done % self.settings.checkpoint_every == 0
         if not self._due or not (last or self.source.whole(self.done - 1)):
             return False
-        state = {"guard": dataclasses.asdict(self.guard), "tokens": self.tokens}
-        state |= {"best": self.best, "best_step": self.best_step}
-        self.checkpoints.save(f"step-{self.done}", self.done, self.engine.tensors() | _random_states(), state)
         self._due = False
         return True
+
+    def _save(self, better: bool, due: bool) -> None:
+        """A checkpoint if one is due, which then stands for the best weights, too; else those alone if they are new."""
+        name = f"step-{self.done}"
+        if better:
+            self.best_name = name if due else _BEST
+        if due:
+            state = {"guard": dataclasses.asdict(self.guard), "tokens": self.tokens}
+            state |= {"best": self.best, "best_step": self.best_step, "best_name": self.best_name}
+            tensors = self.engine.tensors() | _random_states()
+            self.checkpoints.save(name, self.done, tensors, state, keep_too=self.best_name)
+        elif better:
+            weights = {name: t for name, t in self.engine.tensors().items() if name.startswith("model.")}
+            self.checkpoints.save(_BEST, self.done, weights, {})
 
     def _resume(self, found: Saved) -> None:
         random_states = _random_states()
@@ -204,6 +229,7 @@ class Run:
             (torch.cuda.set_rng_state if name.startswith("rng.cuda.") else torch.set_rng_state)(state)
         self.done, self.tokens = found.step, found.state["tokens"]
         self.best, self.best_step = found.state["best"], found.state["best_step"]
+        self.best_name = found.state["best_name"]
         self.guard = Guard(**found.state["guard"])
         say(f"going on after step {self.done}")
 

@@ -29,7 +29,7 @@ class TrainingConfig:
     """Tokens in a packed row."""
     batch_tokens: Count = 4096
     """Tokens of one optimizer step, padding included."""
-    micro_batch: Natural = 0
+    micro_batch: Annotated[Natural, HOW] = 0
     """Rows in one forward pass; 0: all rows of a step at once. Smaller needs less memory."""
     epochs: Positive = 1.0
     """Passes over the data."""
@@ -43,13 +43,13 @@ class TrainingConfig:
     """Compile the layers; needs a C++ compiler on a CPU, and goes on without if there is none."""
     activation_checkpointing: Annotated[bool, HOW] = False
     """Keep a layer's input alone and compute the rest again for its gradient: less memory, a third more work."""
-    heldout_every: Count = 100
+    heldout_every: Annotated[Count, HOW] = 100
     """Steps between measurements of held-out loss."""
     heldout_rows: Count = 64
     """Rows of held-out data that are measured."""
-    checkpoint_every: Count = 100
+    checkpoint_every: Annotated[Count, HOW] = 100
     """Steps between checkpoints."""
-    keep_checkpoints: Count = 2
+    keep_checkpoints: Annotated[Count, HOW] = 2
     """Newest checkpoints that are kept while training."""
     async_checkpoints: Annotated[bool, HOW] = True
     """Write checkpoints while training goes on; needs host memory for a copy of one."""

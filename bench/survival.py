@@ -1,12 +1,17 @@
 """Kill runs of pretrain, sft and dpo with SIGKILL at random moments until they are done, and compare every step's
 figures and every weight with an undisturbed run.
 
-    python bench/survival.py [--kills 50] [--engines single,ddp,fsdp,deepspeed] [--compile] [--seed 0]
+    python bench/survival.py [--kills 12] [--engines single,ddp,fsdp,deepspeed] [--compile] [--seed 0]
+    python bench/survival.py --power-cuts 50 [--seed 0]
 
 A run in one process is killed and the same command given again. A run of two processes loses one of them, which
 torchrun has to mend by itself, or all of them with torchrun, after which the same command is given again. The kills are
 shared out among the engines. The last line is JSON: the kills, whether everything is identical, and how many steps are
 missing, doubled or different.
+
+With --power-cuts, a run in one process loses what it had not flushed (see power_cut.py): at random flushes, which stand
+between all that it writes, in each stage and between stages; and at random moments. `lost` then also counts checkpoints
+and finished stages that were on the disk before a cut and are not after it.
 """
 
 import argparse
@@ -22,6 +27,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
+
+import power_cut
+
+from mengya.errors import UserError
+from mengya.train.checkpoint_storage import verify
 
 STAGES = ("pretrain", "sft", "dpo")
 STEPS = 60
@@ -273,15 +283,109 @@ def endure(engine: str, recipe: Path, root: Path, kills: int, rng: random.Random
     return hits, identical, lost
 
 
+def endure_power_cuts(cuts: int, compiled: bool, rng: random.Random) -> dict:
+    """The last line of the benchmark."""
+    shm = Path("/dev/shm")  # a file system that never uses a number of a file again
+    with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as scratch:
+        root = Path(scratch)
+        recipe = write_project(root / "project", compiled)
+        finish(launch, recipe, root / "undisturbed")
+        (root / "power").mkdir()
+        hits, lost = cut_power(launch_on_shim, recipe, root / "power", cuts, rng)
+        identical, steps = compare(root / "power" / "cut", root / "undisturbed")
+    return {"power_cuts": hits, "compile": compiled, "identical": identical, "lost": lost + steps}
+
+
+def _made(out: Path) -> set[str]:
+    """What is whole: finished stages, and the checkpoints of unfinished ones."""
+    made = {path.parent.name for path in out.glob("*/stage.json") if path.parent.suffix != ".partial"}
+    for path in out.glob("*.partial/checkpoints/step-*"):
+        with contextlib.suppress(UserError):
+            made.add(f"{path.parts[-3].removesuffix('.partial')} step {verify(path).step}")
+    return made
+
+
+def _is_kept(thing: str, found: set[str]) -> bool:
+    """Whether what had been made is there, or something further on the way."""
+    stage, _, step = thing.partition(" step ")
+    if stage in found or not step:
+        return stage in found
+    return any(int(other.rpartition(" ")[2]) >= int(step) for other in found if other.startswith(f"{stage} step "))
+
+
+def launch_on_shim(arguments: list[str]) -> Process:
+    return subprocess.Popen([sys.executable, power_cut.__file__, *arguments], stdout=subprocess.DEVNULL)
+
+
+def cut_power(
+    start: Launch, recipe: Path, root: Path, cuts: int, rng: random.Random, plain: Launch = launch, seconds: float = 6
+) -> tuple[int, int]:
+    """Cut so often, then run to the end. Returns the cuts that hit a running process, and what was lost by them.
+
+    `start` takes the arguments of power_cut.py, `plain` those of `mengya`. A quarter of the cuts come at a random
+    moment of the first `seconds`, the others at a random flush.
+    """
+    out, folder = root / "cut", root / "ledger"
+    folder.mkdir()
+    out.mkdir()
+    ledger = power_cut.Ledger(folder)
+    ledger.enter(out)
+    command = ["run", str(recipe), "--out", str(out)]
+    ahead, hits, lost = 400, 0, 0  # flushes of a whole run, about
+    for number in range(cuts):
+        # So many flushes further, on the average, that the last cut comes near the end of the run.
+        at = rng.randrange(1, max(2, 2 * ahead // (cuts - number + 1))) if rng.random() < 0.75 else 0
+        process, until = start([str(out), str(folder), str(at), *command]), time.monotonic() + rng.uniform(0.1, seconds)
+        while process.poll() is None and (at or time.monotonic() < until):
+            time.sleep(0.01)
+        process.kill()
+        if process.wait() == 0:
+            break
+        hits += 1
+        with contextlib.suppress(OSError, ValueError):
+            ahead -= int((folder / "flushes").read_text())
+        before = _durable(out, ledger)
+        power_cut.lose(out, ledger, rng)
+        found = _made(out)
+        gone = sorted(thing for thing in before if not _is_kept(thing, found))
+        lost += len(gone)
+        there = ", ".join(sorted(found)) or "nothing yet"
+        print(f"cut {hits}: {there}; lost: {', '.join(gone) or 'nothing'}", flush=True)
+    finish(plain, recipe, out)
+    return hits, lost
+
+
+def _durable(out: Path, ledger: power_cut.Ledger) -> set[str]:
+    """What `_made` would find if nothing came to the disk but what was flushed, as far as names go."""
+
+    def named(number: int) -> dict:
+        return ledger.names(number) or {}
+
+    made = set()
+    for name, (number, is_folder) in named(out.stat().st_ino).items():
+        inside = named(number) if is_folder else {}
+        if not name.endswith(".partial"):
+            made |= {name} if "stage.json" in inside else set()
+        elif "checkpoints" in inside:
+            steps = {n: i for n, (i, _) in named(inside["checkpoints"][0]).items() if n.startswith("step-")}
+            whole = [n for n, i in steps.items() if "checkpoint.json" in named(i)]
+            made |= {f"{name.removesuffix('.partial')} step {n[5:]}" for n in whole}
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=12)
+    parser.add_argument("--power-cuts", type=int, default=0, help="lose what was not flushed, so often, instead")
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     engines = arguments.engines.split(",")
     rng = random.Random(arguments.seed)
+    if arguments.power_cuts:
+        print(json.dumps(endure_power_cuts(arguments.power_cuts, arguments.compile, rng)))
+        return
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         recipe = write_project(root / "project", arguments.compile)

@@ -266,9 +266,7 @@ def test_a_damaged_note_costs_nothing_that_took_time(root, note):
     with pytest.raises(Crash):
         run_stage(spec(stage), root)
     (root / "work.partial" / UNFINISHED).write_text(note)
-    with pytest.raises(
-        UserError, match=r"holds checkpoints, but what they were made with \(unfinished.json\) cannot be"
-    ):
+    with pytest.raises(UserError, match=r"holds checkpoints, but what .* \(unfinished.json\) cannot be read"):
         run_stage(spec(stage), root)
     assert (root / "work.partial" / "runs.txt").exists()
 
@@ -292,7 +290,7 @@ def test_what_a_continued_run_needs_goes_after_the_artifact_has_its_name(root, m
 
     stage = Counting(resumable=True, work=work, scratch=("checkpoints",))
 
-    def crash(source, target):
+    def crash(*_, **__):
         raise Crash
 
     with monkeypatch.context() as patch:

@@ -8,6 +8,7 @@ import multiprocessing
 import random
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,9 @@ PRELOAD += [
 def survival():
     spec = importlib.util.spec_from_file_location("survival", ROOT / "bench" / "survival.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "bench"))
+        spec.loader.exec_module(module)
     return module
 
 
@@ -45,17 +48,30 @@ class Forked:
 
 
 @pytest.fixture(scope="module")
-def launch():
+def launch(start):
     """Starts `mengya` in a process of its own."""
+    return lambda arguments: start(["mengya", *arguments], runpy.run_module, "mengya.cli", None, "__main__", True)
+
+
+@pytest.fixture(scope="module")
+def launch_on_shim(start, survival):
+    """Starts `mengya` on a disk that loses what was not flushed."""
+    shim = survival.power_cut.__file__
+    return lambda arguments: start([shim, *arguments], runpy.run_path, shim, None, "__main__")
+
+
+@pytest.fixture(scope="module")
+def start():
+    """start(argv, function, *arguments): in a process of its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
 
-        def start(arguments):
+        def start(argv, function, *arguments):
             with patch.context() as inner:
-                inner.setattr(sys, "argv", ["mengya", *arguments])  # handed on to the child
-                process = context.Process(target=runpy.run_module, args=("mengya.cli", None, "__main__", True))
+                inner.setattr(sys, "argv", argv)  # handed on to the child
+                process = context.Process(target=function, args=arguments)
                 process.start()
             return Forked(process)
 
@@ -78,6 +94,33 @@ def test_killed_runs_go_on_to_the_same_bits(survival, launch, recipe, undisturbe
     hits = survival.survive(launch, recipe, tmp_path / "out", 9, random.Random(1))
     assert hits >= 6, "too few kills met a living process"
     assert survival.compare(tmp_path / "out", undisturbed) == (True, 0)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="the shim needs a tmpfs")
+def test_power_cuts_cost_nothing_that_was_made(survival, launch, launch_on_shim, recipe, undisturbed):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as root:
+        found = survival.cut_power(launch_on_shim, recipe, Path(root), 16, random.Random(2), launch, 1.0)
+        assert found[0] >= 12 and found[1] == 0
+        assert survival.compare(Path(root) / "cut", undisturbed) == (True, 0)
+
+
+def test_the_shim_loses_what_was_not_flushed(survival, tmp_path):
+    seen = set()
+    for seed in range(60):
+        root, ledger = tmp_path / f"{seed}", survival.power_cut.Ledger(tmp_path / f"{seed}.ledger")
+        ledger.folder.mkdir()
+        root.mkdir()
+        (root / "a").write_text("old")
+        for path in (root / "a", root):
+            ledger.enter(path)
+        (root / "a").write_text("new")
+        (root / "a").rename(root / "b")
+        (root / "later").write_text("x")
+        survival.power_cut.lose(root, ledger, random.Random(seed))
+        seen.add(tuple(sorted((path.name, path.read_text()) for path in root.iterdir())))
+    assert {(("a", "old"),), (("a", "new"),), (("b", "new"), ("later", "x"))} <= seen
+    names = {tuple(name for name, _ in files) for files in seen}
+    assert names == {("a",), ("b", "later")}  # those of the flush, or the present ones
 
 
 def test_the_comparison_sees_a_changed_bit_and_a_doubled_step(survival, undisturbed, tmp_path):

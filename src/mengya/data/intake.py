@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from mengya import durable
 from mengya.data.fields import Notes
 from mengya.data.files import Paths, scan_files
 from mengya.data.readers.rows import Rejected
@@ -145,9 +146,11 @@ class Intake:
         return {file: counts.to_json() for file, counts in self.counts.items()}
 
     def write(self, directory: Path) -> None:
-        """Write intake.json: {file: counts}."""
+        """Write intake.json, {file: counts}, for good; what was put aside is on the disk before it."""
+        if self.reasons and self.path is not None:
+            durable.flush(self.path)
         text = json.dumps(self.to_json(), ensure_ascii=False, indent=1)
-        (directory / FILE).write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
+        durable.replace_text(directory / FILE, text.encode("utf-8", "backslashreplace").decode() + "\n")
 
     def tell(self) -> None:
         """Say what was read, a line for each file and one for all."""

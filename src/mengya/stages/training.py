@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mengya import ranks
-from mengya.data.intake import Intake
+from mengya.data import intake
 from mengya.data.mixture import HeldoutPart
 from mengya.data.packing import PackedGroups
 from mengya.data.readers import Row
@@ -56,7 +56,7 @@ class Rows(NamedTuple):
     """The rows of one kind, and how they are trained on."""
 
     noun: str
-    read: Callable[[list[str], Intake], Iterator[Row]]
+    read: Callable[[list[str], intake.Intake], Iterator[Row]]
     example: Callable[[Chat, Row], Example]
     together: int
     """Documents of an example, which stay in one row."""
@@ -78,15 +78,15 @@ def tune(config: Any, inputs: Inputs, out: Path, rows: Rows, objective: Objectiv
 
 
 def _render(config: Any, inputs: Inputs, out: Path, rows: Rows, chat: Chat) -> list[Path]:
-    """The shards of both splits, made once."""
-    splits = train, heldout = out / "shards" / "train", out / "shards" / "heldout"
-    if not all((split / "shards.json").exists() for split in splits):
-        with Intake(out / "quarantine.jsonl") as intake:
-            found = rows.read([str(path) for path in inputs["path"]], intake)
-            examples = intake.without(examples_of(partial(rows.example, chat), found))
+    """The shards of both splits, made once: intake.json is written last."""
+    train, heldout = out / "shards" / "train", out / "shards" / "heldout"
+    if not all(mark.exists() for mark in (train / "shards.json", heldout / "shards.json", out / intake.FILE)):
+        with intake.Intake(out / "quarantine.jsonl") as opened:
+            found = rows.read([str(path) for path in inputs["path"]], opened)
+            examples = opened.without(examples_of(partial(rows.example, chat), found))
             counts = write_examples(examples, chat.tokenizer.vocab_size, train, heldout, config.heldout, rows.nothing)
-        intake.tell()
-        intake.write(out)
+        opened.tell()
+        opened.write(out)
         say(f"  {counts.train:,} {rows.noun} to train on, {counts.heldout:,} held out")
         if not counts.heldout:
             why = "heldout is 0" if not config.heldout else "there is one question"

@@ -521,3 +521,48 @@ def test_faults_of_the_machine_have_remedies(error, words):
 )
 def test_other_faults_are_ours(error):
     assert _machine_fault(error) is None
+
+
+# --- what may change, and what is left alone --------------------------------------------------------------------------
+
+
+def test_keys_that_decide_how_may_change_in_mid_run(project, mengya):
+    assert mengya("run", "tiny.toml", "--out", "run", setup=interrupt_after(3)).code == 130
+    smaller = [f"pretrain.{key}" for key in ("micro_batch=1", "checkpoint_every=1", "keep_checkpoints=5")]
+    result = mengya("run", "tiny.toml", *smaller, "pretrain.heldout_every=1", "--out", "run")
+    assert result.code == 0 and "going on after step" in result.out, result.err
+    steps = [row["step"] for row in read_jsonl(project / "run/pretrain/metrics.jsonl")]
+    assert steps == list(range(1, 7))
+
+
+def test_more_steps_for_a_finished_training_says_how(grown, refused_later):
+    further = 'To train it further, make a new stage that starts from it (init or model = "@pretrain")'
+    refused_later("none", "pretrain.steps=60", words=["steps was 6, is now 60", further])
+
+
+def test_what_a_message_advises_can_be_done(grown, mengya):
+    """Before the first checkpoint nothing is in the way of other settings and other data."""
+    for stage in ("sft", "dpo", "evaluate"):
+        shutil.rmtree(grown / "run" / stage)
+    whole = (grown / "conversations.jsonl").read_text()
+    (grown / "conversations.jsonl").write_text("{}\n")
+    assert mengya("run", "whole.toml", "--out", "run").code == 2
+    (grown / "conversations.jsonl").write_text(whole)
+    result = mengya("run", "whole.toml", "sft.heldout=0.5", "sft.optim.lr=1e-5", "--until", "sft", "--out", "run")
+    assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("path", [".", "**/*.jsonl"])
+def test_a_run_does_not_read_what_it_writes(project, mengya, path):
+    overrides = (f"corpus.path={path}", "corpus.text_field=text", "--until", "tokenize", "--out", "run")
+    assert mengya("run", "tiny.toml", *overrides).code == 0
+    read = json.loads((project / "run/corpus/intake.json").read_text())
+    result = mengya("run", "tiny.toml", *overrides)
+    assert result.code == 0 and result.out.count("already there") == 3, result.err
+    shutil.rmtree(project / "run/corpus")
+    assert mengya("run", "tiny.toml", *overrides).code == 0
+    assert json.loads((project / "run/corpus/intake.json").read_text()) == read
+    assert all("run/" not in name for name in read)
+    # An artifact that is named itself is read.
+    copy = (f"corpus.path={project / 'run/corpus/train.jsonl'}", "--until", "corpus", "--out", "again")
+    assert mengya("run", "tiny.toml", *copy).code == 0

@@ -351,3 +351,65 @@ def test_killed_after_the_last_step_it_goes_straight_to_the_end(start, undisturb
     again, run = start("undisturbed", lambda *_: pytest.fail("a step was taken again"))
     run()
     assert_same_run(again, undisturbed)
+
+
+def noted_saves(monkeypatch):
+    """A list of the checkpoints that are saved, by name."""
+    names, save = [], training.Checkpoints.save
+
+    def noted(self, name, *arguments, **options):
+        names.append(name)
+        save(self, name, *arguments, **options)
+
+    monkeypatch.setattr(training.Checkpoints, "save", noted)
+    return names
+
+
+def test_a_step_checkpoint_that_is_the_best_is_not_written_twice(start, monkeypatch):
+    """Nor does it wait for another one: it stays until the weights are used."""
+    saved = []
+    plain = training.Checkpoints.save
+    monkeypatch.setattr(
+        training.Checkpoints, "save", lambda self, name, *a, **k: saved.append(name) or plain(self, name, *a, **k)
+    )
+    figures = iter([3.0, 1.0, 2.0, 2.5, 4.0, 5.0])
+    trainer, run = start("same", heldout_every=4, checkpoint_every=4, keep_checkpoints=1)
+    monkeypatch.setattr(trainer, "_evaluate", lambda: {"heldout_loss": next(figures)})
+    found = run()
+    assert saved == [f"step-{step}" for step in (4, 8, 12, 16, 20, 24)]
+    assert [path.name for path in steps_in(trainer.out / "checkpoints")] == ["step-8", "step-24"]
+    assert trainer.best_step == 8 and found.keys()
+
+
+def test_the_best_of_a_step_checkpoint_outlives_a_resumption(start, monkeypatch):
+    def train(name, stop_at):
+        figures = dict(zip(range(4, 25, 4), [3.0, 1.0, 2.0, 2.5, 4.0, 5.0], strict=True))
+        objective = crashing(stop_at) if stop_at else None
+        trainer, run = start(name, objective, heldout_every=4, checkpoint_every=4, keep_checkpoints=1)
+        monkeypatch.setattr(trainer, "_evaluate", lambda: {"heldout_loss": figures[trainer.done]})
+        return run
+
+    wanted = train("whole", 0)()
+    with pytest.raises(Crash):
+        train("crashed", 18)()
+    assert_equal(train("crashed", 0)(), wanted)
+
+
+def test_what_was_not_measured_is_never_best(start, monkeypatch):
+    trainer, run = start("none", heldout_every=4, checkpoint_every=4)
+    monkeypatch.setattr(trainer, "_evaluate", lambda: {"heldout_loss": float("nan")})
+    assert_equal(run(), weights(trainer))
+    assert trainer.best is None
+
+
+def test_the_log_is_on_the_disk_before_a_checkpoint_says_that_its_steps_are_done(start, monkeypatch):
+    events = noted_saves(monkeypatch)
+    trainer, run = start("log")
+    flush = training.MetricsLog.flush
+    monkeypatch.setattr(training.MetricsLog, "flush", lambda self: events.append(trainer.done) or flush(self))
+    monkeypatch.setattr(
+        training.Checkpoints, "save", lambda self, name, *a, **k: events.append(name) or save(self, name, *a, **k)
+    )
+    run()
+    checkpoints = [number for number, event in enumerate(events) if str(event).startswith("step-")]
+    assert checkpoints and all(f"step-{events[number - 1]}" == events[number] for number in checkpoints)

@@ -367,11 +367,7 @@ def noted_saves(monkeypatch):
 
 def test_a_step_checkpoint_that_is_the_best_is_not_written_twice(start, monkeypatch):
     """Nor does it wait for another one: it stays until the weights are used."""
-    saved = []
-    plain = training.Checkpoints.save
-    monkeypatch.setattr(
-        training.Checkpoints, "save", lambda self, name, *a, **k: saved.append(name) or plain(self, name, *a, **k)
-    )
+    saved = noted_saves(monkeypatch)
     figures = iter([3.0, 1.0, 2.0, 2.5, 4.0, 5.0])
     trainer, run = start("same", heldout_every=4, checkpoint_every=4, keep_checkpoints=1)
     monkeypatch.setattr(trainer, "_evaluate", lambda: {"heldout_loss": next(figures)})
@@ -407,9 +403,6 @@ def test_the_log_is_on_the_disk_before_a_checkpoint_says_that_its_steps_are_done
     trainer, run = start("log")
     flush = training.MetricsLog.flush
     monkeypatch.setattr(training.MetricsLog, "flush", lambda self: events.append(trainer.done) or flush(self))
-    monkeypatch.setattr(
-        training.Checkpoints, "save", lambda self, name, *a, **k: events.append(name) or save(self, name, *a, **k)
-    )
     run()
     checkpoints = [number for number, event in enumerate(events) if str(event).startswith("step-")]
     assert checkpoints and all(f"step-{events[number - 1]}" == events[number] for number in checkpoints)

@@ -305,6 +305,16 @@ def _made(out: Path) -> set[str]:
     return made
 
 
+_FLUSHES = 300
+"""Of a whole run, about."""
+
+
+def _progress(made: set[str]) -> float:
+    """How far a run is, from 0 to 1."""
+    steps = [max((int(m.split()[2]) for m in made if m.startswith(f"{s} step ")), default=0) for s in STAGES]
+    return sum(1 if s in made else step / STEPS for s, step in zip(STAGES, steps, strict=True)) / len(STAGES)
+
+
 def _is_kept(thing: str, found: set[str]) -> bool:
     """Whether what had been made is there, or something further on the way."""
     stage, _, step = thing.partition(" step ")
@@ -331,10 +341,10 @@ def cut_power(
     ledger = power_cut.Ledger(folder)
     ledger.enter(out)
     command = ["run", str(recipe), "--out", str(out)]
-    ahead, hits, lost = 400, 0, 0  # flushes of a whole run, about
+    ahead, hits, lost = _FLUSHES, 0, 0
     for number in range(cuts):
         # So many flushes further, on the average, that the last cut comes near the end of the run.
-        at = rng.randrange(1, max(2, 2 * ahead // (cuts - number + 1))) if rng.random() < 0.75 else 0
+        at = rng.randint(1, 4 + int(2.5 * ahead / (cuts - number))) if rng.random() < 0.75 else 0
         process, until = start([str(out), str(folder), str(at), *command]), time.monotonic() + rng.uniform(0.1, seconds)
         while process.poll() is None and (at or time.monotonic() < until):
             time.sleep(0.01)
@@ -342,11 +352,10 @@ def cut_power(
         if process.wait() == 0:
             break
         hits += 1
-        with contextlib.suppress(OSError, ValueError):
-            ahead -= int((folder / "flushes").read_text())
         before = _durable(out, ledger)
         power_cut.lose(out, ledger, rng)
         found = _made(out)
+        ahead = _FLUSHES * (1 - _progress(found))
         gone = sorted(thing for thing in before if not _is_kept(thing, found))
         lost += len(gone)
         there = ", ".join(sorted(found)) or "nothing yet"

@@ -122,3 +122,16 @@ def test_diverged_model_is_named(tiny_model) -> None:
         broken.model.norm.weight.fill_(float("nan"))
     with pytest.raises(UserError, match=r"diverged.*earlier checkpoint"):
         generate(broken, [[1, 2]], GREEDY, set())
+
+
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_a_seeded_answer_does_not_depend_on_its_neighbours(model: CausalLM, penalty: float) -> None:
+    """Alone, in any order, beside any others, whenever these end, and whatever fits into a batch."""
+    prompts = prompts_of(LENGTHS)
+    stop_ids = busy_stop_ids(model, prompts)
+    sampling = Sampling(temperature=1.5, top_p=0.95, seed=11, max_new_tokens=20, repetition_penalty=penalty)
+    together = generate(model, prompts, sampling, stop_ids)
+    assert [generate(model, [prompt], sampling, stop_ids)[0] for prompt in prompts] == together
+    assert generate(model, prompts[::-1], sampling, stop_ids)[::-1] == together
+    assert generate(model, prompts, sampling, stop_ids, batch_tokens=100) == together
+    assert len({tuple(row) for row in together}) > 5 and len({len(row) for row in together}) > 2

@@ -7,7 +7,7 @@ import torch
 
 from mengya.errors import UserError
 from mengya.infer.request import Sampling
-from mengya.infer.sampling import candidates, make_generator, penalise, sample
+from mengya.infer.sampling import candidates, draws, penalise, sample
 
 processors = pytest.importorskip("transformers.generation.logits_process", reason="needs the dev extra")
 
@@ -58,7 +58,7 @@ def test_penalty_as_transformers() -> None:
     seen = torch.zeros(3, 50, dtype=torch.bool).scatter_(1, ids, True)
     reference = processors.RepetitionPenaltyLogitsProcessor(1.3)(ids, logits.clone())
     torch.testing.assert_close(penalise(logits, 1.3, seen), reference, rtol=0, atol=0)
-    greedy = sample(logits, Sampling(temperature=0, repetition_penalty=1.3), torch.Generator(), seen)
+    greedy = sample(logits, Sampling(temperature=0, repetition_penalty=1.3), torch.zeros(3), seen)
     assert greedy.tolist() == reference.argmax(-1).tolist()
 
 
@@ -66,35 +66,42 @@ def test_penalty_as_transformers() -> None:
 def test_draws_follow_the_distribution(options: dict) -> None:
     s = Sampling(**options)
     row = scores_of(1, 20, 2)
-    draws = 40_000
-    tokens = sample(row.expand(draws, -1), s, torch.Generator().manual_seed(1))
-    assert tokens.shape == (draws,) and tokens.dtype == torch.int64
+    number = 40_000
+    tokens = sample(row.expand(number, -1), s, draws(1, [], number))
+    assert tokens.shape == (number,) and tokens.dtype == torch.int64
     probabilities = expected(row, s).softmax(-1)[0]
     counts = torch.bincount(tokens, minlength=20)
     assert not counts[probabilities == 0].any()
-    error = (counts / draws - probabilities).abs()
-    assert (error < 4.5 * (probabilities * (1 - probabilities) / draws).sqrt() + 1e-9).all()
+    error = (counts / number - probabilities).abs()
+    assert (error < 4.5 * (probabilities * (1 - probabilities) / number).sqrt() + 1e-9).all()
 
 
 def test_greedy_and_seed() -> None:
     logits = scores_of(4, 300, 1)
     best = logits.argmax(-1).tolist()
     for temperature in (0, 1e-40, 1e-5):
-        assert sample(logits, Sampling(temperature=temperature), torch.Generator()).tolist() == best
-    hot = Sampling(temperature=5, seed=3)
-    first, second = (sample(logits, hot, make_generator(hot.seed)).tolist() for _ in range(2))
+        assert sample(logits, Sampling(temperature=temperature), draws(None, [], 4)).tolist() == best
+    hot = Sampling(temperature=5)
+    first, second = (sample(logits, hot, draws(3, [1, 2], 4)).tolist() for _ in range(2))
     assert first == second
-    free = Sampling(temperature=5)
-    runs = {tuple(sample(logits.repeat(4, 1), free, make_generator(free.seed)).tolist()) for _ in range(3)}
+    runs = {tuple(sample(logits.repeat(4, 1), hot, draws(None, [1, 2], 16)).tolist()) for _ in range(3)}
     assert len(runs) == 3
+
+
+def test_draws_depend_on_seed_prompt_and_position() -> None:
+    known = draws(3, [1, 2], 100)
+    assert torch.equal(draws(3, [1, 2], 100), known) and known.unique().numel() == 100
+    assert (known >= 0).all() and (known < 1).all()
+    for seed, prompt in ((4, [1, 2]), (-3, [1, 2]), (3, [1, 3]), (3, [12]), (None, [1, 2])):
+        assert not torch.equal(draws(seed, prompt, 100), known)
 
 
 def test_rows_do_not_influence_each_other() -> None:
     """A nearly uniform neighbour has the whole row sorted; the draw of the others stays the same."""
     certain, flat = scores_of(1, 1000, 20), scores_of(1, 1000, 0.01)
-    s = Sampling(seed=0)
-    alone = sample(torch.cat([certain, certain]), s, make_generator(s.seed))
-    beside = sample(torch.cat([certain, flat]), s, make_generator(s.seed))
+    uniform = draws(0, [], 2)
+    alone = sample(torch.cat([certain, certain]), Sampling(), uniform)
+    beside = sample(torch.cat([certain, flat]), Sampling(), uniform)
     assert alone[0] == beside[0]
 
 
@@ -102,7 +109,7 @@ def test_extreme_logits() -> None:
     logits = torch.full((2, 600), -math.inf)
     logits[0, 3], logits[1, 599] = 5.0, -1e30
     for s in (Sampling(), Sampling(top_p=1), Sampling(top_k=4, min_p=0.5), Sampling(temperature=0)):
-        assert sample(logits, s, torch.Generator().manual_seed(0)).tolist() == [3, 599]
+        assert sample(logits, s, draws(0, [], 2)).tolist() == [3, 599]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """The conversation: streamed text, the cache between turns, full contexts, interruptions."""
 
+import json
+import random
 from collections.abc import Callable, Iterator
 
 import pytest
+import tokenizers
 import torch
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mengya.errors import UserError
 from mengya.infer import session as engine
@@ -258,3 +262,66 @@ def test_two_answers_at_once_are_our_mistake(model, chat) -> None:
         next(session.stream("再见"))
     first.close()
     assert "".join(session.stream("再见"))
+
+
+# --- text as it comes -------------------------------------------------------------------------------------------------
+
+
+class Foreign:
+    """A tokenizer of another kind, as far as a stream needs it."""
+
+    def __init__(self, backend: tokenizers.Tokenizer):
+        self.backend = backend
+
+    def decode(self, ids: list[int]) -> str:
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+
+def sentencepiece(texts: list[str], decoder: decoders.Decoder) -> tokenizers.Tokenizer:
+    """As Llama's: words begin with "▁", and what is not in the vocabulary is spelled in bytes."""
+    backend = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoder
+    special = ["<unk>", "<s>", "</s>"]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=[*special, *(f"<0x{i:02X}>" for i in range(256))])
+    backend.train_from_iterator(texts, trainer)
+    # The bytes are to be decoded, so they are no special tokens.
+    content = json.loads(backend.to_str())
+    for token in content["added_tokens"]:
+        token["special"] = token["content"] in special
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["special"]]
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
+
+
+LLAMA = decoders.Sequence(
+    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+)
+
+
+@pytest.mark.parametrize("decoder", [decoders.Metaspace(), LLAMA], ids=["metaspace", "llama"])
+def test_a_sentencepiece_stream_keeps_its_spaces(decoder: decoders.Decoder) -> None:
+    backend = sentencepiece(["hello world how are you", "从前 有座山"] * 5, decoder)
+    tokenizer = Foreign(backend)
+    end = backend.token_to_id("</s>")
+    texts = ["hello world", "how are  you hello", "hello 从前 you", "有座山 world"]
+    if decoder is LLAMA:
+        texts += ["hello 😀 world 龘", "龘😀"]
+    for text in texts:
+        ids = backend.encode(text, add_special_tokens=False).ids
+        for tokens in (ids, [end, *ids], [token for i in ids for token in (i, end)]):
+            stream = TextStream(tokenizer)
+            pieces = [stream.push(token) for token in tokens] + [stream.flush()]
+            assert "".join(pieces) == tokenizer.decode(tokens), (text, pieces)
+        assert "".join(pieces) == text
+
+
+def test_any_tokens_of_a_sentencepiece_tokenizer_join_to_their_text() -> None:
+    tokenizer = Foreign(sentencepiece(["hello world how are you", "从前 有座山"] * 5, LLAMA))
+    noise = random.Random(0)
+    characters = [tokenizer.backend.encode(text, add_special_tokens=False).ids[1:] for text in "😀龘é"]
+    words = [[token] for token in range(259, tokenizer.backend.get_vocab_size())] + [[0], [1]]
+    for _ in range(200):
+        ids = [token for _ in range(30) for token in noise.choice(characters if noise.random() < 0.3 else words)]
+        stream = TextStream(tokenizer)
+        joined = "".join([stream.push(i) for i in ids] + [stream.flush()])
+        assert joined == tokenizer.decode(ids), ids

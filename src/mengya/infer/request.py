@@ -25,7 +25,7 @@ class Sampling:
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
     seed: int | None = None
-    """The same seed, prompts and machine give the same answers; none: different ones each time."""
+    """The same seed, prompt and machine give the same answer, whatever is asked beside it; none: another each time."""
 
     def __post_init__(self) -> None:
         finite = math.isfinite(self.temperature) and math.isfinite(self.repetition_penalty)

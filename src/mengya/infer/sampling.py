@@ -7,6 +7,8 @@ of that prefix, some are kept (transformers' `top_k` keeps all of them).
 """
 
 import math
+from collections.abc import Sequence
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -20,16 +22,25 @@ _GREEDY = 1e-6
 """Temperatures below count as 0: dividing by them would overflow float32."""
 
 
-def make_generator(seed: int | None, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator seeded with `seed`, or, where it is None, from the system's entropy."""
-    generator = torch.Generator(device)
-    return generator.manual_seed(generator.seed() if seed is None else seed)
+def draws(seed: int | None, prompt: Sequence[int], count: int) -> Tensor:
+    """(count,) float64 in [0, 1), one number for each token of an answer to `prompt` (token ids).
+
+    They depend on the seed, the prompt and the position alone, so that an answer is the same beside any others; up to
+    the rounding of logits, which a batch of another size may change. Seed None: from the system's entropy.
+    """
+    generator = torch.Generator()
+    if seed is None:
+        generator.seed()
+    else:
+        key = blake2b(b",".join(b"%d" % number for number in (seed, *prompt)), digest_size=8).digest()
+        generator.manual_seed(int.from_bytes(key, "big", signed=True))
+    return torch.rand(count, generator=generator, dtype=torch.float64)
 
 
-def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator, seen: Tensor | None = None) -> Tensor:
+def sample(logits: Tensor, sampling: Sampling, uniform: Tensor, seen: Tensor | None = None) -> Tensor:
     """(B,) int64 next tokens from (B, V) float32 `logits`; `seen` (B, V) bool: tokens that the penalty applies to.
 
-    Draws one uniform number a row and inverts the cumulative distribution: `torch.multinomial` would draw V of them."""
+    `uniform` (B,): for each row a number of `draws`, with which the cumulative distribution is inverted."""
     if sampling.repetition_penalty != 1:
         assert seen is not None, "a repetition penalty needs the tokens seen so far"
         logits = penalise(logits, sampling.repetition_penalty, seen)
@@ -37,9 +48,9 @@ def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator, seen:
         return logits.argmax(-1)
     scores = logits / sampling.temperature
     if sampling.top_k == 0 and sampling.top_p == 1 and sampling.min_p == 0:
-        return _draw(scores, generator)
+        return _draw(scores, uniform)
     values, tokens, kept = candidates(scores, sampling)
-    choice = _draw(values.masked_fill(~kept, -math.inf), generator)
+    choice = _draw(values.masked_fill(~kept, -math.inf), uniform)
     return tokens.gather(1, choice[:, None])[:, 0]
 
 
@@ -78,9 +89,8 @@ def _kept(values: Tensor, support: Tensor, sampling: Sampling) -> Tensor:
     return kept
 
 
-def _draw(scores: Tensor, generator: torch.Generator) -> Tensor:
+def _draw(scores: Tensor, uniform: Tensor) -> Tensor:
     """(B,) index drawn from softmax(scores (B, N)); float64, so that no token of probability 0 is hit by rounding."""
     cumulative = scores.double().softmax(-1).cumsum(-1)
-    uniform = torch.rand(scores.shape[0], 1, generator=generator, device=scores.device, dtype=torch.float64)
-    tokens = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)[:, 0]
+    tokens = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
     return tokens.clamp_(max=scores.shape[1] - 1)

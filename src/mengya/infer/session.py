@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mengya.errors import UserError
 from mengya.infer.request import Sampling
-from mengya.infer.sampling import make_generator, sample
+from mengya.infer.sampling import draws, sample
 from mengya.model.language_model import LanguageModel
 from mengya.model.native.cache import KVCache
 from mengya.text.chat import Chat, Message
@@ -46,9 +46,8 @@ def generate(
     A completion ends at a stop token, after `max_new_tokens`, or where prompt and completion together fill
     the model's context; a prompt that fills it alone gets an empty one. Prompts of similar length run together,
     as many as fit into a cache of `batch_tokens` (memory: that many keys and values in every layer); rows that have
-    ended leave the batch."""
+    ended leave the batch. With a seed, a prompt gets the same completion beside any others (see `draws`)."""
     assert all(len(prompt) > 0 for prompt in prompts), "a prompt needs at least one token"
-    generator = make_generator(sampling.seed, model.device)
     results: list[list[int]] = [[] for _ in prompts]
     waiting = [i for i, prompt in enumerate(prompts) if len(prompt) < model.context]
     waiting.sort(key=lambda i: -len(prompts[i]))
@@ -56,7 +55,7 @@ def generate(
         columns = min(len(prompts[waiting[0]]) + sampling.max_new_tokens, model.context)
         rows = max(1, batch_tokens // columns)
         batch, waiting = waiting[:rows], waiting[rows:]
-        completions = _generate_batch(model, [prompts[i] for i in batch], sampling, stop_ids, generator)
+        completions = _generate_batch(model, [prompts[i] for i in batch], sampling, stop_ids)
         for i, completion in zip(batch, completions, strict=True):
             results[i] = completion
     return results
@@ -67,7 +66,6 @@ def _generate_batch(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     stop_ids: set[int],
-    generator: torch.Generator,
 ) -> list[list[int]]:
     """The completions of all prompts, in one cache."""
     completions: list[list[int]] = [[] for _ in prompts]
@@ -82,8 +80,10 @@ def _generate_batch(
     logits = _logits(model, input_ids, cache, lengths - 1)
     cache.set_lengths(lengths)
     rows = list(range(len(prompts)))  # the prompt that each row of the tensors belongs to
-    while True:
-        tokens = sample(logits, sampling, generator, seen)
+    uniform = torch.stack([draws(sampling.seed, prompt, sampling.max_new_tokens) for prompt in prompts])
+    uniform = uniform.to(model.device)
+    for position in range(sampling.max_new_tokens):
+        tokens = sample(logits, sampling, uniform[:, position], seen)
         seen.scatter_(1, tokens[:, None], True)
         ended = set()
         for row, (i, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
@@ -92,11 +92,12 @@ def _generate_batch(
             if token in stop_ids or len(completions[i]) == limits[i]:
                 ended.add(row)
         if len(ended) == len(rows):
-            return completions
+            break
         if ended:
             order = _drop_rows(cache, ended)
-            rows, tokens, seen = [rows[row] for row in order], tokens[order], seen[order]
+            rows, tokens, seen, uniform = [rows[row] for row in order], tokens[order], seen[order], uniform[order]
         logits = _logits(model, tokens[:, None], cache)
+    return completions
 
 
 def _drop_rows(cache: KVCache, ended: set[int]) -> list[int]:
@@ -117,27 +118,40 @@ def _drop_rows(cache: KVCache, ended: set[int]) -> list[int]:
 
 
 class TextStream:
-    """Tokens in, text out: whole characters as soon as they are complete. Joined, they equal `decode` of all tokens.
+    """Tokens in, text out: whole characters as soon as they are complete. Joined, they equal `decode` of all tokens (but
+    SentencePiece turns all single bytes around one that is not UTF-8 into U+FFFD, also those that are out already).
 
-    A byte-level token may end inside a character; decoding then ends in U+FFFD, which is held back."""
+    A token may end inside a character; decoding then ends in U+FFFD, which is held back. What a token adds is told from
+    the tokens before it, because a tokenizer may write a word otherwise at the beginning of a text: SentencePiece drops
+    the space before the first one.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
+        self._known: list[int] = []  # the last tokens whose text is out; they stand before the others
         self._pending: list[int] = []
         self._emitted = 0  # characters of the pending tokens that are out already
 
+    def _text(self) -> str:
+        """Of the pending tokens."""
+        before = self._tokenizer.decode(self._known)
+        return self._tokenizer.decode([*self._known, *self._pending])[len(before) :]
+
     def push(self, token: int) -> str:
         self._pending.append(token)
-        text = self._tokenizer.decode(self._pending)
-        if not text.endswith("\ufffd"):
+        text = self._text()
+        if text and not text.endswith("\ufffd"):
             return self.flush()
-        piece, self._emitted = text[self._emitted : -1], len(text) - 1
+        piece, whole = text[self._emitted :].rstrip("\ufffd"), len(text.rstrip("\ufffd"))
+        self._emitted = max(self._emitted, whole)
         return piece
 
     def flush(self) -> str:
         """What is left at the end, an unfinished character as U+FFFD."""
-        piece = self._tokenizer.decode(self._pending)[self._emitted :]
-        self._pending, self._emitted = [], 0
+        text = self._text()
+        piece = text[self._emitted :]
+        if text:  # tokens without a text say nothing about what follows them
+            self._known, self._pending, self._emitted = self._pending, [], 0
         return piece
 
 
@@ -150,7 +164,6 @@ class Session:
 
     def __init__(self, model: LanguageModel, chat: Chat, sampling: Sampling, system: str | None = None):
         self._model, self._chat, self._sampling = model, chat, sampling
-        self._generator = make_generator(sampling.seed, model.device)
         self.context: int = model.context
         self.reserve: int = min(sampling.max_new_tokens, max(1, self.context // 4))
         """Tokens of the context that a question may not take, so that there is room for an answer."""
@@ -212,6 +225,7 @@ class Session:
         text = TextStream(self._chat.tokenizer)
         seen = _seen(self._model, torch.tensor([ids], device=self._model.device))
         room = min(self._sampling.max_new_tokens, self.context - len(ids))
+        uniform = draws(self._sampling.seed, ids, self._sampling.max_new_tokens).to(self._model.device)
         seconds, started = 0.0, time.perf_counter()
         common = 0  # tokens that the cache already has; the last one is fed anyway, because its logits are needed
         for cached, wanted in zip(self._cached, ids[:-1], strict=False):
@@ -222,7 +236,7 @@ class Session:
         self._cache.set_lengths(torch.tensor([common]))
         logits = self._feed(ids[common:])
         for count in range(1, room + 1):
-            token = int(sample(logits, self._sampling, self._generator, seen))
+            token = int(sample(logits, self._sampling, uniform[count - 1 : count], seen))
             if token in self._chat.stop_ids:
                 break
             seconds += time.perf_counter() - started

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mengya.errors import UserError
-from mengya.recipe import load_recipe
+from mengya.recipe import load_recipe, parse_recipe
 
 from .conftest import MODEL
 
@@ -441,3 +441,17 @@ def test_the_schoolbooks_files_are_missed_before_anything_runs(tmp_path):
     for schoolbook, name in (("true", "questions.jsonl"), ("false", "train.jsonl")):
         recipe.write_text(table.format(schoolbook, name), encoding="utf-8")
         assert load_recipe(recipe, []).stages
+
+
+def test_a_router_that_cannot_learn_is_refused():
+    """The weight of the only chosen expert is 1, whatever the router says."""
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    shape |= {"intermediate_size": 64, "max_position_embeddings": 64, "num_experts": 4, "moe_intermediate_size": 16}
+    for more, refused in (({}, True), ({"norm_topk_prob": False}, False), ({"num_experts_per_tok": 2}, False)):
+        tables = {"shards": "@tokenize", "model": shape | {"num_experts_per_tok": 1} | more}
+        tables = {"corpus": {"schoolbook": True}, "tokenizer": {}, "tokenize": {}, "pretrain": tables}
+        if refused:
+            with pytest.raises(UserError, match=r"learns nothing from the text; set model.norm_topk_prob=false"):
+                parse_recipe("x", tables, "x.toml", check_paths=False)
+        else:
+            parse_recipe("x", tables, "x.toml", check_paths=False)

@@ -20,11 +20,18 @@ def pick_device() -> str:
 
 
 def pick_dtype(name: str, device: str) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware multiplies it fast, else float32."""
+    """`auto` is bfloat16 where the hardware computes it, else float32: emulated, it is slower than that (on a T4 or a
+    V100, or a CPU with AVX2 alone)."""
     if name == "auto":
-        fast = torch.cuda.is_bf16_supported() if device == "cuda" else torch.cpu._is_avx512_bf16_supported()
-        name = "bfloat16" if fast else "float32"
+        name = "bfloat16" if computes_bfloat16(device) else "float32"
     return getattr(torch, name)
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether the hardware has instructions for products of bfloat16."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def compiler_missing(device: str) -> str | None:

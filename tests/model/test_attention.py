@@ -1,6 +1,8 @@
 """Packed attention against a float64 reference, for the native kernel and for torch's."""
 
+import ctypes
 import logging
+import os
 import subprocess
 import sys
 
@@ -229,3 +231,21 @@ def test_two_processes_may_build_at_once(tmp_path):
     assert kernels.build(source, cache) == built[0]
     source.write_text('extern "C" int seven() { return 8; }', "utf-8")
     assert kernels.build(source, cache) != built[0]
+
+
+def test_a_library_that_another_may_have_written_is_not_loaded(tmp_path, monkeypatch):
+    source = tmp_path / "seven.cpp"
+    source.write_text('extern "C" int seven() { return 7; }')
+    cache = kernels.private_folder(tmp_path / "cache")
+    assert cache == tmp_path / "cache" and cache.stat().st_mode & 0o777 == 0o700
+    built = kernels.build(source, cache)
+    for spoil in (lambda: built.chmod(0o722), lambda: (built.unlink(), built.symlink_to(source))):
+        spoil()
+        assert not kernels.is_ours(built)
+        kernels.build(source, cache)
+        assert kernels.is_ours(built) and ctypes.CDLL(str(built)).seven() == 7
+    (tmp_path / "link").symlink_to(cache)
+    elsewhere = kernels.private_folder(tmp_path / "link")
+    assert elsewhere.parent != tmp_path and kernels.is_ours(elsewhere)
+    monkeypatch.setattr(os, "getuid", lambda: 12345)  # as if all of it belonged to somebody else
+    assert not kernels.is_ours(cache) and not kernels.is_ours(built)

@@ -406,3 +406,28 @@ def test_the_log_is_on_the_disk_before_a_checkpoint_says_that_its_steps_are_done
     run()
     checkpoints = [number for number, event in enumerate(events) if str(event).startswith("step-")]
     assert checkpoints and all(f"step-{events[number - 1]}" == events[number] for number in checkpoints)
+
+
+def test_weights_that_no_gradient_reaches_are_named(start, capsys):
+    def without_last_layer(model, batch):
+        loss = language_modeling()(model, batch)
+        return loss._replace(total=loss.total + 0 * sum(p.sum() for p in model.parameters()))
+
+    trainer, run = start("deaf", without_last_layer)
+    for layer in trainer.engine.model.blocks():
+        layer.mlp.down_proj.weight.register_hook(lambda gradient: gradient * 0)
+    run()
+    named = [line for line in capsys.readouterr().out.splitlines() if "no gradient" in line]
+    assert named == [
+        "  no gradient has reached model.layers.*.mlp.down_proj.weight (2) in 10 steps: they are not trained"
+    ]
+    start("fine")[1]()
+    assert "no gradient" not in capsys.readouterr().out
+
+
+def test_weights_whose_gradient_is_not_a_number_are_named(start):
+    trainer, run = start("wild")
+    weight = trainer.engine.model.blocks()[1].mlp.down_proj.weight
+    weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(UserError, match=r"not finite in model.layers.1.mlp.down_proj.weight"):
+        run()

@@ -118,8 +118,8 @@ def _drop_rows(cache: KVCache, ended: set[int]) -> list[int]:
 
 
 class TextStream:
-    """Tokens in, text out: whole characters as soon as they are complete. Joined, they equal `decode` of all tokens (but
-    SentencePiece turns all single bytes around one that is not UTF-8 into U+FFFD, also those that are out already).
+    """Tokens in, text out: whole characters as soon as they are complete. Joined, they equal `decode` of all tokens
+    (but SentencePiece turns the bytes around one that is not UTF-8 into U+FFFD, also those that are out already).
 
     A token may end inside a character; decoding then ends in U+FFFD, which is held back. What a token adds is told from
     the tokens before it, because a tokenizer may write a word otherwise at the beginning of a text: SentencePiece drops

@@ -50,6 +50,12 @@ class Config(TrainingConfig):
             raise ValueError(f"init={self.init!r} has a shape of its own; remove it, or the table model")
         if self.model is not None:
             balance.check(self.balance, self.model.num_experts > 0, self.model.norm_topk_prob)
+            if self.model.num_experts and self.model.num_experts_per_tok == 1 and self.model.norm_topk_prob:
+                raise ValueError(
+                    "model.num_experts_per_tok=1 with model.norm_topk_prob=true gives the chosen expert the weight 1 "
+                    "whatever the router says, so that the router learns nothing from the text; set "
+                    "model.norm_topk_prob=false, or model.num_experts_per_tok=2"
+                )
         if self.model is not None and self.freeze:
             raise ValueError(f"freeze={self.freeze} would keep random weights; remove it, or set init instead of model")
         count = 1 if isinstance(self.shards, str) else len(self.shards)

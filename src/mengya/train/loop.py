@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -37,10 +38,10 @@ class Guard:
     def verdict(self, loss: float, norm: float, where: str = "") -> str | None:
         """None: apply the update. Otherwise why it is skipped. UserError after `most_skips` in a row.
 
-        `where`: on which ranks the loss is not a number, for the message.
+        `where`: on which ranks the loss is not a number, and in which weights the gradient, for the message.
         """
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            reason = f"loss {loss}{where}, gradient norm {norm}"
+            reason = f"loss {loss}, gradient norm {norm}{where}"
         elif self.seen >= self.warmup and norm > self.spike * self.mean_norm:
             reason = f"gradient norm {norm:.3g} is over {self.spike:g} x its mean {self.mean_norm:.3g}"
         else:
@@ -121,10 +122,23 @@ def fit(
             norm, wrong = sums.over_ranks(engine.clip(max_grad_norm))
             metrics = sums.means(count)
             where = f" (of rank {', '.join(map(str, wrong))})" if wrong and ranks.size() > 1 else ""
+            where += "" if math.isfinite(norm) else _named(engine.not_finite())
             skipped = guard.verdict(metrics["loss"], norm, where) if count else "no token in it is to be learnt"
             engine.update(apply=skipped is None)
             metrics |= {"lr": rate, "grad_norm": norm, "tokens": tokens}
             yield step, metrics | ({"skipped": skipped} if skipped else {})
+
+
+def _named(weights: list[str]) -> str:
+    return f", not finite in {by_pattern(weights)}" if weights else ""
+
+
+def by_pattern(names: Iterable[str]) -> str:
+    """Names of weights, those that differ in numbers alone as one with how many they are."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(re.sub(r"\.\d+(?=\.)", ".*", name), []).append(name)
+    return ", ".join(found[0] if len(found) == 1 else f"{name} ({len(found)})" for name, found in alike.items())
 
 
 def measure(engine: Engine, batches: Iterable[Batch]) -> float:

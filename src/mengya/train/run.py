@@ -24,7 +24,7 @@ from mengya.text.tokenizer import Tokenizer
 from mengya.train import balance
 from mengya.train.checkpoint import Checkpoints, Saved, read_weights
 from mengya.train.engines.single import Engine
-from mengya.train.loop import Guard, Metrics, fit, measure
+from mengya.train.loop import Guard, Metrics, by_pattern, fit, measure
 from mengya.train.objectives import Objective
 from mengya.train.optimizer import freeze, make_schedule
 from mengya.train.settings import TrainingConfig, engine_for, prepare_model
@@ -32,6 +32,8 @@ from mengya.train.settings import TrainingConfig, engine_for, prepare_model
 SCRATCH = ("checkpoints", "shards")
 """What only training needs; a stage deletes it once its artifact is whole."""
 _BEST = "best"
+_WATCHED = 10
+"""Updates after which weights that no gradient has reached are named."""
 
 
 def has_checkpoints(directory: Path) -> bool:
@@ -183,11 +185,18 @@ class Run:
     def _count(self, step: int, metrics: Metrics) -> Metrics:
         """Record a step; returns its row of the log."""
         self.done, self.tokens = step + 1, self.tokens + metrics.pop("tokens")
+        if "skipped" not in metrics and self.guard.seen == min(_WATCHED, self.steps):
+            self._name_untouched()
         if "skipped" not in metrics and self._after_step:
             self._after_step(metrics)
         elif "skipped" in metrics and ranks.is_main():
             logging.getLogger(__name__).warning("step %d skipped: %s", self.done, metrics["skipped"])
         return {"step": self.done, **metrics, "tokens": self.tokens, "tokens_per_second": self.speed.step()}
+
+    def _name_untouched(self) -> None:
+        """Say which weights are not trained although they should be: a mistake in the model or the recipe."""
+        if names := self.engine.untouched():
+            say(f"  no gradient has reached {by_pattern(names)} in {self.guard.seen} steps: they are not trained")
 
     def _is_best(self, measured: Metrics) -> bool:
         """Whether the present weights are the best so far, which is noted. What was not measured is never best."""

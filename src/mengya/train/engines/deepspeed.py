@@ -193,6 +193,9 @@ class Zero(Engine):
         finally:
             self.optimizer.step = step  # type: ignore[method-assign,assignment]
 
+    def not_finite(self) -> list[str]:
+        return []  # ZeRO has given the gradients away
+
     def tensors(self) -> dict[str, Tensor]:
         """Gathered one by one; each stays with one rank, so that none holds them all."""
         tools, found = self._tools, self._plain()

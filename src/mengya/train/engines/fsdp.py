@@ -50,6 +50,9 @@ class Sharded(Engine):
             fully_shard(block, reshard_after_forward=self._settings.reshard_after_forward, **policy)
         fully_shard(self.root, reshard_after_forward=False, **policy)  # its backward pass follows at once
 
+    def not_finite(self) -> list[str]:
+        return []  # each rank sees a part of every gradient
+
     def accumulate(self, batch: Batch, count: int, last: bool) -> Loss:
         assert isinstance(self.root, FSDPModule)
         self.root.set_is_last_backward(last)

@@ -76,9 +76,22 @@ class Engine:
         """Scale the gradient to a norm of at most `maximum`; returns the norm before, that of the whole model."""
         parameters = list(self.trained.values())
         norm = _total_norm([p.grad for p in parameters if p.grad is not None])
-        if not float(norm) <= maximum:
+        if float(norm) > maximum:  # false for NaN, which would hide where it comes from
             torch.nn.utils.clip_grads_with_norm_(parameters, maximum, norm)
         return norm
+
+    def not_finite(self) -> list[str]:
+        """The weights whose gradient has NaN or infinite numbers, as far as each rank can see all of it."""
+        found = {name: p.grad for name, p in self.trained.items() if p.grad is not None}
+        return [name for name, gradient in found.items() if not gradient.isfinite().all()]
+
+    def untouched(self) -> list[str]:
+        """The weights that no gradient has reached in any step so far: AdamW's second moment of them is zero."""
+        moments = self.tensors()
+        parts = [moments.get(f"optimizer.exp_avg_sq.{name}") for name in self.trained]
+        own = [part.to_local() if isinstance(part, DTensor) else part for part in parts]
+        touched = ranks.sum_of(*(int(part is not None and bool(part.any())) for part in own))
+        return [name for name, seen in zip(self.trained, touched, strict=True) if not seen]
 
     def update(self, apply: bool) -> None:
         """Take the optimizer's step, or drop the gradient."""

@@ -1,11 +1,13 @@
 """Native kernels: compiled on first use with the machine's C++ compiler and cached; torch replaces them elsewhere."""
 
+import atexit
 import ctypes
 import functools
 import hashlib
 import logging
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 from pathlib import Path
@@ -43,16 +45,48 @@ def build(source: Path, directory: Path) -> Path:
     texts = [path.read_text("utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
     key = hashlib.sha256("\0".join((*texts, compiler, *_FLAGS)).encode()).hexdigest()[:16]
     target = directory / f"{source.stem}-{key}.so"
-    if target.exists():
+    if is_ours(target):
         return target
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         built = Path(scratch) / target.name
         subprocess.run(
             [compiler, *_FLAGS, str(source), "-o", str(built)], check=True, capture_output=True, text=True, timeout=300
         )
+        built.chmod(0o700)
         os.replace(built, target)
     return target
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file or a folder is there that nobody but this user may have written: a library runs as this user."""
+    try:
+        status = path.lstat()  # a link is neither a file nor a folder
+    except OSError:
+        return False
+    plain = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)
+    return plain and status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def private_folder(cache: Path) -> Path:
+    """`cache`, made for this user alone; if it belongs to another, a new folder for this process.
+
+    OSError if neither can be made.
+    """
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if cache.stat().st_uid == os.getuid() and not cache.is_symlink():
+        cache.chmod(0o700)
+    if is_ours(cache):
+        return cache
+    _LOG.warning("%s belongs to another user; kernels are built anew for this process", cache)
+    folder = tempfile.TemporaryDirectory(prefix="mengya-kernels-")
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+@functools.cache
+def _folder() -> Path:
+    return private_folder(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mengya" / "kernels")
 
 
 @functools.cache
@@ -64,8 +98,7 @@ def library(name: str) -> ctypes.CDLL | None:
     if not supported():
         return None
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mengya" / "kernels"
-        found = ctypes.CDLL(str(build(Path(__file__).with_name(f"{name}.cpp"), cache)))
+        found = ctypes.CDLL(str(build(Path(__file__).with_name(f"{name}.cpp"), _folder())))
         if found.init() != 0:
             raise OSError("the system does not grant tile registers")
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home directory

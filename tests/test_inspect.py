@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def test_weights_that_cannot_be_kept_and_rows_of_which_nothing_is_learnt(inspect
     rows = [{"messages": [user("一"), bot("二", weight=w)]} for w in (0.5, 0)]
     found = inspect(rows, "--as", "chat")
     assert found["reasons"] == {
-        "a turn's weight that is neither 0 nor 1": 1,
+        "a weight that is neither 0 nor 1": 1,
         "no turn of the assistant is to be learnt": 1,
     }
 
@@ -399,6 +400,140 @@ def test_ids_paths_addresses_dates_and_hashes_are_never_the_text(inspect, junk):
 def test_marks_between_documents(inspect, text, expected, suffix):
     found = inspect([{"text": text}] if suffix == ".jsonl" else text, "--as", "corpus", name=f"rows{suffix}")
     assert documents(found) == expected and found["rows"] == 1
+
+
+# --- what looks like something else -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        # A mark in a question is part of it, and the answer is that of the row.
+        ({"instruction": "按格式写：\n### System: 进度\n### User: 反馈", "output": "周报"}, "周报"),
+        ({"instruction": "用户：我要退货\n助手：好的\n请总结以上对话", "output": "退货"}, "退货"),
+        ({"instruction": "这里的[INST]你好[/INST]是什么？", "output": "标记"}, "标记"),
+        # An answer may be JSON, also JSON that looks like messages.
+        ({"instruction": "返回JSON", "output": '{"text": "你好"}'}, '{"text": "你好"}'),
+        ({"instruction": "返回JSON", "output": '[{"text": "一"}, {"text": "二"}]'}, '[{"text": "一"}, {"text": "二"}]'),
+        ({"instruction": "哪里错？", "output": '{"content": "你好", ...}'}, '{"content": "你好", ...}'),
+        # Flags are not thoughts, and a thought that is there already comes once.
+        ({"messages": [user("一"), bot("二", thinking=False)]}, "二"),
+        ({"question": "一", "answer": "二", "reasoning": "off"}, "二"),
+        ({"question": "一", "answer": THOUGHT, "thinking": "想了"}, THOUGHT),
+        # Who speaks is told by a field of another name.
+        ({"messages": [{"who": w, "text": t} for w, t in (("bot", "欢迎"), ("user", "一"), ("bot", "二"))]}, "二"),
+        ({"messages": [{"sender": "user", "text": "一"}, {"sender": "bot", "text": "二"}]}, "二"),
+        ({"input": [user("1+1?")], "output": "2"}, "2"),
+        ({"query": "q", "answers": '[{"name": "f", "arguments": {"x": 1}}]', "tools": [TOOL]},
+         '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'),
+        ({"messages": [user("q"), bot("", tool_calls="[{'name': 'f', 'arguments': {'x': 1}}]")]},
+         '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'),
+        ({"dialogue": "病人：头疼\n医生：多休息"}, "多休息"),
+        ({"problem": "1+1?", "solution": "先算……得2", "answer": "2"}, "先算……得2"),
+        ({"instruction": "判断", "input": "句子", "output": "是", "label": False}, "是"),
+    ],
+)  # fmt: skip
+def test_an_answer_is_what_it_is(inspect, row, expected):
+    found = inspect([row, row], "--as", "chat")
+    assert found["samples"][0]["supervised"] == [expected], found
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"instruction": "请回答问题。", "question": "什么是股票？", "answer": "凭证"}, "请回答问题。\n什么是股票？"),
+        ({"question": "选？", "A": "一", "B": "二", "C": "三", "answer": "C"}, "选？\nA. 一\nB. 二\nC. 三"),
+        ({"question": "选哪个？", "choices": ["一", "二"], "answer": "A"}, "选哪个？\nA. 一\nB. 二"),
+        ({"history": [user("一"), bot("二"), user("三")], "query": "三", "response": "四"}, "三"),
+        ({"messages": [user("q", reasoning_content="想"), bot("a")]}, "q"),
+    ],
+)  # fmt: skip
+def test_a_question_is_whole(inspect, row, expected):
+    assert talk(inspect([row, row], "--as", "chat"))[-2] == ("user", expected)
+
+
+@pytest.mark.parametrize("label", [0, "false", "False", "undesirable"])
+def test_bad_answers_are_known_by_any_name(inspect, label):
+    assert inspect([{"prompt": "一", "completion": "坏", "label": label}], "--as", "chat")["quarantined"] == 1
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [{"response_1": "一", "response_2": "二", "preference": -2},
+     {"response_1": "一", "response_2": "二", "preference": 0.2},
+     {"responses": ["一", "二"], "choice": 1}, {"responses": ["一", "二"], "marks": [1, 9]}],
+)  # fmt: skip
+def test_a_verdict_that_is_not_understood_is_not_guessed(inspect, verdict):
+    assert inspect([{"prompt": "问", **verdict}], "--as", "pairs")["quarantined"] == 1
+
+
+@pytest.mark.parametrize(
+    "ranked",
+    [{"responses": ["坏", "好"], "reward": [1, 9]},
+     {"answers": [{"answer": "坏", "rank": 7}, {"answer": "好", "rank": 1}]},
+     {"preferred_output": [bot("好")], "non_preferred_output": [bot("坏")]}],
+)  # fmt: skip
+def test_rankings_with_their_numbers(inspect, ranked):
+    sample = inspect([{"prompt": "问", **ranked}], "--as", "pairs")["samples"][0]
+    assert (sample["chosen"], sample["rejected"]) == ("好", "坏")
+
+
+def test_answers_that_are_dialogues_keep_their_prompt(inspect):
+    row = {"prompt": "写一段问答", "chosen": "问：你好\n答：在的", "rejected": "问：你好\n答：哦"}
+    sample = inspect([row])["samples"][0]
+    assert sample["messages"][0]["content"] == "写一段问答" and sample["chosen"] == row["chosen"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"messages": GOOD, "choices": [{"text": "甲"}, {"text": "乙"}]},
+     {"messages": GOOD, "system": [{"type": "text", "text": "系统"}]},
+     {"instruction": "你好", "output": "你好！有什么事？", "examples": [{"input": "a", "output": "b"}]}],
+)  # fmt: skip
+def test_a_row_alone_in_its_file_stays_one(inspect, row):
+    found = inspect(json.dumps(row), "--as", "chat")
+    assert found["rows"] == 1 and found["samples"][0]["supervised"] == ["你好！有什么事？"]
+
+
+def test_tables_with_other_borders(inspect):
+    for text in (
+        "question;answer\n你好;你好呀\n",
+        "sep=;\nquestion;answer\n你好;你好呀\n",
+        "question\tanswer\n你好\t你好呀\n",
+    ):
+        assert talk(inspect(text, "--as", "chat", name="rows.csv")) == [("user", "你好"), ("assistant", "你好呀")]
+    found = inspect("instruction,input,output\n一,nan,二\n三,NULL,四\n", name="rows.csv")
+    assert [talk(found, i)[0][1] for i in range(2)] == ["一", "三"]
+
+
+def test_documents_around_chatml_are_kept(inspect):
+    chat = "<|im_start|>user\nq{0}<|im_end|>\n<|im_start|>assistant\na{0}<|im_end|>\n<|endoftext|>\n"
+    text = "".join(chat.format(i) for i in range(2)) + "一个故事。\n<|endoftext|>\n另一个故事。"
+    assert documents(inspect(text, "--as", "corpus", "--samples", "9", name="rows.txt")) == [
+        "q0\na0",
+        "q1\na1",
+        "一个故事。",
+        "另一个故事。",
+    ]
+    assert documents(inspect([{"text": "遇到<|endoftext|>时停止。"}])) == ["遇到<|endoftext|>时停止。"]
+
+
+def test_a_list_of_texts_is_documents(inspect):
+    texts = ["第一篇。", "第二篇。", "第三篇。"]
+    assert documents(inspect(json.dumps(texts), "--as", "corpus", name="rows.json")) == texts
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["### Human: a" + "\n" * 50_000 + "b### Assistant: c", "[INST] q [/INST] a" + " " * 50_000 + "b",
+     " " * 200_000 + "Human: a",
+     "<|im_start|>user\na" + "\n" * 50_000 + "<|im_end|>"],
+)  # fmt: skip
+def test_white_space_costs_no_time(inspect, text):
+    begun = time.monotonic()
+    inspect([{"text": text}, {"prompt": text, "response": "b"}], "--as", "chat")
+    inspect([{"text": text}], "--as", "corpus")
+    assert time.monotonic() - begun < 20  # it was minutes
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from mengya.data.files import scan_files
 from mengya.data.intake import FileCounts, Intake, describe, shorten
 from mengya.data.preferences import Preference, parse_preference, read_preferences
 from mengya.data.readers import Rejected, Row, read_rows
+from mengya.data.texts import CONVERSATION, choose_field, is_conversation
 from mengya.errors import UserError
 from mengya.metrics import say
 from mengya.text.chat import Chat, Message
@@ -86,7 +87,11 @@ def _kind_of(file: Path) -> Kind:
     chats = sum(_is_like_a_chat(value) for value in rows)
     if rows and 2 * pairs >= len(rows):
         return "pairs"
-    return "chat" if rows and 2 * chats >= len(rows) else "corpus"
+    if not rows or 2 * chats < len(rows):
+        return "corpus"
+    if not any(map(is_conversation, rows)) and choose_field(rows) not in (None, CONVERSATION):
+        return "corpus"  # it looks like conversations, but none is one, and it has a text
+    return "chat"
 
 
 def _is_pair(value: Any) -> bool:

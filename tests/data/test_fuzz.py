@@ -218,7 +218,7 @@ def test_rows_that_cannot_hold_what_is_asked_name_the_right_cause(tmp_path: Path
         "several answers in one row": {"instruction": "一", "output": ["二", "三"]},
         "content that is not text": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, TALK[1]]},
         "messages written as text": {"messages": '[{"role": "user", "content": "一'},
-        "a turn's weight": {"messages": [TALK[0], {**TALK[1], "weight": 0.3}]},
+        "a weight that is neither": {"messages": [TALK[0], {**TALK[1], "weight": 0.3}]},
     }
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in causes.values()), "utf-8")

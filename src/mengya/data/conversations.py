@@ -1,16 +1,17 @@
 """Conversations out of the shapes in which people publish them: one list of {"role", "content"} messages for all."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from mengya.data import fields, tools
 from mengya.data.cleaning import strip_controls
-from mengya.data.fields import Fields, Notes, as_json, is_filled, plain_text, structured
+from mengya.data.fields import Fields, Notes, as_json, is_filled, plain_text, structured, thought_in
 from mengya.data.files import Paths
 from mengya.data.intake import Intake
 from mengya.data.readers import Rejected, Row, read_rows
-from mengya.data.transcripts import turns_of
-from mengya.data.turns import as_items, list_messages, map_roles, thinking
+from mengya.data.transcripts import lines_of, prompt_of, turns_of
+from mengya.data.turns import as_items, is_learnt, list_messages, map_roles, thinking
 from mengya.text.chat import Message
 
 T = TypeVar("T")
@@ -97,19 +98,32 @@ def _all_messages(value: Any, notes: Notes, reasoning: bool) -> list[Message]:
     if not isinstance(value, dict):
         raise ValueError("neither an object nor a list")
     row = Fields(value, notes)
-    refuse_what_is_not_text(row)
+    refuse_pictures(row)
+    refuse_what_is_not_to_be_learnt(row)
     messages = _of_fields(row, notes, reasoning)
     row.close()
     return messages
 
 
-def refuse_what_is_not_text(row: Fields) -> None:
-    """ValueError for a row whose words are about a picture or a sound, and for an answer that is marked as bad."""
-    picture, label = row.find(fields.PICTURES), row.find(fields.LABELS)
-    if picture and is_filled(row.peek(picture)):
+def refuse_pictures(row: Fields) -> None:
+    """ValueError for a row whose words are about a picture or a sound."""
+    pictures = [row.peek(name) for name in row if fields.PICTURES.fullmatch(name)]
+    if any(is_filled(value) and value not in (False, 0, "no", "none", "false") for value in pictures):
         raise ValueError("a picture or a sound, which the model cannot see or hear")
-    if label and row.peek(label) is False:
-        raise ValueError("an answer that is marked as bad (label is false)")
+
+
+def refuse_what_is_not_to_be_learnt(row: Fields) -> None:
+    """ValueError for a row that says so, and for an answer that is marked as bad."""
+    if not is_learnt(row):
+        raise ValueError("a row that is not to be learnt")
+    label = row.find(fields.LABELS)
+    # KTO: an answer and a verdict. Beside an instruction a label may mean anything.
+    judged = label is not None and (label == "kto_tag" or "completion" in row or row.find(fields.LISTS) is not None)
+    if label is not None and judged and plain_text(row.get(label)).lower() in _BAD:
+        raise ValueError(f"an answer that is marked as bad ({label} is false)")
+
+
+_BAD = ("false", "0", "undesirable", "bad", "rejected")
 
 
 def _of_fields(row: Fields, notes: Notes, reasoning: bool) -> list[Message]:
@@ -119,29 +133,40 @@ def _of_fields(row: Fields, notes: Notes, reasoning: bool) -> list[Message]:
     if messages[-1]["role"] == "assistant" and not has_history:
         # A list that is complete by itself; other fields are about it.
         return messages
-    thought = plain_text(row.first(fields.THOUGHTS)) if reasoning else ""
+    thought = thought_in(row.first(fields.THOUGHTS)) if reasoning else ""
     answer = _answer(row)
     if looks_like_messages(answer) or looks_like_message(answer):
         answered = list_messages(answer, notes, reasoning=reasoning)
         return messages + [message | {"role": "assistant"} if len(answered) == 1 else message for message in answered]
-    if isinstance(answer, list) and any(isinstance(item, str) for item in answer):
+    if isinstance(answer, list) and len(answer) > 1 and any(isinstance(item, str) for item in answer):
         raise ValueError("several answers in one row: preference data")
+    answer = answer[0] if isinstance(answer, list) and len(answer) == 1 and isinstance(answer[0], str) else answer
     said = as_json(answer) if isinstance(answer, list | dict) else plain_text(answer)
     return [*messages, {"role": "assistant", "content": thinking(thought, said)}]
+
+
+_RANKED = frozenset(("rank", "score", "rating"))
 
 
 def _answer(row: Fields) -> Any:
     """The answer of a row; of several that are equally right, as in reading comprehension, the first."""
     name = row.find(fields.ANSWERS)
     if name is not None and is_filled(row.peek(name)):
-        return structured_messages(row.get(name))
+        answer = structured_messages(row.get(name))
+        if isinstance(answer, dict) and "aliases" in answer:  # TriviaQA
+            return answer.get("value", answer)
+        return answer
     paired = row.find((*fields.CHOSEN, *fields.REJECTED))
     if paired and is_filled(row.peek(paired)):
         raise ValueError("a preference pair, not one answer: use it for dpo.path")
     if row.find(("answers",)):
         answers = structured(row.first(("answers",)))
+        if tools.are_calls(answers):
+            return tools.calls(answers)
         if isinstance(answers, dict):  # SQuAD: {"text": [...], "answer_start": [...]}
             answers = answers.get("text", "")
+        if isinstance(answers, list) and any(isinstance(a, dict) and len(a.keys() & _RANKED) for a in answers):
+            raise ValueError("several answers in one row: preference data")
         first = next(iter(answers), "") if isinstance(answers, list) else answers
         return first.get("text", first) if isinstance(first, dict) else first
     if row.find(fields.THOUGHTS) and row.find(("content",)):
@@ -163,18 +188,52 @@ def prompt_messages(row: Fields, notes: Notes, reasoning: bool = True) -> list[M
             raise ValueError("a history that is not a list")
         messages += list_messages(turns, notes, "history.", reasoning)
     prompt = structured_messages(row.first(fields.PROMPTS))
+    given = row.first(fields.INPUTS)
+    if not is_filled(prompt) and isinstance(structured_messages(given), list):
+        prompt = structured_messages(given)
     if isinstance(prompt, list) or looks_like_message(prompt):
         return messages + list_messages(prompt, notes, "prompt.", reasoning)
-    question = "\n".join(filter(None, (plain_text(prompt), _text_of(row.first(fields.INPUTS)))))
-    context = _text_of(row.first(fields.CONTEXTS)) if question else ""
-    question = "\n\n".join(filter(None, (context if context not in question else "", question)))
+    question = _question(row, plain_text(prompt), _text_of(given))
     if not question and not is_filled(history):
         known = (*fields.PROMPTS, *fields.INPUTS, *fields.LISTS)
         raise ValueError("an empty question" if row.find(known) else "no field of a known conversation shape")
-    if turns := turns_of(question):  # "Human: … Assistant:"
+    if turns := prompt_of(question):  # "Human: … Assistant:"
         return messages + [message for message in map_roles(turns) if message["content"]]
-    messages.append({"role": "user", "content": question})
+    if not (messages and messages[-1] == {"role": "user", "content": question}):  # a history may end with it
+        messages.append({"role": "user", "content": question})
     return messages
+
+
+def _question(row: Fields, prompt: str, given: str) -> str:
+    """Context, instruction, what it is about, and what can be chosen."""
+    others = [name for name in fields.PROMPTS if name not in fields.INSTRUCTIONS and name in row]
+    if row.find(fields.INSTRUCTIONS) and not given:  # an instruction for all rows, and the question of this one
+        more = next((plain_text(row.get(n)) for n in others[:1] if isinstance(row.peek(n), str)), "")
+        given = more if more not in prompt else ""
+    question = "\n".join(filter(None, (prompt, given)))
+    if not question:
+        return ""
+    context = _text_of(row.first(fields.CONTEXTS))
+    parts = (context if context not in question else "", question, _options(row))
+    return "\n\n".join(filter(None, parts[:2])) + (f"\n{parts[2]}" if parts[2] else "")
+
+
+_LETTERS = ("a", "b", "c", "d", "e", "f")
+
+
+def _options(row: Fields) -> str:
+    """What a question lets one choose from, a line each."""
+    options = structured(row.first(fields.OPTIONS))
+    if isinstance(options, dict) and isinstance(options.get("text"), list):  # ARC: {"text": [...], "label": [...]}
+        labels = options.get("label")
+        options = dict(zip(labels, options["text"], strict=False)) if isinstance(labels, list) else options["text"]
+    if isinstance(options, list):
+        options = dict(zip("ABCDEFGHIJ", options, strict=False))
+    if not is_filled(options) and all(name in row for name in _LETTERS[:3]):
+        options = {name.upper(): row.get(name) for name in _LETTERS if name in row and is_filled(row.peek(name))}
+    if isinstance(options, dict):
+        return "\n".join(f"{name}. {_text_of(said)}" for name, said in options.items())
+    return plain_text(options)
 
 
 def _text_of(value: Any) -> str:
@@ -189,7 +248,7 @@ def _listed(row: Fields, notes: Notes, reasoning: bool) -> list[Message] | None:
     for name in (n for n in fields.LISTS if n in row and is_filled(row.peek(n))):
         value = structured(row.peek(name))
         if isinstance(value, str):
-            turns = turns_of(value)
+            turns = turns_of(value) or lines_of(value)
             if turns is not None:
                 row.get(name)
                 return map_roles(turns)
@@ -210,14 +269,22 @@ def _listed(row: Fields, notes: Notes, reasoning: bool) -> list[Message] | None:
 
 
 def structured_messages(value: Any) -> Any:
-    """Messages that are written as text, or in columns, as a list of them; any other value as it is."""
+    """Messages that are written as text, in columns or inside an object, as a list of them; any other value as it is.
+
+    A text counts as messages only if each of them says who speaks: an answer may itself be JSON.
+    """
     found = structured(value)
-    if isinstance(found, tuple):
-        found = list(found)
+    found = list(found) if isinstance(found, tuple) else found
     if isinstance(found, dict) and not looks_like_message(found):
-        items = as_items(found)
-        return items if looks_like_messages(items) else value
-    return found if looks_like_messages(found) or looks_like_message(found) or not isinstance(value, str) else value
+        with suppress(ValueError):
+            found = as_items(found)
+    if isinstance(value, str):
+        return found if looks_like_messages(found) and all(map(_names_its_speaker, found)) else value
+    return found if looks_like_messages(found) else value
+
+
+def _names_its_speaker(message: dict[str, Any]) -> bool:
+    return not {str(name).strip().lower() for name in message}.isdisjoint(fields.ROLES)
 
 
 def looks_like_message(value: Any) -> bool:
@@ -245,6 +312,16 @@ def _looks_like_turns(value: Any) -> bool:
 
 def system_messages(row: Fields) -> list[Message]:
     """One system message, perhaps empty: the row's system prompt, and the tools that it offers."""
-    offered = row.first(fields.TOOLS)
-    words = [plain_text(row.first(fields.SYSTEMS)), tools.offer(offered) if is_filled(offered) else ""]
+    offered = row.find(fields.TOOLS)
+    offer = tools.offer(row.peek(offered)) if offered is not None else ""
+    if offer and offered is not None:
+        row.get(offered)
+    words = [_text_of(_texts(row.first(fields.SYSTEMS))), offer]
     return [{"role": "system", "content": "\n\n".join(filter(None, words))}]
+
+
+def _texts(value: Any) -> Any:
+    """Parts of type text as a list of texts, any other value as it is."""
+    if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+        return [part.get("text", "") for part in value]
+    return value

@@ -19,11 +19,12 @@ def _names(text: str) -> tuple[str, ...]:
 LISTS = _names("messages conversations conversation dialogue dialog turns 对话")
 LOOSE_LISTS = _names("data items chat chats session rounds utterances talk")
 """Names under which a list of strings or of pairs is a conversation, if the row holds no other."""
-ROLES = _names("role from speaker 角色")
+ROLES = _names("role from speaker sender author 角色")
 CONTENTS = _names("content value message text utterance 内容")
-PROMPTS = _names("instruction prompt question query human user q 指令 问题 提问 问")
+INSTRUCTIONS = _names("instruction 指令")
+PROMPTS = _names("instruction prompt question query problem ask human user q inputs 指令 问题 题目 提问 问")
 INPUTS = _names("input 输入")
-ANSWERS = _names("output response answer target completion assistant reply gpt bot a 输出 回答 答案 回复 答")
+ANSWERS = _names("output response solution answer target completion assistant reply gpt bot a 输出 回答 答案 回复 答")
 CONTEXTS = _names("context passage background document article paragraph 上下文 材料 阅读材料 文章 背景 原文 段落")
 THOUGHTS = _names(
     "reasoning_content reasoning thinking thought thoughts think cot complex_cot chain_of_thought"
@@ -31,15 +32,21 @@ THOUGHTS = _names(
 )
 HISTORIES = _names("history 历史")
 SYSTEMS = _names("system system_prompt 系统")
+OPTIONS = _names("options choices 选项")
 TOOLS = _names("tools functions")
-CHOSEN = _names("chosen response_chosen chosen_response answer_chosen better win")
-REJECTED = _names("rejected response_rejected rejected_response answer_rejected rejected_messages worse lose")
+CHOSEN = _names("chosen response_chosen chosen_response answer_chosen preferred_output pos_resp better win")
+REJECTED = _names(
+    "rejected response_rejected rejected_response answer_rejected rejected_messages non_preferred_output neg_resp"
+    " worse lose"
+)
 LABELS = _names("label kto_tag")
 TEXTS = _names(
     "text content body document doc article passage paragraph raw_content story"
     " 正文 内容 文本 文章 全文 段落 paragraphs sentences sections lines"
 )
-PICTURES = _names("image images audio audios video videos")
+LEARNT = _names("loss weight train training train_on_turn trainable output_with_loss loss_scale")
+"""Flags that say whether a turn, or a row, is learnt."""
+PICTURES = re.compile(r"(?:images?|imgs?|pictures?|audios?|videos?)(?:_(?:paths?|urls?|files?|list))?")
 
 _SUFFIX = re.compile(r"(.+?)_((?:zh|cn|en)(?:_\w{2,4})?|chinese|english|text|str)")
 
@@ -76,7 +83,7 @@ class Fields:
         self._values: dict[str, Any] = {}
         self._keys: dict[str, str] = {}
         for key, value in row.items():
-            name = str(key).strip().lower().replace("-", "_").replace(" ", "_")
+            name = str(key).strip("\ufeff\u200b \t\r\n").lower().replace("-", "_").replace(" ", "_")
             if not is_filled(self._values.get(name)):
                 self._values[name], self._keys[name] = value, str(key)
         self._suffixed: dict[str, list[str]] = {}
@@ -130,6 +137,12 @@ class Fields:
         self._notes.not_read.update(self.place(name) for name in self.unread())
 
 
+def thought_in(value: Any) -> str:
+    """A thought; "" for a flag that says whether there is one."""
+    flag = not isinstance(value, str) or value.strip().lower() in ("on", "off", "true", "false", "yes", "no", "none")
+    return "" if flag else plain_text(value)
+
+
 def plain_text(value: Any) -> str:
     """A single value as text: "" for none, `true`, `7` for 7.0; ValueError for lists and objects."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -155,7 +168,7 @@ def _written(value: Any) -> Any:
 
 
 _LIKE_MESSAGES = re.compile(
-    r"""^\[?\s*\{\s*["'](?:role|from|content|value|messages|conversations|human|speaker)["']\s*:"""
+    r"""\[\s*\{\s*["'](?:role|from|content|value|speaker)["']\s*:|\{\s*["'](?:messages|conversations)["']\s*:"""
 )
 _ESCAPE, _ESCAPES = re.compile(r"\\(.)", re.DOTALL), frozenset("\\'\"abfnrtvxuNU01234567\n")
 _BETWEEN = re.compile(r"\}\s+\{")

@@ -8,9 +8,11 @@ from mengya.data import fields
 from mengya.data.cleaning import strip_controls
 from mengya.data.conversations import (
     looks_like_message,
+    looks_like_messages,
     merge_turns,
     prompt_messages,
     read_parsed,
+    refuse_pictures,
     structured_messages,
     system_messages,
 )
@@ -48,11 +50,10 @@ def parse_preference(value: Any, notes: Notes | None = None, reasoning: bool = T
     if not isinstance(value, dict):
         raise ValueError("not an object, so not a preference pair")
     row = Fields(value, notes)
-    picture = row.find(fields.PICTURES)
-    if picture and is_filled(row.peek(picture)):
-        raise ValueError("a picture or a sound, which the model cannot see or hear")
+    refuse_pictures(row)
     chosen, rejected = _answers(row)
-    before_rejected, worst = _split(rejected, notes, reasoning, "rejected.")
+    transcripts = _are_transcripts(row, chosen, rejected)
+    before_rejected, worst = _split(rejected, notes, reasoning, "rejected.", transcripts)
     if chosen is None:  # it ends the conversation
         messages = prompt_messages(row, notes, reasoning)
         if messages[-1]["role"] != "assistant":
@@ -61,12 +62,14 @@ def parse_preference(value: Any, notes: Notes | None = None, reasoning: bool = T
         if before_rejected and before_rejected != _before(messages):
             raise ValueError("chosen and rejected differ before their last answer")
     else:
-        before_chosen, best = _split(chosen, notes, reasoning, "chosen.")
+        before_chosen, best = _split(chosen, notes, reasoning, "chosen.", transcripts)
         if before_chosen != before_rejected:
             raise ValueError("chosen and rejected differ before their last answer")
         # Whole conversations repeat the prompt, and say more than a bare string of it.
         messages = system_messages(row) + before_chosen if before_chosen else prompt_messages(row, notes, reasoning)
-        if before_chosen and (repeated := row.find(fields.PROMPTS)):
+        repeated = row.find(fields.PROMPTS)
+        asked = next((m["content"] for m in before_chosen if m["role"] == "user"), None)
+        if repeated is not None and asked is not None and str(row.peek(repeated)).strip() == asked.strip():
             row.get(repeated)
     row.close()
     prompt = [{k: v for k, v in message.items() if k != "supervised"} for message in merge_turns(messages, notes)]
@@ -78,6 +81,14 @@ def parse_preference(value: Any, notes: Notes | None = None, reasoning: bool = T
     if best == worst:
         raise ValueError("chosen and rejected are the same")
     return Preference(prompt, best, worst)
+
+
+def _are_transcripts(row: Fields, *answers: Any) -> bool:
+    """Whether the answers are whole conversations, as texts; an answer may itself be a dialogue that was asked for."""
+    if not all(isinstance(answer, str) and turns_of(answer) for answer in answers):
+        return False
+    prompt = row.find(fields.PROMPTS)
+    return prompt is None or all(plain_text(row.peek(prompt)) in answer for answer in answers)
 
 
 def _before(messages: list[Message]) -> list[Message]:
@@ -102,7 +113,7 @@ def _answers(row: Fields) -> tuple[Any, Any]:
     if judged := _judged(row):
         return judged
     ranked = structured(row.first((*fields.ANSWERS, "outputs", "responses", "answers", "completions", "candidates")))
-    if isinstance(ranked, list):
+    if isinstance(ranked, list) and not looks_like_messages(ranked):
         if len(ranked) < 2:
             raise ValueError("a ranking of fewer than two answers")
         return _best_and_worst(row, ranked)
@@ -111,26 +122,54 @@ def _answers(row: Fields) -> tuple[Any, Any]:
     raise ValueError("no chosen and rejected answer")
 
 
-_SCORES = ("scores", "score", "ratings", "rating", "rewards")
+_SCORES = ("scores", "score", "ratings", "rating", "reward", "rewards", "reward_scores", "overall_score")
 _RANKS = ("rank", "ranks", "ranking")
 
 
 def _best_and_worst(row: Fields, ranked: list[Any]) -> tuple[Any, Any]:
-    """By the numbers beside a list of answers, if there are some; else the first and the last."""
+    """By the numbers beside a list of answers, or in them, if there are some; else the first and the last."""
+    numbers, sign = _numbers(row, ranked)
+    if numbers is None:
+        for name in row.unread():
+            value = row.peek(name)
+            listed = isinstance(value, list) and len(value) == len(ranked) and all(map(_is_number, value))
+            if listed or name in _WINNERS:
+                raise ValueError("a list of answers with a verdict that is not understood")
+        return ranked[0], ranked[-1]
+    if len(numbers) != len(ranked) or not all(map(_is_number, numbers)):
+        raise ValueError("a ranking without one number for each answer")
+    if min(numbers) == max(numbers):
+        raise ValueError("answers that are ranked as equals")
+    order = sorted(range(len(ranked)), key=lambda i: sign * numbers[i])
+    return _said(ranked[order[-1]]), _said(ranked[order[0]])
+
+
+def _numbers(row: Fields, ranked: list[Any]) -> tuple[list[Any] | None, int]:
+    """(what ranks the answers, 1 if more is better, else -1); None if nothing does."""
     for names, sign in ((_SCORES, 1), (_RANKS, -1)):
         numbers = structured(row.first(names))
         if isinstance(numbers, list):
-            if len(numbers) != len(ranked) or not all(isinstance(n, int | float) for n in numbers):
-                raise ValueError("a ranking without one number for each answer")
-            if min(numbers) == max(numbers):
-                raise ValueError("answers that are ranked as equals")
-            order = sorted(range(len(ranked)), key=lambda i: sign * numbers[i])
-            return ranked[order[-1]], ranked[order[0]]
-    return ranked[0], ranked[-1]
+            return numbers, sign
+        own = next((n for n in names if all(isinstance(a, dict) and n in a for a in ranked)), None)
+        if own is not None:
+            return [answer[own] for answer in ranked], sign
+    return None, 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def _said(answer: Any) -> Any:
+    """The text of an answer that has its score beside it."""
+    if not isinstance(answer, dict) or looks_like_message(answer):
+        return answer
+    return next((answer[name] for name in (*fields.ANSWERS, *fields.CONTENTS) if name in answer), answer)
 
 
 _TWO = re.compile(r"(.+)_([01ab12])")
-_WINNERS = ("better_response_id", "winner", "preferred", "preference", "choice")
+_WINNERS = ("better_response_id", "winner", "preferred", "preference", "choice", "best", "chosen_index")
+_VERDICT = re.compile(r"(?:(?:response|answer|model|assistant|output)[_ ]?)?([01ab12])")
 
 
 def _judged(row: Fields) -> tuple[Any, Any] | None:
@@ -140,25 +179,24 @@ def _judged(row: Fields) -> tuple[Any, Any] | None:
     for name in row:
         if match := _TWO.fullmatch(name):
             pairs.setdefault(match[1], {})[match[2]] = name
-    sides = next(
-        (found for stem, found in pairs.items() if len(found) == 2 and stem in (*fields.ANSWERS, *fields.LISTS)), None
-    )
+    answers = (*fields.ANSWERS, *fields.LISTS)
+    sides = next((found for stem, found in pairs.items() if len(found) == 2 and stem in answers), None)
     if verdict is None or sides is None:
         return None
-    winner = plain_text(row.get(verdict)).lower()[-1:]
-    if winner not in sides:
-        raise ValueError("two answers of which neither is said to be better")
-    (loser,) = (side for side in sides if side != winner)
-    return row.get(sides[winner]), row.get(sides[loser])
+    label = _VERDICT.fullmatch(plain_text(row.get(verdict)).lower())
+    if label is None or label[1] not in sides or (verdict in ("choice", "best") and "0" not in sides):
+        raise ValueError("two answers with a verdict that names neither")
+    (loser,) = (side for side in sides if side != label[1])
+    return row.get(sides[label[1]]), row.get(sides[loser])
 
 
-def _split(answer: Any, notes: Notes, reasoning: bool, prefix: str) -> tuple[list[Message], str]:
+def _split(answer: Any, notes: Notes, reasoning: bool, prefix: str, transcript: bool) -> tuple[list[Message], str]:
     """(messages before the answer, the answer); there are none before a string or a single message."""
     answer = structured_messages(answer)
     if looks_like_message(answer):
-        answer = [{"role": "assistant"} | answer]
-    if isinstance(answer, str) and (turns := turns_of(answer)):
-        messages = _before(map_roles(turns))
+        return [], list_messages([answer], notes, prefix, reasoning)[-1]["content"]
+    if transcript:
+        messages = _before(map_roles(turns_of(answer) or []))
     elif isinstance(answer, list):
         messages = _before(list_messages(answer, notes, prefix, reasoning))
     else:

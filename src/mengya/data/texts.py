@@ -50,9 +50,10 @@ def choose_field(sample: Sequence[Any]) -> str | None:
     good = {n: found for n, found in texts.items() if 2 * sum(map(looks_like_text, found)) > len(found)}
     if named := _named(good, len(rows)):
         return named
-    if 2 * sum(map(_is_conversation, sample)) > len(sample):
+    if 2 * sum(map(is_conversation, sample)) > len(sample):
         return CONVERSATION
-    rest = {name: found for name, found in good.items() if not _NOT_TEXT_NAMES.fullmatch(_plain(name))}
+    left_out = frozenset((*fields.REJECTED, *fields.LABELS))
+    rest = {n: f for n, f in good.items() if not _NOT_TEXT_NAMES.fullmatch(_plain(n)) and _plain(n) not in left_out}
     longest = max(rest, key=lambda name: sum(map(len, rest[name])), default=None)
     return longest or _named(texts, len(rows))
 
@@ -67,7 +68,7 @@ def _plain(name: str) -> str:
     return str(name).strip().lower()
 
 
-def _is_conversation(value: Any) -> bool:
+def is_conversation(value: Any) -> bool:
     try:
         return bool(parse_conversation(value))
     except ValueError:
@@ -114,12 +115,10 @@ def text_of_row(value: Any, chosen: str | None, notes: Notes) -> str:
     return text
 
 
-_MARK = (
-    r"(?:<\|(?:endoftext|im_start|im_end|end_of_text|begin_of_text|eot_id|eos|bos|endofdocument)\|>"
-    r"|<｜(?:end|begin)▁of▁sentence｜>|<(?:eod|EOD|eos|bos)>|</?s>)"
-)
-_MARKS = re.compile(rf"{_MARK}(?:\s*{_MARK})*")
-_QUOTES = frozenset(" \t`'\"“”‘’「」『』（）()《》<>，。、：；,.:;")
+_ENDS = r"<\|(?:endoftext|end_of_text|begin_of_text|eot_id|eos|bos|endofdocument)\|>"
+_OTHERS = r"<｜(?:end|begin)▁of▁sentence｜>|<(?:eod|EOD|eos|bos)>|</?s>"
+_TURNS = r"<\|im_(?:start|end)\|>"
+_SENTENCE_ENDS = frozenset("。！？.!?…”’」』）)\"'~～;；")
 
 
 def split_at_marks(text: str) -> list[str]:
@@ -129,20 +128,26 @@ def split_at_marks(text: str) -> list[str]:
     """
     if "<" not in text:
         return [text]
-    if "<|im_start|>" in text and (turns := turns_of(text)):
-        return ["\n".join(message["content"] for message in map_roles(turns) if message["content"])]
-    parts = list(_parts(text))
+    parts: list[str] = []
+    for part in _parts(text, rf"(?:{_ENDS}|{_OTHERS})"):
+        if not part.lstrip().startswith("<|im_start|>"):
+            parts.append(part)
+        elif turns := turns_of(part):
+            parts.append("\n".join(message["content"] for message in map_roles(turns) if message["content"]))
+        else:
+            parts += _parts(part, _TURNS)
     return parts or [text]
 
 
-def _parts(text: str) -> Iterator[str]:
-    crossed_out = "<s>" in text and not text.lstrip().startswith("<s>")  # HTML, where <s> is a line through words
+def _parts(text: str, mark: str) -> Iterator[str]:
+    crossed_out = "<s>" in text and not re.match(r"\s*<s>.*</s>\s*\Z", text, re.DOTALL)  # HTML: a line through words
     begin = 0
-    for match in _MARKS.finditer(text):
+    for match in re.finditer(rf"{mark}(?:\s*{mark})*", text):
         if crossed_out and re.search(r"</?s>", match[0]):
             continue
         before, after = text[max(0, match.start() - 1) : match.start()], text[match.end() : match.end() + 1]
-        if match[0].count("<") == 1 and before in _QUOTES and after in _QUOTES:
+        at_edge = before in ("", "\n") or after in ("", "\n", "\r")
+        if match[0].count("<") == 1 and not at_edge and before not in _SENTENCE_ENDS and not _TURNS.startswith(mark):
             continue
         if (part := text[begin : match.start()]).strip():
             yield part

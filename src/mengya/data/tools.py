@@ -3,8 +3,7 @@
 import json
 from typing import Any
 
-from mengya.data.fields import as_json
-from mengya.data.json_text import parse_json
+from mengya.data.fields import as_json, structured
 
 _OFFER = """# Tools
 
@@ -22,10 +21,10 @@ For each function call, return a json object with function name and arguments wi
 
 
 def offer(tools: Any) -> str:
-    """What a system prompt says of the tools in a row: a list, an object, or JSON; "" if there are none."""
+    """What a system prompt says of the tools in a row: objects, also as JSON; "" if there are none."""
     tools = decoded(tools)
-    listed = tools if isinstance(tools, list) else [tools]
-    lines = [text for tool in listed if (text := as_json(tool)) not in ("", "{}", "null")]
+    listed = [decoded(tool) for tool in tools] if isinstance(tools, list) else [tools]
+    lines = [as_json(tool) for tool in listed if isinstance(tool, dict) and tool]
     return _OFFER.format(tools="\n".join(lines)) if lines else ""
 
 
@@ -34,12 +33,12 @@ def call(value: Any) -> str:
     value = decoded(value)
     if not isinstance(value, dict):
         return as_json(value)
-    inner = value.get("function", value)
+    inner = decoded(value.get("function", value))
     inner = inner if isinstance(inner, dict) else value
     if "name" not in inner:
         return as_json(value)
-    arguments = inner.get("arguments", inner.get("parameters", inner.get("input", {})))
-    arguments = as_json(arguments) or "{}"  # a text is JSON already, and is not written as JSON once more
+    given = (inner[key] for key in ("arguments", "parameters", "input", "args") if inner.get(key) is not None)
+    arguments = as_json(decoded(next(given, {}))) or "{}"  # a text is JSON already, and is not written so once more
     name = json.dumps(inner["name"], ensure_ascii=False)
     return f'<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
 
@@ -50,11 +49,17 @@ def calls(value: Any) -> str:
     return "\n".join(map(call, value if isinstance(value, list) else [value]))
 
 
+def are_calls(value: Any) -> bool:
+    """Whether it is a list of calls, also as JSON."""
+    value = decoded(value)
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) and "name" in v for v in value)
+
+
 def decoded(value: Any) -> Any:
-    """What a text holds as JSON; other text and values as they are."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            return parse_json(value.strip())
-        except ValueError:
-            return value
-    return value
+    """What a text holds as JSON or as Python writes it; "None" is none; other text and values as they are."""
+    if isinstance(value, str) and value.strip() in ("None", "null"):
+        return ""
+    try:
+        return structured(value)
+    except ValueError:
+        return value

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from mengya.data.turns import SPEAKERS, Turn
+from mengya.data.turns import SPEAKERS, Turn, prefixed
 
 
 class _Style(NamedTuple):
@@ -11,63 +11,87 @@ class _Style(NamedTuple):
 
     mark: re.Pattern[str]
     """Before a turn; its group is the speaker."""
-    end: re.Pattern[str]
+    end: tuple[str, ...] = ()
     """What may stand behind a turn and is not part of it."""
     plain: bool = False
     """The marks are words of prose as well: the text must begin with one, and each side has one name."""
 
 
 _STYLES = (
-    _Style(re.compile(r"<\|im_start\|>(\w+)\n"), re.compile(r"\s*<\|im_end\|>.*", re.DOTALL)),
+    _Style(re.compile(r"<\|im_start\|>(\w+)\r?\n"), ("<|im_end|>",)),
+    _Style(re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>"), ("<|eot_id|>", "<|end_of_text|>")),
     _Style(
-        re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>\s*"), re.compile(r"\s*<\|eot_id\|>.*", re.DOTALL)
+        re.compile(r"### ?(Human|Assistant|User|System|Instruction|Input|Response|Question|Answer) ?[:：]"), ("</s>",)
     ),
-    _Style(re.compile(r"\s*###[ \t]*(\w+)[ \t]*[:：]"), re.compile(r"\s*(?:</s>)?\s*$")),
-    _Style(re.compile(r"(?:^|\n)[ \t]*(Human|User|USER|用户|问)[ \t]*[:：]"), re.compile(r"\s*$"), plain=True),
+    _Style(re.compile(r"(?:^|\n)(Human|User|USER|用户|问)[ \t]?[:：]"), ("</s>",), plain=True),
 )
 _PARTNERS = {"Human": "Assistant", "User": "Assistant", "USER": "ASSISTANT", "用户": "助手", "问": "答"}
-_LLAMA = re.compile(r"\[INST\](.*?)\[/INST\](.*?)(?=(?:</s>)?\s*(?:<s>)?\s*\[INST\]|$)", re.DOTALL)
-_LLAMA_SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>", re.DOTALL)
+_BEGINNINGS = ("<|begin_of_text|>", "<|endoftext|>", "<s>")
+_PREFACE = "Below is an instruction"
+"""What Alpaca's prompts begin with."""
 
 
 def turns_of(text: str) -> list[Turn] | None:
     """The turns of a text such as "Human: … Assistant: …", ChatML, Llama's [INST] or "### Instruction:"; None if it is
-    not of a known style, or nobody asks in it."""
-    turns = _of_llama(text) if "[INST]" in text else None
+    not of a known style, or nobody asks and answers in it. An answer that is still to come is an empty turn."""
+    turns = _of_llama(text) if text.lstrip().removeprefix("<s>").lstrip().startswith("[INST]") else None
     for style in _STYLES if turns is None else ():
         turns = _of_style(text, style)
         if turns is not None:
             break
-    asked = turns is not None and any(SPEAKERS.get(str(turn.speaker)) == "user" for turn in turns)
-    return turns if asked else None
+    roles = {SPEAKERS.get(str(turn.speaker)) for turn in turns or ()}
+    return turns if {"user", "assistant"} <= roles else None
+
+
+def prompt_of(text: str) -> list[Turn] | None:
+    """The turns of a prompt that ends where the assistant is to answer; None if it is something else, such as a
+    question about a conversation."""
+    turns = turns_of(text)
+    open_ended = turns and SPEAKERS.get(str(turns[-1].speaker)) == "assistant" and not turns[-1].said
+    return turns[:-1] if turns and open_ended else None
+
+
+def lines_of(text: str) -> list[Turn] | None:
+    """The turns of a text of which every line begins with a speaker; None if it is something else."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    return prefixed(lines) if len(lines) > 1 else None
 
 
 def _of_style(text: str, style: _Style) -> list[Turn] | None:
+    text = text.strip()
+    for beginning in _BEGINNINGS:
+        text = text.removeprefix(beginning).lstrip()
     first = style.mark.search(text)
     if first is None:
         return None
+    before = text[: first.start()].strip()
+    if before and (style.plain or _PREFACE not in before):
+        return None
     mark = style.mark
     if style.plain:
-        if text[: first.start()].strip():
-            return None
-        mark = re.compile(rf"(?:^|\n)[ \t]*({first[1]}|{_PARTNERS[first[1]]})[ \t]*[:：]")
-    marks = [match for match in mark.finditer(text) if match[1].lower() in SPEAKERS]
-    if not marks or marks[0].start() != first.start():
-        return None
-    turns = []
-    if before := text[: first.start()].strip():
-        turns.append(Turn("system", before))
+        # hh-rlhf: a blank line stands before each turn, so that what is like a mark in a turn is none.
+        break_ = r"\n\n" if f"\n\n{_PARTNERS[first[1]]}:" in text else r"\n"
+        mark = re.compile(rf"(?:^|{break_})({first[1]}|{_PARTNERS[first[1]]})[ \t]?[:：]")
+    marks = list(mark.finditer(text))
+    turns = [Turn("system", before)] if before else []
     for match, following in zip(marks, [*marks[1:], None], strict=True):
-        said = text[match.end() : following.start() if following else len(text)]
-        turns.append(Turn(match[1].lower(), style.end.sub("", said, count=1).strip()))
-    return turns
+        said = text[match.end() : following.start() if following else len(text)].strip()
+        for end in style.end:
+            said = said.removesuffix(end).rstrip()
+        turns.append(Turn(match[1].lower(), said))
+    return turns if all(turn.speaker in SPEAKERS for turn in turns) else None
 
 
 def _of_llama(text: str) -> list[Turn] | None:
     turns: list[Turn] = []
-    for asked, answered in _LLAMA.findall(text):
-        if system := _LLAMA_SYSTEM.match(asked):
-            turns.append(Turn("system", system[1].strip()))
-            asked = asked[system.end() :]
-        turns += [Turn("user", asked.strip()), Turn("assistant", re.sub(r"\s*</s>\s*$", "", answered).strip())]
+    for part in text.split("[INST]")[1:]:
+        asked, mark, answered = part.partition("[/INST]")
+        if not mark:
+            return None
+        head, mark, rest = asked.partition("<</SYS>>")
+        if mark:
+            turns.append(Turn("system", head.strip().removeprefix("<<SYS>>").strip()))
+            asked = rest
+        answered = answered.strip().removesuffix("<s>").rstrip().removesuffix("</s>").rstrip()
+        turns += [Turn("user", asked.strip()), Turn("assistant", answered)]
     return turns or None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mengya.data import fields, tools
-from mengya.data.fields import Fields, Notes, as_json, is_filled, of_columns, plain_text, structured
+from mengya.data.fields import Fields, Notes, as_json, is_filled, of_columns, plain_text, structured, thought_in
 from mengya.text.chat import Message
 
 
@@ -32,7 +32,6 @@ SPEAKERS = {
     for name in names.split()
 }
 _CALLERS = ("function_call", "tool_call")
-_LEARNT = ("loss", "weight", "train", "training", "train_on_turn", "output_with_loss")
 _CALLS = ("tool_calls", "function_call")
 _THOUGHT_PARTS = ("thinking", "reasoning", "thought")
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -40,7 +39,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 
 def thinking(thought: str, said: str) -> str:
     """An answer with the thought that leads to it, as reasoning models write it (DeepSeek-R1, Qwen3)."""
-    if not thought or thought in said:
+    if not thought or thought in said or said.lstrip().startswith("<think>"):
         return said
     return f"<think>\n{thought}\n</think>\n\n{said}".rstrip()
 
@@ -54,12 +53,13 @@ def list_messages(items: Any, notes: Notes, prefix: str = "", reasoning: bool = 
     """
     items = as_items(items)
     if items and all(isinstance(item, str) for item in items):
-        return map_roles(_prefixed(items) or [Turn(None, item) for item in items])
+        return map_roles(prefixed(items) or [Turn(None, item) for item in items])
     turns: list[Turn] = []
+    roles = _role_fields(items)
     for item in items:
         if isinstance(item, dict):
             item = Fields(item, notes, prefix)
-            turns.extend(_turns_of(item, reasoning))
+            turns.extend(_turns_of(item, reasoning, roles))
             item.close()
         elif isinstance(item, list | tuple) and len(item) == 2:
             turns += [Turn("user", plain_text(item[0])), Turn("assistant", plain_text(item[1]))]
@@ -81,15 +81,25 @@ def as_items(value: Any) -> list[Any]:
     raise ValueError("messages that are not a list")
 
 
-def _turns_of(item: Fields, reasoning: bool) -> list[Turn]:
+def _role_fields(items: list[Any]) -> tuple[str, ...]:
+    """`fields.ROLES`; or, where no item has one of them, the field whose values are all known speakers."""
+    rows = [{str(k).strip().lower(): v for k, v in item.items()} for item in items if isinstance(item, dict)]
+    if any(name in row for row in rows for name in fields.ROLES):
+        return fields.ROLES
+    common = [name for name in (rows[0] if rows else {}) if all(name in row for row in rows)]
+    speakers = (n for n in common if all(str(row[n]).strip().lower() in SPEAKERS for row in rows))
+    return (*fields.ROLES, *list(speakers)[:1])
+
+
+def _turns_of(item: Fields, reasoning: bool, roles: tuple[str, ...]) -> list[Turn]:
     """The turns in one object: usually one; with a tool's call and result in one, or question and answer, two."""
-    supervised = _supervised(item)
+    supervised = is_learnt(item)
     both = item.find((*fields.PROMPTS, *fields.INPUTS)) is not None and item.find(fields.ANSWERS) is not None
-    if both and item.find(fields.ROLES) is None:
+    if both and item.find(roles) is None:
         return _exchange(item, supervised, reasoning)
     if item.find((*fields.CONTENTS, *_CALLS, "observation", *fields.THOUGHTS)) is None:
         return _by_speakers(item, supervised)
-    speaker = item.first(fields.ROLES)
+    speaker = item.first(roles)
     name = None if speaker is None else str(speaker).strip().lower()
     said = item.first(fields.CONTENTS)
     if name in _CALLERS:
@@ -97,7 +107,8 @@ def _turns_of(item: Fields, reasoning: bool) -> list[Turn]:
     if SPEAKERS.get(str(name)) == "tool":
         return _tool_turns(name, item, said)
     thought, parts = _parts(said)
-    thought = "\n".join(filter(None, (plain_text(item.first(fields.THOUGHTS)), thought))) if reasoning else ""
+    answers = reasoning and SPEAKERS.get(str(name), "assistant") == "assistant"
+    thought = "\n".join(filter(None, (thought_in(item.first(fields.THOUGHTS)), thought))) if answers else ""
     # The text comes first, and the calls after it.
     called = [tools.calls(found) for found in map(item.first, [(key,) for key in _CALLS]) if is_filled(found)]
     texts = [said for kind, said in parts if kind == "said"]
@@ -126,7 +137,7 @@ def _tool_turns(name: str | None, item: Fields, said: Any) -> list[Turn]:
 def _exchange(item: Fields, supervised: bool, reasoning: bool) -> list[Turn]:
     """The turns of an object with a question and an answer."""
     asked = (plain_text(item.first(names)) for names in (fields.PROMPTS, fields.INPUTS))
-    thought = plain_text(item.first(fields.THOUGHTS)) if reasoning else ""
+    thought = thought_in(item.first(fields.THOUGHTS)) if reasoning else ""
     return [
         Turn("system", plain_text(item.first(fields.SYSTEMS))),
         Turn("user", "\n".join(filter(None, asked))),
@@ -142,15 +153,15 @@ def _by_speakers(item: Fields, supervised: bool) -> list[Turn]:
     return turns
 
 
-def _supervised(item: Fields) -> bool:
-    """Whether a turn is learnt, by the flags that people give it."""
+def is_learnt(item: Fields) -> bool:
+    """Whether a turn, or a row, is learnt, by the flags that people give it. ValueError for weights but 0 and 1."""
     learnt = True
-    for name in _LEARNT:
+    for name in fields.LEARNT:
         flag = item.first((name,))
         if is_filled(flag):
             text = plain_text(flag).lower()
             if text not in ("true", "false", "1", "0"):
-                raise ValueError("a turn's weight that is neither 0 nor 1")
+                raise ValueError("a weight that is neither 0 nor 1")
             learnt = learnt and text in ("true", "1")
     return learnt
 
@@ -206,7 +217,7 @@ def _message(role: str, turn: Turn) -> Message:
 _PREFIX = re.compile(r"\s*(?:[\[【(（]\s*([^\]】)）\n]{1,12}?)\s*[\]】)）]\s*[:：]?|([^\s:：\[【]{1,12})\s*[:：])\s*")
 
 
-def _prefixed(items: list[str]) -> list[Turn] | None:
+def prefixed(items: list[str]) -> list[Turn] | None:
     """Turns out of "[speaker] words" or "speaker: words"; None unless all strings begin with a name from `SPEAKERS`."""
     turns = []
     for item in items:

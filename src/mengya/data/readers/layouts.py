@@ -87,8 +87,8 @@ def _unwrapped(value: Any) -> Any:
 def _listed_rows(value: Any, alone: bool) -> list[Any] | None:
     """The rows of a file that has this single value; None if the value is itself a row."""
     if isinstance(value, list):
-        return _array(value, alone)
-    if not isinstance(value, dict) or not value:
+        return value if value and all(isinstance(item, str) for item in value) else _array(value, alone)
+    if not isinstance(value, dict) or not value or _is_one_row(value):
         return None
     names, inner = value.get("columns"), value.get("data")
     if isinstance(names, list) and isinstance(inner, list) and all(isinstance(cells, list) for cells in inner):
@@ -100,6 +100,18 @@ def _listed_rows(value: Any, alone: bool) -> list[Any] | None:
         return columns
     under = [v for k, v in value.items() if isinstance(v, list) and v and _holds_rows(_plain(k), v)]
     return [row for rows in under for row in rows] if under else None
+
+
+def _is_one_row(value: Mapping[Any, Any]) -> bool:
+    """Whether an object is itself a row: words stand in it, or turns."""
+    for key, inner in value.items():
+        name = _plain(key)
+        turns = inner if name in _LISTS and isinstance(inner, list) else []
+        if any(isinstance(turn, dict) and _is_turn(turn, alone=False) for turn in turns):
+            return True
+        if name in _ROW_FIELDS and isinstance(inner, str) and inner.strip():
+            return True
+    return False
 
 
 def _has_turns(value: Mapping[str, list[Any]]) -> bool:

@@ -1,7 +1,9 @@
 """Tables with a character between cells; the first line names the columns."""
 
+import codecs
 import csv
 from collections.abc import Iterator
+from typing import Any
 
 from mengya.data.readers.rows import BAD_BYTES, Rejected, Row, TextFile, is_whole, iter_lines
 
@@ -23,6 +25,7 @@ def read_table(text: TextFile, delimiter: str) -> Iterator[Row | Rejected]:
                 record.append(item)
                 yield item[1].decode(text.source.encoding, "surrogateescape")
 
+    delimiter = _delimiter(next(lines, None), delimiter, again)
     reader = csv.reader(feed(), delimiter=delimiter, strict=True)
     header: list[str] = []
     while True:
@@ -46,10 +49,32 @@ def read_table(text: TextFile, delimiter: str) -> Iterator[Row | Rejected]:
             reader = csv.reader(feed(), delimiter=delimiter, strict=True)
             cells = _lenient_cells(raw.decode(text.source.encoding, "surrogateescape"), delimiter)
         if len(cells) == len(header) and all(map(is_whole, cells)):
-            yield Row(text.file, line, dict(zip(header, cells, strict=True)))
+            values = ("" if cell in _EMPTY else cell for cell in cells)
+            yield Row(text.file, line, dict(zip(header, values, strict=True)))
         elif cells:
             reason = f"invalid CSV: {problem}" if len(cells) != len(header) else BAD_BYTES
             yield Rejected(text.file, line, reason, raw)
+
+
+_EMPTY = frozenset(("nan", "NaN", "NULL", "null", "None", "<NA>"))
+"""How tools write a cell without a value."""
+
+
+def _delimiter(first: Any, delimiter: str, again: list[tuple[int, bytes]]) -> str:
+    """The character between cells: another one if the first line, which goes into `again`, has no cell border else.
+
+    Spreadsheets write semicolons where a comma stands in numbers, and may say so in a line of its own ("sep=;").
+    """
+    if not isinstance(first, tuple):
+        if first is not None:
+            again.append(first)
+        return delimiter
+    line = first[1].removeprefix(codecs.BOM_UTF8).strip()
+    if line.startswith(b"sep=") and len(line) == 5:
+        return line[4:].decode("ascii", "replace")
+    again.append(first)
+    others = [other for other in (b"\t", b";", b",") if other in line]
+    return delimiter if delimiter.encode() in line or not others else others[0].decode()
 
 
 def _lenient_cells(line: str, delimiter: str) -> list[str]:

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from mengya.data.documents import Document
+from mengya.data.rendering import write_documents
 from mengya.model.native.config import ModelConfig
 from mengya.model.native.transformer import CausalLM
 from mengya.text.chat import Chat
@@ -287,6 +289,18 @@ def chat() -> Chat:
 @pytest.fixture(scope="session")
 def tokenizer(chat) -> Tokenizer:
     return chat.tokenizer
+
+
+@pytest.fixture(scope="session")
+def everything(tiny_model, tokenizer, tmp_path_factory) -> Path:
+    """A directory without a manifest that is a corpus, a tokenizer, shards and a model at once."""
+    directory = tmp_path_factory.mktemp("everything")
+    tiny_model(max_position_embeddings=1024).save(directory)
+    tokenizer.save(directory)
+    for split in ("train", "heldout"):
+        write_documents([Document("春天来了", "a.txt", "1")], tokenizer, directory / split)
+        write_jsonl(directory / f"{split}.jsonl", [{"text": "春天来了"}])
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def run(config, inputs, out: Path) -> None:
     (out / "shouted.txt").write_text(opening + text + config.voice.mark, encoding="utf-8")
 
 
-def estimate(config, sources):
+def estimate(config, sources, promise):
     (corpus,) = sources["corpus"]
     return Estimate(seconds=7, disk=2 * corpus.text, text=corpus.text)
 
@@ -54,7 +54,7 @@ def check(config, inputs):
         raise UserError(f"voice.mark={config.voice.mark!r} is too loud; use at most 3 signs")
 
 
-STAGE = Stage(config=Config, run=run, makes=("noise",), estimate=estimate, check=check)
+STAGE = Stage(config=Config, run=run, makes=("noise",), estimate=estimate, checks=(check,))
 '''
 
 GREET = '''

@@ -1,21 +1,30 @@
 """Recipes: overrides, validation with all problems at once, and the wiring between stages."""
 
 import json
+import shutil
 
 import pytest
 
 from mengya.errors import UserError
 from mengya.recipe import load_recipe, parse_recipe
+from mengya.train.optimizer import ParameterGroup
 
-from .conftest import MODEL
+from . import conftest
+
+MODEL = conftest.MODEL.replace("= 128", "= 1024")
 
 
 @pytest.fixture
-def write(tmp_path, monkeypatch):
-    """write(text) -> path of a recipe, in the current directory, beside a file text.txt and a directory here/."""
+def write(tmp_path, monkeypatch, everything):
+    """write(text) -> path of a recipe, in the current directory, beside text.txt, talks.jsonl, pairs.jsonl and a
+    directory here/ that is whatever is wanted."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "here").mkdir()
+    shutil.copytree(everything, tmp_path / "here")
     (tmp_path / "text.txt").write_text("text", encoding="utf-8")
+    (tmp_path / "talks.jsonl").write_text('{"prompt": "a", "response": "b"}\n', encoding="utf-8")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "talks.jsonl").write_text('[["a", "b"]]\n', encoding="utf-8")
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n', encoding="utf-8")
 
     def write(text: str):
         path = tmp_path / "r.toml"
@@ -65,11 +74,50 @@ def test_a_byte_order_mark_is_no_part_of_the_recipe(write):
         ("corpus.path=./text.txt", "path", "./text.txt"),
         ('corpus.path=["text.txt", "./text.txt"]', "path", ["text.txt", "./text.txt"]),
         ("corpus.path=[t]ext.txt", "path", "[t]ext.txt"),  # a glob
+        # What a shell leaves of quoted strings.
+        ("corpus.path=[text.txt,./text.txt]", "path", ["text.txt", "./text.txt"]),
+        ("corpus.path=[ text.txt , talks.jsonl, ]", "path", ["text.txt", "talks.jsonl"]),
+        ('corpus.path=["text.txt", talks.jsonl]', "path", ["text.txt", "talks.jsonl"]),
+        ("corpus.text_field=12", "text_field", "12"),
+        ("corpus.text_field=007", "text_field", "007"),
+        ("corpus.text_field=1e5", "text_field", "1e5"),
+        ("corpus.text_field=true", "text_field", "true"),
+        ("corpus.text_field=2026-01-01", "text_field", "2026-01-01"),
+        ('corpus.text_field="a\\b"', "text_field", "a\\b"),  # a backslash that is not TOML
     ],
 )
 def test_override_values(write, override, key, value):
     path = write('[corpus]\npath = "text.txt"\n')
     assert getattr(configs(path, override)["corpus"], key) == value
+
+
+TUNED = "[sft]\nmodel = 'here'\npath = 'talks.jsonl'\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ('sft.freeze=["*embed*"]', "freeze", ["*embed*"]),
+        ("sft.freeze=[*embed*]", "freeze", ["*embed*"]),
+        ("sft.freeze=['*embed*',*norm*]", "freeze", ["*embed*", "*norm*"]),
+        ("sft.freeze=[]", "freeze", []),
+        ("sft.dtype=float32", "dtype", "float32"),
+        ("sft.optim.betas=[0.5, 0.6]", "betas", (0.5, 0.6)),
+        (
+            "sft.optim.groups=[{pattern=*embed*, lr=1e-4}, {pattern = *norm*}]",
+            "groups",
+            [ParameterGroup(pattern="*embed*", lr=1e-4), ParameterGroup(pattern="*norm*")],
+        ),
+    ],
+)
+def test_overrides_mean_the_same_with_and_without_the_quotes_that_a_shell_takes_away(write, override, key, value):
+    config = configs(write(TUNED), override)["sft"]
+    assert getattr(config, key, None) == value or getattr(config.optim, key) == value
+
+
+def test_a_word_where_a_list_is_wanted(write):
+    (line,) = problems(write(TUNED), "sft.freeze=*embed*")
+    assert line == """sft.freeze: input should be a valid list (it is '*embed*'); write a list: ["*embed*"]"""
 
 
 def test_the_last_override_wins(write):
@@ -95,7 +143,6 @@ def test_nested_overrides_create_tables_and_replace_single_keys(write):
         ("=1", "stage.key=value"),
         ("corpsu.path=1", "names the stage 'corpsu', but the recipe has only corpus"),
         ("corpus.path.x=1", "goes through 'path', which is a value, not a table"),
-        ("corpus.path=[a,b]", """'corpus.path=["one", "two"]'"""),  # what a shell leaves of ["a","b"]
     ],
 )
 def test_bad_overrides_say_what_to_write(write, override, message):
@@ -126,12 +173,12 @@ def test_all_problems_are_listed_at_once_each_with_its_path_and_remedy(write):
         """
     )
     lines = problems(path)
-    assert "corpus.heldotu: there is no such key; did you mean 'heldout'?" in lines
+    assert "corpus.heldotu: there is no such key; did you mean 'corpus.heldout'?" in lines
     assert any(line.startswith("tokenizer.vocab_size: input should be a valid integer") for line in lines)
     assert any(line.endswith("(it is 'many')") for line in lines)
     assert "[tokenise]: there is no such stage; did you mean [tokenize]?" in lines
-    assert "pretrain.optim.lrr: there is no such key; did you mean 'lr'?" in lines
-    assert "pretrain.model.hidden_sise: there is no such key; did you mean 'hidden_size'?" in lines
+    assert "pretrain.optim.lrr: there is no such key; did you mean 'pretrain.optim.lr'?" in lines
+    assert "pretrain.model.hidden_sise: there is no such key; did you mean 'pretrain.model.hidden_size'?" in lines
     assert "pretrain.model.hidden_size: must be set; see `mengya help pretrain`" in lines
     assert "sft.path: 'nowhere.jsonl' does not exist; correct the path" in lines
     assert any(
@@ -152,16 +199,16 @@ def test_all_problems_are_listed_at_once_each_with_its_path_and_remedy(write):
         ('[corpus]\npath=["text.txt", 3]', ["corpus.path.1: input should be a valid string (it is 3); put it in quo"]),
         ('[corpus]\npath="text.txt"\ntext_field=2', ["corpus.text_field: input should be a valid string (it is 2)"]),
         (
-            "[sft]\nmodel='here'\npath='text.txt'\nseq_len=0",
+            "[sft]\nmodel='here'\npath='talks.jsonl'\nseq_len=0",
             ["sft.seq_len: input should be greater than or equal to 1 (it is 0)"],
         ),
-        ("[sft]\nmodel='here'\npath='text.txt'\noptim=3", ["sft.optim: "]),
+        ("[sft]\nmodel='here'\npath='talks.jsonl'\noptim=3", ["sft.optim: "]),
         (
-            "[sft]\nmodel='here'\npath='text.txt'\noptim.schedule='linear'",
+            "[sft]\nmodel='here'\npath='talks.jsonl'\noptim.schedule='linear'",
             ["sft.optim.schedule: input should be 'cosine' or 'wsd' (it is 'linear')"],
         ),
         (
-            "[sft]\nmodel='here'\npath='text.txt'\noptim.betas=['a', 'b']",
+            "[sft]\nmodel='here'\npath='talks.jsonl'\noptim.betas=['a', 'b']",
             ["sft.optim.betas.0: input should be a valid number", "sft.optim.betas.1: input should be a valid number"],
         ),
         ("[sft]\nmodel='here'", ["sft.path: must be set; see `mengya help sft`"]),
@@ -177,7 +224,8 @@ def test_messages(write, text, expected):
 def test_nested_problems_keep_their_path(write):
     rope = "[pretrain.model.rope_scaling]\nrope_type = 'yarn'\nfactr = 2"
     lines = problems(write(f"[pretrain]\nshards = 'here'\n{MODEL}{rope}"))
-    assert "pretrain.model.rope_scaling.factr: there is no such key; did you mean 'factor'?" in lines
+    table = "pretrain.model.rope_scaling"
+    assert f"{table}.factr: there is no such key; did you mean '{table}.factor'?" in lines
     assert "pretrain.model.rope_scaling.factor: must be set; see `mengya help pretrain`" in lines
 
 
@@ -323,7 +371,7 @@ schoolbook = true
     ("stage", "message"),
     [
         (
-            "[sft]\npath = 'text.txt'\nmodel = '@tokenize'",
+            "[sft]\npath = 'talks.jsonl'\nmodel = '@tokenize'",
             "sft.model: '@tokenize' makes shards, not a model; use @",
         ),
         (
@@ -339,11 +387,11 @@ schoolbook = true
             "two.shards: '@tokenizer' makes a token",
         ),
         (
-            "[sft]\npath = 'text.txt'\nmodel = 'text.txt'",
+            "[sft]\npath = 'talks.jsonl'\nmodel = 'text.txt'",
             "sft.model: 'text.txt' is a file; give a directory that ",
         ),
         (
-            "[sft]\npath = 'text.txt'\nmodel = 'made'",
+            "[sft]\npath = 'talks.jsonl'\nmodel = 'made'",
             "sft.model: 'made' holds shards, not a model; give",
         ),
     ],
@@ -358,24 +406,41 @@ def test_a_reference_must_make_what_the_stage_reads(write, tmp_path, stage, mess
 
 def test_what_holds_several_things_can_be_used_as_each(write):
     text = f"{WHOLE}[tokenize_2]\nstage = 'tokenize'\ntokenizer = '@pretrain'\n[tokenizer_2]\nstage = 'tokenizer'\n"
-    assert load_recipe(write(text + "extend = '@tokenize'\n"), []).stages
+    assert load_recipe(write(text + "extend = '@tokenize'\nvocab_size = 6401\n"), []).stages
 
 
 def test_no_stage_above_makes_what_is_needed(write):
-    (line,) = problems(write("[corpus]\nschoolbook = true\n[sft]\npath = 'text.txt'\nmodel = '@corpus'\n"))
+    (line,) = problems(write("[corpus]\nschoolbook = true\n[sft]\npath = 'talks.jsonl'\nmodel = '@corpus'\n"))
     assert line.endswith("makes a corpus, not a model; no stage above it makes a model: add one, or give a path")
 
 
 def test_a_key_of_a_nested_table_is_pointed_to(write):
     (line,) = problems(write(f"[pretrain]\nshards = 'here'\nlr = 1.0\n{MODEL}"))
-    assert line == "pretrain.lr: there is no such key; did you mean 'optim.lr'?"
+    assert line == "pretrain.lr: there is no such key; did you mean 'pretrain.optim.lr'?"
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("lr", "optim.lr"),
+        ("learning_rat", None),
+        ("max_grad_nrm", "optim.max_grad_norm"),
+        ("optim.seq_len", "seq_len"),
+        ("optim.sequence_loss_coef", "balance.sequence_loss_coef"),
+        ("factor", "model.rope_scaling.factor"),
+    ],
+)
+def test_the_whole_name_of_the_key_that_was_meant(write, key, meant):
+    (line,) = problems(write(f"[pretrain]\nshards = 'here'\n{key} = 1.0\n{MODEL}"))
+    assert line.endswith(f"did you mean 'pretrain.{meant}'?" if meant else "see `mengya help pretrain`")
 
 
 # --- wiring -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "value", ['"@corpus/sub/file.jsonl"', '["@corpus/a", "text.txt", "./"]', '"*.txt"', '["@corpus/b"]']
+    "value",
+    ['"@corpus/conversations.jsonl"', '["@corpus/train.jsonl", "talks.jsonl", "./more"]', '"*s.jsonl"', '["more"]'],
 )
 def test_references_that_can_be_followed(write, value):
     path = write(f"[corpus]\nschoolbook = true\n[sft]\nmodel = 'here'\npath = {value}\n")
@@ -392,23 +457,23 @@ def test_references_that_can_be_followed(write, value):
         ('"@sft"', "sft.path: '@sft' is not a stage above it; there: @corpus"),
         ('"@"', "sft.path: '@' is not a stage above it; there: @corpus"),
         (
-            '["@corpus/a", "@dpo/x"]',
+            '["@corpus/conversations.jsonl", "@dpo/x"]',
             "sft.path: '@dpo/x' stands below; a stage reads from stages above it; there: @corpus",
         ),
         (
             '"@corpus"',
-            """sft.path: '@corpus' is a whole directory; name a file in it, e.g. "@corpus/conversations.jsonl\"""",
+            "sft.path: '@corpus' is a whole directory; name a file in it; there: @corpus/train.jsonl, @corpus/heldout",
         ),
         ('"nowhere/"', "sft.path: 'nowhere/' does not exist; correct the path"),
         ('"nowhere*.jsonl"', "sft.path: 'nowhere*.jsonl' does not exist; correct the path"),
-        ('["text.txt", "nowhere"]', "sft.path: 'nowhere' does not exist; correct the path"),
+        ('["talks.jsonl", "nowhere"]', "sft.path: 'nowhere' does not exist; correct the path"),
         ('""', 'sft.path: names nothing; give a path or "@stage"'),
         ("[]", 'sft.path: names nothing; give a path or "@stage"'),
-        ('["text.txt", ""]', 'sft.path: names nothing; give a path or "@stage"'),
+        ('["talks.jsonl", ""]', 'sft.path: names nothing; give a path or "@stage"'),
     ],
 )
 def test_references_that_lead_nowhere(write, value, message):
-    path = write(f"[corpus]\nschoolbook=true\n[sft]\nmodel='here'\npath={value}\n[dpo]\npath='text.txt'\n")
+    path = write(f"[corpus]\nschoolbook=true\n[sft]\nmodel='here'\npath={value}\n[dpo]\npath='pairs.jsonl'\n")
     (line,) = problems(path)
     assert line.startswith(message)
 
@@ -429,18 +494,12 @@ def test_the_home_folder_may_be_written_as_a_tilde(write, monkeypatch, tmp_path)
     assert configs(write('[corpus]\npath = "~/text.txt"\n'))["corpus"].path == "~/text.txt"
 
 
-def test_the_schoolbooks_files_are_missed_before_anything_runs(tmp_path):
+def test_the_schoolbooks_files_are_missed_before_anything_runs(write):
     """Without this the run would fail at its last stage, after all training."""
-    recipe = tmp_path / "r.toml"
-    (tmp_path / "text.txt").write_text("文字")
-    path = tmp_path.as_posix()
-    table = f'[corpus]\npath="{path}/text.txt"\nschoolbook={{}}\n[evaluate]\nmodels="{path}"\nquestions="@corpus/{{}}"'
-    recipe.write_text(table.format("false", "questions.jsonl"), encoding="utf-8")
-    with pytest.raises(UserError, match=r"evaluate\.questions: questions\.jsonl comes with the schoolbook"):
-        load_recipe(recipe, [])
-    for schoolbook, name in (("true", "questions.jsonl"), ("false", "train.jsonl")):
-        recipe.write_text(table.format(schoolbook, name), encoding="utf-8")
-        assert load_recipe(recipe, []).stages
+    table = '[corpus]\npath="text.txt"\nschoolbook={}\n[evaluate]\nmodels="here"\nquestions="@corpus/questions.jsonl"'
+    (line,) = problems(write(table.format("false")))
+    assert line.startswith("evaluate.questions: questions.jsonl comes with the schoolbook, and corpus.sch")
+    assert load_recipe(write(table.format("true")), []).stages
 
 
 def test_a_router_that_cannot_learn_is_refused():

@@ -456,20 +456,3 @@ def test_inputs_and_hows_in_nested_tables_are_resolved_compared_and_recorded_lik
     run_stage(spec(counting, name="above", size=2), root)
     with pytest.raises(UserError, match=r"the input judge\.model \(\.\./above\) has another content"):
         run()
-
-
-def test_what_a_stage_finds_wrong_is_told_before_any_stage_runs_all_at_once(root, tmp_path):
-    (tmp_path / "there").touch()
-    asked = []
-
-    def check(config, inputs):
-        asked.append(inputs)
-        raise UserError(f"size={config.size} is too small")
-
-    first, second = Counting(), Counting()
-    stage = dataclasses.replace(second.stage, check=check)
-    specs = [StageSpec(n, n, stage, Config(path="@work", other="there", size=i)) for i, n in enumerate("ab")]
-    with pytest.raises(UserError, match=r"a: size=0 is too small\n  b: size=1 is too small"):
-        run_recipe(Recipe("r", [spec(first), *specs]), root, None)
-    assert first.runs == second.runs == 0
-    assert asked[0] == {"path": [], "other": [Path("there")]}  # what a stage above makes is not there yet

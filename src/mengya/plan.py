@@ -10,7 +10,7 @@ from mengya import runtime
 from mengya.errors import UserError
 from mengya.metrics import console, format_count, format_seconds, say
 from mengya.recipe import Recipe, StageSpec
-from mengya.stage import Estimate, Sources, Training
+from mengya.stage import Estimate, Promise, Sources, Training
 
 COLUMNS = ("stage", "parameters", "tokens", "steps", "FLOPs", "tok/s", "memory", "disk", "time")
 
@@ -36,7 +36,7 @@ def estimate(recipe: Recipe, root: Path) -> dict[str, Estimate]:
     found: dict[str, Estimate] = {}
     for spec in recipe.stages:
         try:
-            found[spec.name] = spec.stage.estimate(spec.config, _sources(spec, found, root))
+            found[spec.name] = spec.stage.estimate(spec.config, _sources(spec, found, root), spec.promise or Promise())
         except UserError as error:
             raise UserError(f"{spec.name}: {error}") from error
     return found

@@ -1,20 +1,26 @@
 """Recipes: TOML and overrides -> ordered, validated stages."""
 
+import dataclasses
 import difflib
+import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ArgsKwargs, ErrorDetails
 
 from mengya import manifest
 from mengya.errors import UserError
-from mengya.schema import Input, fields_of, inputs_of, nested_config
-from mengya.stage import Stage
+from mengya.schema import Input, fields_of, inputs_of, mentions_text, names_of_keys, nested_config
+from mengya.stage import Promise, Stage
 from mengya.stages import MODULES, load_stage
+from mengya.stages.known import look
 from mengya.toml_tables import apply_overrides, read_tables
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,8 @@ class StageSpec:
     """The stage that it runs: its key `stage`, or else its name."""
     stage: Stage
     config: Any
+    promise: Promise | None = None
+    """What is known of its directory before it is filled; None: nothing."""
 
     @property
     def references(self) -> dict[str, list[str]]:
@@ -45,7 +53,8 @@ def _explain(name: str, kind: str, cls: type, error: ValidationError) -> list[st
     lines: dict[tuple, tuple[int, str]] = {}
     for problem in error.errors():
         keys, owner, of_union = _locate(cls, problem["loc"])
-        line = f"{'.'.join([name, *keys])}: {_message(kind, keys, owner, problem)}"
+        key = ".".join([name, *keys])
+        line = f"{key}: {_message(kind, cls, key, owner, problem)}"
         # Every member of a union complains; the one that went deepest was meant.
         place = (keys[0],) if of_union else (*keys, problem["msg"])
         if place not in lines or lines[place][0] < len(keys):
@@ -69,84 +78,156 @@ def _locate(cls: type, location: tuple[int | str, ...]) -> tuple[list[str], type
     return keys, owner, of_union
 
 
-def _message(stage: str, keys: list[str], owner: type, problem: ErrorDetails) -> str:
+def _message(stage: str, cls: type, key: str, owner: type, problem: ErrorDetails) -> str:
     kind, given = problem["type"], problem["input"]
     if kind == "unexpected_keyword_argument":
-        tables = [name for name, field in fields_of(owner).items() if _has_key(field, keys[-1])]
-        near = [f"{name}.{keys[-1]}" for name in tables] or difflib.get_close_matches(keys[-1], fields_of(owner), 1)
-        return "there is no such key; " + (f"did you mean {near[0]!r}?" if near else f"see `mengya help {stage}`")
+        meant = _meant(cls, key, owner)
+        return "there is no such key; " + (f"did you mean {meant!r}?" if meant else f"see `mengya help {stage}`")
     if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"must be set; see `mengya help {stage}`"
     message = problem["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(given, dict | ArgsKwargs) else f" (it is {given!r})"
-    quotes = "; put it in quotes" if kind == "string_type" and not isinstance(given, dict | list) else ""
-    return f"{message[0].lower()}{message[1:]}{shown}{quotes}"
+    remedy = ""
+    if kind == "string_type" and not isinstance(given, dict | list):
+        remedy = "; put it in quotes"
+    elif kind == "list_type" and isinstance(given, str):
+        remedy = f"; write a list: {json.dumps([given], ensure_ascii=False)}"
+    return f"{message[0].lower()}{message[1:]}{shown}{remedy}"
 
 
-def _has_key(field: Any, key: str) -> bool:
-    """Whether a field is a table with such a key."""
-    inner = nested_config(field.annotation)
-    return inner is not None and key in fields_of(inner)
+def _meant(cls: type, key: str, owner: type) -> str | None:
+    """The key of a stage that was probably meant: of the same name in another table, or of a similar name."""
+    table, _, _ = key.partition(".")
+    above, _, last = key.rpartition(".")
+    names = list(names_of_keys(cls))
+    for name in names:
+        if name.rpartition(".")[2] == last:
+            return f"{table}.{name}"
+    near = difflib.get_close_matches(last, fields_of(owner), 1)
+    if near:
+        return f"{above}.{near[0]}"
+    lasts = {name.rpartition(".")[2]: name for name in reversed(names)}
+    near = difflib.get_close_matches(last, lasts, 1)
+    return f"{table}.{lasts[near[0]]}" if near else None
 
 
-def _check_references(spec: StageSpec, above: dict[str, StageSpec | None], below: set[str], paths: bool) -> list[str]:
-    """An "@name" must be a stage above that makes the right thing, a path must exist: now, not in an hour."""
-    problems: list[str] = []
-    for field, (mark, values) in inputs_of(spec.config).items():
-        if not values or "" in values:
-            problems.append(f'{spec.name}.{field}: names nothing; give a path or "@stage"')
-        for value in filter(None, values):
-            if value.startswith("@"):
-                reason = _wrong_reference(value, mark, above, below)
-            else:
-                reason = _wrong_path(value, mark) if paths else None
-            problems += [f"{spec.name}.{field}: {reason}"] if reason else []
-    return problems
+@dataclass(frozen=True)
+class _Wiring:
+    """What references may lead to."""
+
+    above: dict[str, StageSpec | None]
+    """The stages above, by name; None for one whose keys are wrong."""
+    below: set[str]
+    paths: bool
+    """Whether paths must exist."""
+    looks: dict[tuple[str, Path], Promise]
+    """What was found in directories so far."""
+
+    def follow(self, value: str, mark: Input) -> Promise:
+        """What is known of a reference or a path. UserError if it cannot be what the stage reads."""
+        if value.startswith("@"):
+            return self._reference(value, mark)
+        return self._path(value, mark) if self.paths else Promise()
+
+    def _reference(self, value: str, mark: Input) -> Promise:
+        target, _, inside = value[1:].partition("/")
+        if target not in self.above:
+            known = [n for n, s in self.above.items() if s is None or mark.kind == "file" or mark.kind in s.stage.makes]
+            there = ", ".join(f"@{name}" for name in known) or "none"
+            below = "stands below; a stage reads from stages above it"
+            raise UserError(f"{value!r} {below if target in self.below else 'is not a stage above it'}; there: {there}")
+        source = self.above[target]
+        if source is None:
+            return Promise()
+        if mark.kind == "file":
+            return _file_of(source, inside, value)
+        if inside:
+            raise UserError(f'{value!r} is a part of a directory; give the whole, "@{target}"')
+        if mark.kind not in source.stage.makes:
+            fit = [f"@{n}" for n, s in self.above.items() if s is None or mark.kind in s.stage.makes]
+            raise UserError(f"{value!r} makes {_a(source.stage.makes[0])}, not {_a(mark.kind)}; {_instead(mark, fit)}")
+        return source.promise or Promise()
+
+    def _path(self, value: str, mark: Input) -> Promise:
+        found, path = manifest.matches(value), Path(value).expanduser()
+        if not found:
+            raise UserError(f"{value!r} does not exist; correct the path")
+        if mark.kind == "file":
+            for each in found:
+                _check_holds_rows(each)
+            return Promise(path=path)
+        if not path.exists():
+            raise UserError(f"{value!r} is a pattern; name each directory by itself")
+        if not path.is_dir():
+            raise UserError(f"{str(path)!r} is a file; give a directory that holds {_a(mark.kind)}")
+        made = (manifest.read(path) or {}).get("makes")
+        if made and mark.kind not in made:
+            raise UserError(f"{str(path)!r} holds {_a(made[0])}, not {_a(mark.kind)}; give a directory that does")
+        key = mark.kind, path
+        if key not in self.looks:
+            self.looks[key] = look(mark.kind, path)
+        return self.looks[key]
 
 
-def _wrong_reference(value: str, mark: Input, above: dict[str, StageSpec | None], below: set[str]) -> str | None:
-    """Why a reference cannot be followed; None if it can."""
-    target, _, inside = value[1:].partition("/")
-    if target not in above:
-        fit = [n for n, spec in above.items() if spec is None or mark.kind == "file" or mark.kind in spec.stage.makes]
-        known = ", ".join(f"@{name}" for name in fit) or "none"
-        why = "stands below; a stage reads from stages above it" if target in below else "is not a stage above it"
-        return f"{value!r} {why}; there: {known}"
-    source = above[target]
-    if source is None:
-        return None
-    if inside:
-        return source.stage.missing(source.config, inside) if source.stage.missing else None
-    if mark.kind == "file":
-        return f'{value!r} is a whole directory; name a file in it, e.g. "{value}/conversations.jsonl"'
-    if mark.kind not in source.stage.makes:
-        fit = [f"@{n}" for n, spec in above.items() if spec is None or mark.kind in spec.stage.makes]
-        return f"{value!r} makes {_a(source.stage.makes[0])}, not {_a(mark.kind)}; {_instead(mark.kind, fit)}"
-    return None
+def _file_of(source: StageSpec, name: str, value: str) -> Promise:
+    """What is known of a file that a stage will write. UserError if it will not."""
+    files, absent = (source.promise.files, source.promise.absent) if source.promise else ({name: Promise()}, {})
+    if name and name in files:
+        return files[name]
+    names = ", ".join(f"@{source.name}/{file}" for file in files if file)
+    instead = f"there: {names}" if names else f"[{source.name}] writes none that others read; give a path"
+    if not name:
+        raise UserError(f"{value!r} is a whole directory; name a file in it; {instead}")
+    raise UserError(f"{name} {absent[name]}" if name in absent else f"{value!r} will not be there; {instead}")
 
 
-def _instead(kind: str, names: list[str]) -> str:
-    return f"use {' or '.join(names)}" if names else f"no stage above it makes {_a(kind)}: add one, or give a path"
+def _check_holds_rows(path: Path) -> None:
+    """UserError for a directory that a stage wrote, or a model from elsewhere, where files of rows are wanted."""
+    record = manifest.read(path) if path.is_dir() else None
+    if record:
+        kind = (record.get("makes") or ["result"])[0]
+        raise UserError(f"{str(path)!r} holds {_a(kind)}, not files of rows; name a file in it")
+    if (path / "config.json").is_file() and any(path.glob("*.safetensors")):
+        raise UserError(f"{str(path)!r} holds a model, not files of rows; name a file, or another folder")
+
+
+def _instead(mark: Input, names: list[str]) -> str:
+    kind = _a(mark.kind)
+    return f"use {' or '.join(names)}" if names else f"no stage above it makes {kind}: add one, or give a path"
 
 
 def _a(kind: str) -> str:
     return kind if kind == "shards" else f"a {kind}"
 
 
-def _wrong_path(value: str, mark: Input) -> str | None:
-    """Why a path cannot be what a stage reads; None if it can."""
-    found = manifest.matches(value)
-    if not found:
-        return f"{value!r} does not exist; correct the path"
-    if mark.kind == "file":
-        return None
-    for path in found:
-        if not path.is_dir():
-            return f"{str(path)!r} is a file; give a directory that holds {_a(mark.kind)}"
-        made = (manifest.read(path) or {}).get("makes")
-        if made and mark.kind not in made:
-            return f"{str(path)!r} holds {_a(made[0])}, not {_a(mark.kind)}; give a directory that does"
-    return None
+def _with_promise(spec: StageSpec, wiring: _Wiring, to_run: bool, now: bool) -> tuple[StageSpec, list[str]]:
+    """The stage with what is known of its directory, and all that keeps it from being filled.
+
+    `to_run`: its inputs are checked not only by kind; `now`: it will run in these processes.
+    """
+    problems: list[str] = []
+
+    def noted(where: str, question: Callable[..., T], *arguments: Any) -> T | None:
+        try:
+            return question(*arguments)
+        except UserError as error:
+            problems.append(f"{where}: {error}".replace("\n", "\n    "))
+            return None
+
+    inputs: dict[str, list[Promise]] = {}
+    for field, (mark, values) in inputs_of(spec.config).items():
+        if not values or "" in values:
+            problems.append(f'{spec.name}.{field}: names nothing; give a path or "@stage"')
+        found = [noted(f"{spec.name}.{field}", wiring.follow, value, mark) for value in values if value]
+        inputs[field] = [promise or Promise() for promise in found or [None]]
+    stage, promise = spec.stage, None
+    if to_run:
+        promise = noted(spec.name, stage.promise, spec.config, inputs) if stage.promise else None
+        for check in stage.checks:
+            noted(spec.name, check, spec.config, inputs)
+    if now and stage.ready:
+        noted(spec.name, stage.ready, spec.config)
+    return dataclasses.replace(spec, promise=promise), list(dict.fromkeys(problems))
 
 
 def _wrong_stage(table: str, kind: object) -> str | None:
@@ -170,42 +251,75 @@ def _wrong_stage(table: str, kind: object) -> str | None:
     return None
 
 
-def parse_recipe(name: str, tables: dict, source: str, check_paths: bool = True) -> Recipe:
-    """Validate every table; UserError lists all problems at once, each with its path."""
-    stages, problems = [], []
-    for table, values in tables.items():
-        if not isinstance(values, dict):
-            problems.append(f"{table}: must be a table; write [{table}]")
-            continue
-        kind = values.get("stage", table)
-        problem = _wrong_stage(table, kind)
-        if problem:
-            problems.append(problem)
-            continue
-        stage = load_stage(kind)
-        values = {key: value for key, value in values.items() if key != "stage"}
-        try:
-            stages.append(StageSpec(table, kind, stage, TypeAdapter(stage.config).validate_python(values)))
-        except ValidationError as error:
-            problems += _explain(table, kind, stage.config, error)
-    if not tables:
-        problems.append("it has no stage; see recipes/quickstart.toml")
-    valid = {stage.name: stage for stage in stages}
+def _validated(table: str, values: Any) -> tuple[StageSpec | None, list[str]]:
+    """The stage of a table, as far as its own keys say, or what is wrong with them."""
+    if not isinstance(values, dict):
+        return None, [f"{table}: must be a table; write [{table}]"]
+    kind = values.get("stage", table)
+    problem = _wrong_stage(table, kind)
+    if problem:
+        return None, [problem]
+    stage = load_stage(kind)
+    values = {key: value for key, value in values.items() if key != "stage"}
+    try:
+        return StageSpec(table, kind, stage, TypeAdapter(stage.config).validate_python(values)), []
+    except ValidationError as error:
+        return None, _explain(table, kind, stage.config, error)
+
+
+def parse_recipe(
+    name: str,
+    tables: dict,
+    source: str,
+    check_paths: bool = True,
+    out: Path | None = None,
+    until: str | None = None,
+) -> Recipe:
+    """Validate every table; UserError lists all problems at once, each with its path.
+
+    With `out`, where a run begins now, also what these processes cannot run: of stages that are not in `out` yet. Of
+    stages after `until`, where the run ends, only the keys and the kinds of inputs are validated.
+    """
+    problems = [] if tables else ["it has no stage; see recipes/quickstart.toml"]
     above: dict[str, StageSpec | None] = {}
-    for table in tables:
+    looks: dict[tuple[str, Path], Promise] = {}
+    names = list(tables)
+    to_run = names[: names.index(until) + 1] if until in names else names
+    for table, values in tables.items():
+        spec, found = _validated(table, values)
         twin = next((name for name in above if name.lower() == table.lower()), None)
         if twin:
-            problems.append(f"[{table}]: [{twin}] has this name already on disks that ignore case; choose another name")
-        if table in valid:
-            problems += _check_references(valid[table], above, set(tables) - {table}, check_paths)
-        above[table] = valid.get(table)  # a table with faults of its own can still be referred to
+            found.append(f"[{table}]: [{twin}] has this name already on disks that ignore case; choose another name")
+        if spec is not None:
+            now = out is not None and table in to_run and not (out / table).exists()
+            wiring = _Wiring(above, set(tables) - {table}, check_paths, looks)
+            spec, more = _with_promise(spec, wiring, table in to_run, now)
+            found += more
+        above[table] = spec  # a table with faults of its own can still be referred to
+        problems += found
     if problems:
         raise UserError(f"{source} is not valid:\n" + "\n".join(f"  {line}" for line in problems))
-    return Recipe(name, stages)
+    return Recipe(name, [spec for spec in above.values() if spec is not None])
 
 
-def load_recipe(path: Path, overrides: list[str], check_paths: bool = True) -> Recipe:
-    """Read a TOML file and its base, apply overrides, validate."""
+def load_recipe(
+    path: Path, overrides: list[str], check_paths: bool = True, out: Path | None = None, until: str | None = None
+) -> Recipe:
+    """Read a TOML file and its base, apply overrides, validate as `parse_recipe`."""
     tables = read_tables(path)
-    apply_overrides(tables, overrides)
-    return parse_recipe(path.stem, tables, str(path), check_paths)
+    apply_overrides(tables, overrides, _wants_text)
+    return parse_recipe(path.stem, tables, str(path), check_paths, out, until)
+
+
+def _wants_text(tables: dict, keys: list[str]) -> bool:
+    """Whether the key of a stage that `keys` lead to is a string, or a list of strings."""
+    table, *inner = keys
+    kind = tables[table].get("stage", table) if isinstance(tables[table], dict) else None
+    if not isinstance(kind, str) or kind not in MODULES:
+        return False
+    annotation: Any = load_stage(kind).config
+    for key in inner:
+        cls = nested_config(annotation)
+        field = fields_of(cls).get(key) if cls else None
+        annotation = field.annotation if field else None
+    return mentions_text(annotation)

@@ -282,21 +282,6 @@ def run_recipe(recipe: Recipe, root: Path, until: str | None) -> None:
         raise UserError(f"--until {until}: the recipe has no such stage; it has {', '.join(names)}")
     last = names.index(until) if until else len(names) - 1
     chosen = recipe.stages[: last + 1]
-    ranks.on_main(lambda: _check(chosen, root))
     with _locked(root) if ranks.is_main() else contextlib.nullcontext():
         for spec in chosen:
             run_stage(spec, root)
-
-
-def _check(specs: list[StageSpec], root: Path) -> None:
-    """Whether the stages that are not done can run with what is there already; all problems at once."""
-    problems = []
-    for spec in specs:
-        if spec.stage.check and not (root / spec.name).exists():
-            try:
-                paths = _paths(spec, root)
-                spec.stage.check(spec.config, {field: [p for p in paths[field] if p.exists()] for field in paths})
-            except UserError as error:
-                problems.append(f"{spec.name}: {error}")
-    if problems:
-        raise UserError("\n  ".join(problems))

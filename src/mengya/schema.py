@@ -110,6 +110,20 @@ def nested_config(annotation: Any) -> type | None:
     return next((option for option in options if hasattr(option, "__pydantic_fields__")), None)
 
 
+def mentions_text(annotation: Any) -> bool:
+    """Whether an annotation is str or contains it, as `list[str]` and `str | None` do."""
+    return annotation is str or any(map(mentions_text, get_args(annotation)))
+
+
+def names_of_keys(cls: type, prefix: str = "") -> Iterator[str]:
+    """Dotted name of every key of a config class, those of nested tables included."""
+    for name, field in fields_of(cls).items():
+        yield prefix + name
+        inner = nested_config(field.annotation)
+        if inner is not None and get_origin(field.annotation) is not list:
+            yield from names_of_keys(inner, f"{prefix}{name}.")
+
+
 def as_json(value: Any) -> Any:
     """A config, or a part of one, as it comes back from JSON (tuples are lists), to be compared with a stored one."""
     return json.loads(json.dumps(value, default=dataclasses.asdict))

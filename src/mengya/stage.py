@@ -10,6 +10,32 @@ Inputs = Mapping[str, list[Path]]
 
 
 @dataclass(frozen=True)
+class Promise:
+    """What is known of a directory, or of a file, before any stage runs. 0, None or "" where nothing is known."""
+
+    path: Path | None = None
+    """Where it is, if it is there already: a directory, or the files that a path or a pattern names."""
+    vocab_size: int = 0
+    """Entries of the tokenizer in it."""
+    tokenizer: Path | None = None
+    """A directory that is there and has the same tokenizer."""
+    template: Path | None = None
+    """A directory that is there and has the same chat template; None: the template is ours."""
+    model: dict | None = None
+    """The content of its config.json; its `vocab_size` is 0 while that is not known."""
+    rows: str = ""
+    """What each row of a file is: "text", "conversation", "preference" or "question"."""
+    files: Mapping[str, "Promise"] = field(default_factory=dict)
+    """The files in it that other stages may read, by name."""
+    absent: Mapping[str, str] = field(default_factory=dict)
+    """Files that are in it with other settings -> why not now, and the remedy."""
+
+
+Promises = Mapping[str, list[Promise]]
+"""Input field -> what is known of each of its values."""
+
+
+@dataclass(frozen=True)
 class Training:
     """What a training stage will do."""
 
@@ -37,9 +63,6 @@ class Estimate:
     files: Mapping[str, "Estimate"] = field(default_factory=dict)
     """Files beside the main result that other stages may read."""
     tokens: float = 0
-    vocab_size: int = 0
-    model: Any = None
-    """The shape of the model that comes out."""
     training: Training | None = None
 
 
@@ -56,13 +79,14 @@ class Stage:
     """run(config, inputs, out) fills the directory `out` and does nothing else."""
     makes: tuple[str, ...]
     """What the directory can be used as: "corpus", "tokenizer", "shards", "model", "report"."""
-    estimate: Callable[[Any, Sources], Estimate]
-    check: Callable[[Any, Inputs], None] | None = None
-    """check(config, inputs) raises UserError for what can be known before any stage runs. The inputs are those that
-    are there already."""
-    missing: Callable[[Any, str], str | None] | None = None
-    """missing(config, file): why the directory will not hold that file, though another config's would; None if it may.
-    """
+    estimate: Callable[[Any, Sources, Promise], Estimate]
+    """estimate(config, sources, promise): what it will need; `promise` is its own."""
+    promise: Callable[[Any, Promises], Promise] | None = None
+    """promise(config, inputs): what is known of the directory before it is filled; UserError if it cannot be filled."""
+    checks: tuple[Callable[[Any, Promises], None], ...] = ()
+    """Each check(config, inputs) raises UserError for one fault that can be known before any stage runs."""
+    ready: Callable[[Any], None] | None = None
+    """ready(config): UserError if the processes that were started cannot run it, though others could."""
     progress: Callable[[Path], bool] | None = None
     """Whether a half-filled directory holds something that took time to make, from which a continued run goes on; None:
     the stage always begins anew."""

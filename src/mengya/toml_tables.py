@@ -1,6 +1,7 @@
 """The tables of a recipe: its TOML file laid over its base, and overrides from the command line laid over both."""
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,25 +54,16 @@ def laid_over(lower: dict, upper: dict) -> dict:
     return merged
 
 
-def _parse_override(text: str) -> tuple[list[str], Any]:
-    """`sft.optim.lr=1e-5` -> (["sft", "optim", "lr"], 1e-05). What is no TOML value is a bare string (a path, say)."""
-    key, equals, value = text.partition("=")
-    path = [part.strip() for part in key.split(".")]
-    if not equals or len(path) < 2 or not all(path):
-        raise UserError(f"cannot read the override {text!r}; write it as stage.key=value")
-    try:
-        return path, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = value.strip()
-    if (value[:1], value[-1:]) in (("[", "]"), ("{", "}")):  # a shell has eaten the quotes inside
-        example = f"""'{key.strip()}=["one", "two"]'"""
-        raise UserError(f"cannot read the list in {text!r}; quote its strings and the whole for the shell: {example}")
-    return path, value
+def apply_overrides(tables: dict, overrides: list[str], wants_text: Callable[[dict, list[str]], bool]) -> None:
+    """Put `stage.key=value` into the tables, in order.
 
-
-def apply_overrides(tables: dict, overrides: list[str]) -> None:
+    `wants_text(tables, keys)`: whether a key is a string or a list of strings, so that 12 is the text "12".
+    """
     for text in overrides:
-        path, value = _parse_override(text)
+        key, equals, value = text.partition("=")
+        path = [part.strip() for part in key.split(".")]
+        if not equals or len(path) < 2 or not all(path):
+            raise UserError(f"cannot read the override {text!r}; write it as stage.key=value")
         if path[0] not in tables:
             known = ", ".join(tables) or "none"
             raise UserError(f"the override {text!r} names the stage {path[0]!r}, but the recipe has only {known}")
@@ -80,4 +72,39 @@ def apply_overrides(tables: dict, overrides: list[str]) -> None:
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
                 raise UserError(f"the override {text!r} goes through {part!r}, which is a value, not a table")
-        table[path[-1]] = value
+        table[path[-1]] = _value(value, wants_text(tables, path))
+
+
+def _value(text: str, wants_text: bool) -> Any:
+    """The value that TOML gives to `text`, in which a shell may have taken away the quotes around strings."""
+    text = text.strip()
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = None
+    brackets = text[:1] + text[-1:]
+    if brackets == "[]" and (value is None or wants_text):
+        return [_value(part, wants_text) for part in _parts(text[1:-1])]
+    if brackets == "{}" and value is None:
+        entries = [part.partition("=") for part in _parts(text[1:-1])]
+        return {key.strip(): _value(inner, wants_text) for key, _, inner in entries}
+    if isinstance(value, str) or (value is not None and not wants_text):
+        return value
+    return text[1:-1] if brackets in ('""', "''") else text  # a path with backslashes in quotes is not TOML
+
+
+def _parts(text: str) -> list[str]:
+    """What stands between commas outside of quotes and brackets."""
+    parts, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        else:
+            depth += (character in "[{") - (character in "]}")
+        if character == "," and not quote and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part for part in parts if part.strip()]

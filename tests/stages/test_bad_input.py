@@ -63,7 +63,7 @@ def test_recipes_that_cannot_be_read(project, refused, recipe, words):
 
 def test_all_faults_of_a_recipe_are_found_before_anything_is_written(project, refused):
     overrides = ["corpus.heldotu=1", "tokenizer.vocab_size=many", "pretrain.model.hidden_size=[1]", "corpus.path=gone"]
-    words = ["did you mean 'heldout'?", "tokenizer.vocab_size: input should be a valid integer", "(it is 'many')"]
+    words = ["mean 'corpus.heldout'?", "tokenizer.vocab_size: input should be a valid integer", "(it is 'many')"]
     result = refused(*overrides, words=[*words, "pretrain.model.hidden_size: input should be a valid integer"])
     assert len(result.err.splitlines()) == 4  # what is wrong with corpus comes before its path
     refused("corpus.path=gone.jsonl", words=["corpus.path: 'gone.jsonl' does not exist; correct the path"])
@@ -267,7 +267,7 @@ def refused_later(grown, mengya):
 @pytest.mark.parametrize("content", ["", "{}\n", '{"prompt": "a?"}\n' * 4, '{"text": "no turns"}\n', "not json\n"])
 def test_no_usable_conversation(grown, refused_later, content):
     (grown / "conversations.jsonl").write_text(content)
-    refused_later("sft", words=["no conversation was found; check", "quarantine.jsonl"])
+    refused_later("sft", words=["sft: no conversation was found; check the input (conversations.jsonl:"])
 
 
 @pytest.mark.parametrize("heldout", ["1.0", "-0.1", "nan"])
@@ -305,7 +305,10 @@ def test_pairs_that_are_too_long(grown, refused_later):
 
 def test_no_pairs(grown, refused_later):
     (grown / "preferences.jsonl").write_text('{"prompt": "why?", "chosen": "a"}\n')
-    refused_later("dpo", words=["quarantine.jsonl"])
+    words = [
+        "dpo: no preference pair was found; check the input (preferences.jsonl:1: one answer of the pair is missing)"
+    ]
+    refused_later("dpo", words=words)
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "not json\n", '{"kind": "riddle"}\n'])

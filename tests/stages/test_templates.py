@@ -76,7 +76,7 @@ def test_what_is_trained_on_is_the_rendering_of_the_template(base, mengya):
 def test_a_model_without_a_template_needs_one_of_ours(base, mengya):
     result = mengya("run", "tune.toml", "--out", "tuned")
     assert result.code == 2 and "base has no chat template" in result.err, result.err
-    assert 'sft.template = "chatml"' in result.err and result.err.count("\n") == 1
+    assert 'sft.template = "chatml"' in result.err and result.err.count("\n") == 2
     result = mengya("run", "tune.toml", "sft.template=chatml", "--until", "sft", "--out", "again")
     assert result.code == 0, result.err
     assert stored(base / "again" / "sft") == TEMPLATES["chatml"].source

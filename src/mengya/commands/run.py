@@ -20,8 +20,8 @@ def run(config: Config) -> None:
     from mengya.runner import run_recipe
 
     with ranks.group():
-        recipe = load_recipe(config.recipe, config.overrides)
-        run_recipe(recipe, config.out or Path("runs") / recipe.name, config.until)
+        out = config.out or Path("runs") / config.recipe.stem
+        run_recipe(load_recipe(config.recipe, config.overrides, out=out, until=config.until), out, config.until)
 
 
 COMMAND = Command(Config, run, resumes=True)

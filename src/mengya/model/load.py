@@ -1,12 +1,13 @@
 """From a directory in Hugging Face's layout to a model; the implementation is chosen here and nowhere else."""
 
+import contextlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -48,25 +49,45 @@ def implementation_of(content: dict, source: str | Path) -> type[LanguageModel]:
     return found
 
 
+def outline(content: dict, source: str | Path = "config.json") -> LanguageModel:
+    """The model that `content` of config.json describes, without weights. UserError if it is not supported."""
+    return implementation_of(content, source).empty(content, str(source), torch.float32, "meta")
+
+
 def check_model(directory: Path) -> LanguageModel:
-    """The model of a directory, without its weights, from config.json alone. UserError if that is not supported."""
-    content = _read_json(directory)
-    return implementation_of(content, directory).empty(content, str(directory), torch.float32, "meta")
+    """The model of a directory, without its weights. UserError if it is not supported, or if files of weights are
+    missing or cut off; only their headers are read."""
+    model = outline(_read_json(directory), directory)
+    for path in _weight_files(Path(directory)):
+        with _explained(path), safe_open(path, "pt"):
+            pass
+    return model
 
 
-def _read_weights(directory: Path) -> dict[str, Tensor]:
+def _weight_files(directory: Path) -> list[Path]:
     index = directory / SHARD_INDEX
     names = [WEIGHTS]
     if index.is_file():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    state: dict[str, Tensor] = {}
     for name in names:
         if not (directory / name).is_file():
             raise UserError(f"{directory} lacks {name}; copy the model again")
-        try:
-            state |= load_file(directory / name)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{directory / name} cannot be read ({error}); copy the model again") from error
+    return [directory / name for name in names]
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); copy the model again") from error
+
+
+def _read_weights(directory: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for path in _weight_files(directory):
+        with _explained(path):
+            state |= load_file(path)
     return state
 
 

@@ -35,10 +35,20 @@ def adopt_tokenizer(model: LanguageModel, directory: Path, new: tokenizers.Token
     `new` must give every id of the directory's own tokenizer the same meaning, checked token by token. UserError
     otherwise, and if the directory has no tokenizer to compare with and the sizes differ.
     """
-    size, rows = len(vocabulary(new)), model.vocab_size
+    size = len(vocabulary(new))
+    known = check_extends(model.vocab_size, directory, new)
+    if size > known:
+        model.grow_vocabulary(known, pieces_of_new(read_backend(directory), new))
+    return size - known
+
+
+def check_extends(rows: int, directory: Path, new: tokenizers.Tokenizer) -> int:
+    """How many entries of `new` the model in `directory`, with so many embedding rows, knows already. UserError as
+    `adopt_tokenizer`."""
+    size = len(vocabulary(new))
     if not (directory / "tokenizer.json").is_file():
         if size == rows:
-            return 0
+            return size
         raise UserError(
             f"{directory} has no tokenizer.json, and its {rows} embedding rows are not the {size} entries of the "
             "shards' tokenizer; copy the model's tokenizer.json there"
@@ -55,6 +65,4 @@ def adopt_tokenizer(model: LanguageModel, directory: Path, new: tokenizers.Token
     known = len(vocabulary(old))
     if known > rows:
         raise UserError(f"{directory} has {known} tokens but {rows} embedding rows; copy the model again")
-    if size > known:
-        model.grow_vocabulary(known, pieces_of_new(old, new))
-    return size - known
+    return known

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from mengya.data import schoolbook
 from mengya.data.cleaning import clean_document
-from mengya.data.corpus import CorpusWriter, divide_again
+from mengya.data.corpus import SPLITS, CorpusWriter, divide_again
 from mengya.data.documents import Document, in_batches, read_documents
 from mengya.data.intake import Intake
 from mengya.data.splits import Splitter, content_hash
@@ -16,8 +16,9 @@ from mengya.data.workers import ordered_map
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
 from mengya.schema import Count, Input, Natural, config
-from mengya.stage import Estimate, Inputs, Sources, Stage
+from mengya.stage import Estimate, Inputs, Promise, Promises, Sources, Stage
 from mengya.stages.estimates import bytes_of_files
+from mengya.stages.known import check_files
 
 
 @config
@@ -43,12 +44,17 @@ class Config:
             raise ValueError(f"heldout={self.heldout} must be between 0 and 1, e.g. 0.01")
 
 
-def missing(config: Config, name: str) -> str | None:
-    """Why the artifact will not hold the file `name`, though another configuration's would; None if it may."""
-    if name.partition("/")[0] in schoolbook.FILES and not config.schoolbook:
-        remedy = "name a file of your own, or copy the recipe without that line"
-        return f"{name} comes with the schoolbook, and corpus.schoolbook is false; {remedy}"
-    return None
+def promise(config: Config, inputs: Promises) -> Promise:
+    kinds = {f"{split}.jsonl": "text" for split in SPLITS}
+    reason = "comes with the schoolbook, and corpus.schoolbook is false; name a file of your own, or set it to true"
+    if config.schoolbook:
+        kinds |= schoolbook.FILES
+    absent = {} if config.schoolbook else dict.fromkeys(schoolbook.FILES, reason)
+    return Promise(files={name: Promise(rows=rows) for name, rows in kinds.items()}, absent=absent)
+
+
+def _check_path(config: Config, inputs: Promises) -> None:
+    check_files(inputs.get("path", []))
 
 
 def _documents(config: Config, paths: list[Path], out: Path, intake: Intake) -> Iterator[Document]:
@@ -103,7 +109,7 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     writer.finish(duplicates=duplicates, too_short=too_short, quarantined=intake.quarantined)
 
 
-def estimate(config: Config, sources: Sources) -> Estimate:
+def estimate(config: Config, sources: Sources, promise: Promise) -> Estimate:
     """From rates measured on two cores."""
     book = _schoolbook_sizes(config.seed) if config.schoolbook else {}
     text = bytes_of_files(sources.get("path", [])) + (book["text.jsonl"].text if book else 0)
@@ -116,4 +122,4 @@ def _schoolbook_sizes(seed: int) -> dict[str, Estimate]:
         return {n: Estimate(text=(Path(folder) / n).stat().st_size, rows=count) for n, count in rows.items()}
 
 
-STAGE = Stage(config=Config, run=run, makes=("corpus",), estimate=estimate, missing=missing)
+STAGE = Stage(config=Config, run=run, makes=("corpus",), estimate=estimate, promise=promise, checks=(_check_path,))

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Annotated
 
 from mengya import runtime
-from mengya.data.preferences import read_preferences
+from mengya.data.preferences import parse_preference, read_preferences
 from mengya.data.rendering import preference_example
 from mengya.model.load import load_model
 from mengya.schema import HeldoutShare, Input, Positive, config
-from mengya.stage import Estimate, Inputs, Sources
-from mengya.stages.estimates import description_of, tokens_of_chats
-from mengya.stages.training import Rows, TuningConfig, training_stage, tune
+from mengya.stage import Estimate, Inputs, Promise, Promises, Sources
+from mengya.stages.estimates import tokens_of_chats
+from mengya.stages.known import check_rows
+from mengya.stages.training import Rows, TuningConfig, check_chat, training_stage, tune, tuned
 from mengya.train.estimate import estimate_training, random_model
 from mengya.train.objectives import dpo
 from mengya.train.settings import prepare_model
@@ -45,10 +46,14 @@ _PROMPT_TWICE = 1.4
 """The prompt of a pair stands before both of its answers."""
 
 
-def estimate(config: Config, sources: Sources) -> Estimate:
-    tokens, base = _PROMPT_TWICE * tokens_of_chats(sources["path"]), description_of(sources["model"][0])
-    reference = prepare_model(random_model(base).requires_grad_(False), config)
-    return estimate_training(config, base, tokens, dpo(config.beta, reference, config.balance), per_count=2)
+def estimate(config: Config, sources: Sources, promise: Promise) -> Estimate:
+    tokens = _PROMPT_TWICE * tokens_of_chats(sources["path"])
+    reference = prepare_model(random_model(promise).requires_grad_(False), config)
+    return estimate_training(config, promise, tokens, dpo(config.beta, reference, config.balance), per_count=2)
 
 
-STAGE = training_stage(Config, run, estimate, base="model")
+def _check_path(config: Config, inputs: Promises) -> None:
+    check_rows(inputs["path"], ("preference",), parse_preference, "no preference pair was found")
+
+
+STAGE = training_stage(Config, run, estimate, tuned, check_chat, _check_path)

@@ -5,10 +5,7 @@ from pathlib import Path
 from mengya.data.corpus import Corpus
 from mengya.data.files import raw_bytes
 from mengya.data.shards import Shards
-from mengya.model.load import check_model
 from mengya.stage import Estimate
-from mengya.text.extension import vocabulary
-from mengya.text.tokenizer import read_backend
 
 BYTES_PER_TOKEN = 3.6
 """Of a tokenizer that does not exist yet; measured on Chinese text with 6,400 entries."""
@@ -45,13 +42,3 @@ def tokens_of_shards(sources: list[Estimate | Path]) -> float:
 def tokens_of_chats(sources: list[Estimate | Path]) -> float:
     """Of files of conversations."""
     return bytes_of_files(sources) / BYTES_PER_TOKEN * _CHAT_OVERHEAD
-
-
-def vocab_size_of(source: Estimate | Path) -> int:
-    """Of a tokenizer, or of the one that shards were made with."""
-    return len(vocabulary(read_backend(source))) if isinstance(source, Path) else source.vocab_size
-
-
-def description_of(source: Estimate | Path) -> dict:
-    """The content of a model's config.json."""
-    return check_model(source).description() if isinstance(source, Path) else source.model

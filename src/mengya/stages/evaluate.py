@@ -6,7 +6,7 @@ from typing import Annotated, NamedTuple
 from mengya import manifest, runtime
 from mengya.data import intake
 from mengya.data.corpus import Corpus
-from mengya.data.preferences import Preference, read_preferences
+from mengya.data.preferences import Preference, parse_preference, read_preferences
 from mengya.errors import UserError
 from mengya.evaluate.bits import ByteBaselines, bits_per_byte
 from mengya.evaluate.preference import preference_accuracy
@@ -15,8 +15,9 @@ from mengya.evaluate.report import Artifact, Report, Sample, StageResult, write_
 from mengya.metrics import read_jsonl, say
 from mengya.model.load import load_model
 from mengya.schema import Count, Input, Natural, config
-from mengya.stage import Estimate, Inputs, Sources, Stage
+from mengya.stage import Estimate, Inputs, Promise, Promises, Sources, Stage
 from mengya.stages.estimates import BYTES_PER_TOKEN, rows_of_files
+from mengya.stages.known import check_rows
 from mengya.tasks.questions import read_questions
 from mengya.tasks.task import Question, Task
 from mengya.text.chat import Chat
@@ -44,7 +45,6 @@ class Config:
 def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write the report; every model is measured on the same text, questions and pairs."""
     models, corpus = inputs["models"], Corpus(*inputs["corpus"])
-    _check_names(models)
     questions = [question for path in inputs.get("questions", []) for question in read_questions(path)]
     pairs = _read_pairs(inputs.get("preferences", []), out)
     texts = list(corpus.sample("heldout", config.heldout_bytes)) or corpus.first("heldout", 1)
@@ -63,12 +63,6 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     )
     write_report(out, report)
     say(f"  bits per byte of the baselines: unigram {unigram:.3f}, bigram {bigram:.3f}")
-
-
-def _check_names(models: list[Path]) -> None:
-    names = [path.name for path in models]
-    if len(set(names)) < len(names):
-        raise UserError(f"evaluate.models has two directories of one name ({', '.join(names)}); rename one")
 
 
 def _read_pairs(paths: list[Path], out: Path) -> list[Preference]:
@@ -146,7 +140,7 @@ _STEPS_PER_TOKEN = 4
 """Writing one token of an answer takes as long as reading this many."""
 
 
-def estimate(config: Config, sources: Sources) -> Estimate:
+def estimate(config: Config, sources: Sources, promise: Promise) -> Estimate:
     """Scoring is about twice as fast as training."""
     questions = rows_of_files(sources.get("questions", []))
     tokens = config.heldout_bytes / BYTES_PER_TOKEN + questions * _TOKENS_PER_QUESTION * _STEPS_PER_TOKEN
@@ -155,9 +149,43 @@ def estimate(config: Config, sources: Sources) -> Estimate:
     return Estimate(seconds=4 + len(sources["models"]) * (1 + tokens / (2 * rate)))
 
 
-def check(config: Config, inputs: Inputs) -> None:
-    for path in inputs.get("questions", []):
-        read_questions(path)
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
 
 
-STAGE = Stage(config=Config, run=run, makes=("report",), estimate=estimate, check=check)
+def _check_models(config: Config, inputs: Promises) -> None:
+    names = [Path(model.removeprefix("@")).name for model in _listed(config.models)]
+    if len(set(names)) < len(names):  # the report calls them so
+        raise UserError(f"models has two directories of one name ({', '.join(names)}); rename one, or leave one out")
+    for model in inputs["models"]:
+        if model.path is not None:
+            Tokenizer.load(model.path)
+
+
+def _check_chat(config: Config, inputs: Promises) -> None:
+    if config.questions is not None or config.preferences is not None:
+        for model in inputs["models"]:
+            if model.template is not None:
+                Chat.load(model.template)
+
+
+def _check_questions(config: Config, inputs: Promises) -> None:
+    for file in inputs.get("questions", []):
+        if file.path is not None:
+            read_questions(file.path)
+        elif file.rows not in ("", "question"):
+            raise UserError(f"questions={config.questions!r} has rows of another kind ({file.rows}); name another file")
+
+
+def _check_preferences(config: Config, inputs: Promises) -> None:
+    files = inputs.get("preferences", [])
+    check_rows(files, ("preference",), parse_preference, "preferences has no usable pair")
+
+
+STAGE = Stage(
+    config=Config,
+    run=run,
+    makes=("report",),
+    estimate=estimate,
+    checks=(_check_models, _check_chat, _check_questions, _check_preferences),
+)

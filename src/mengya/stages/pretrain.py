@@ -1,5 +1,6 @@
 """Token shards -> a base model."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -11,13 +12,13 @@ from mengya.data.shards import Shards
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
 from mengya.model.language_model import LanguageModel
-from mengya.model.load import load_model
+from mengya.model.load import load_model, outline
 from mengya.model.native.config import ModelConfig, to_hf
 from mengya.model.native.transformer import CausalLM
-from mengya.model.vocabulary import adopt_tokenizer
+from mengya.model.vocabulary import adopt_tokenizer, check_extends
 from mengya.schema import Input, config
-from mengya.stage import Estimate, Inputs, Sources
-from mengya.stages.estimates import description_of, tokens_of_shards, vocab_size_of
+from mengya.stage import Estimate, Inputs, Promise, Promises, Sources
+from mengya.stages.estimates import tokens_of_shards
 from mengya.stages.training import training_stage
 from mengya.text.tokenizer import Tokenizer, read_backend
 from mengya.train import balance
@@ -65,14 +66,12 @@ class Config(TrainingConfig):
             raise ValueError(f"mixture={self.mixture} must have weights greater than 0; leave out what is not wanted")
 
 
-def _tokenizer(directories: list[Path]) -> Tokenizer:
-    """The one that all shards were made with; UserError if there are several."""
-    first, *others = directories
-    content = read_backend(first).to_str()
-    for other in others:
-        if read_backend(other).to_str() != content:
+def _same_tokenizer(directories: list[Path]) -> None:
+    """UserError if these directories have several tokenizers."""
+    contents = {directory: read_backend(directory).to_str() for directory in directories}
+    for other, content in contents.items():
+        if content != contents[first := directories[0]]:
             raise UserError(f"{first} and {other} were made with different tokenizers; tokenize both with the same one")
-    return Tokenizer.load(first)
 
 
 def _model(config: Config, inputs: Inputs, tokenizer: Tokenizer) -> tuple[LanguageModel, int]:
@@ -118,7 +117,8 @@ def _data(config: Config, directories: list[Path], tokenizer: Tokenizer) -> tupl
 
 def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write a model directory and metrics.jsonl."""
-    tokenizer = _tokenizer(inputs["shards"])
+    _same_tokenizer(inputs["shards"])
+    tokenizer = Tokenizer.load(inputs["shards"][0])
     train, heldout = _data(config, inputs["shards"], tokenizer)
     model, grown = _model(config, inputs, tokenizer)
     _describe(model, next(iter(inputs.get("init", [])), None), grown)
@@ -130,11 +130,51 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     train_model(model, rebuild, objective, config, train, heldout, out, tokenizer, stops)
 
 
-def estimate(config: Config, sources: Sources) -> Estimate:
-    base = to_hf(config.model) if config.model else description_of(sources["init"][0])
-    entries = vocab_size_of(sources["shards"][0])  # a vocabulary may grow, but does not shrink
-    base = base | {"vocab_size": max(base["vocab_size"], entries)}
-    return estimate_training(config, base, tokens_of_shards(sources["shards"]), language_modeling(config.balance))
+def promise(config: Config, inputs: Promises) -> Promise:
+    shards = inputs["shards"][0]
+    description: dict | None
+    if config.model is not None:
+        description = to_hf(config.model.for_tokenizer(shards.vocab_size))
+    else:
+        (base,) = inputs["init"]
+        _check_vocabulary(base, shards)
+        description = base.model
+        if description is not None and outline(description).vocab_size < shards.vocab_size:
+            description = description | {"vocab_size": shards.vocab_size}
+    return dataclasses.replace(shards, path=None, model=description)
 
 
-STAGE = training_stage(Config, run, estimate, base="init")
+def _check_vocabulary(base: Promise, shards: Promise) -> None:
+    """UserError if the shards' tokenizer is not that of the model, nor grown from it."""
+    if base.path is not None and base.model is not None and shards.tokenizer is not None:
+        model = outline(base.model)
+        known = check_extends(model.vocab_size, base.path, read_backend(shards.tokenizer))
+        if known < shards.vocab_size:
+            model.grow_vocabulary(known, [])  # refused by an architecture that cannot
+    elif shards.vocab_size and shards.vocab_size < base.vocab_size:
+        raise UserError(
+            f"the shards' tokenizer has {shards.vocab_size} entries, fewer than the {base.vocab_size} of the model's; "
+            "tokenize with the model's own tokenizer, or with one grown from it (tokenizer.extend)"
+        )
+
+
+def _check_shards(config: Config, inputs: Promises) -> None:
+    names_of([config.shards] if isinstance(config.shards, str) else config.shards)
+    known = [shards for shards in inputs["shards"] if shards.vocab_size]
+    _same_tokenizer([shards.tokenizer for shards in known if shards.tokenizer])
+    sizes = {shards.vocab_size for shards in known}
+    if len(sizes) > 1:
+        raise UserError(
+            f"the shards, of {' and '.join(map(str, sorted(sizes)))} entries, were made with different tokenizers; "
+            "tokenize both with the same one"
+        )
+    for shards in known[:1]:
+        if shards.tokenizer is not None:
+            _ = Tokenizer.load(shards.tokenizer).eos_id
+
+
+def estimate(config: Config, sources: Sources, promise: Promise) -> Estimate:
+    return estimate_training(config, promise, tokens_of_shards(sources["shards"]), language_modeling(config.balance))
+
+
+STAGE = training_stage(Config, run, estimate, promise, _check_shards)

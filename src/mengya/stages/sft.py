@@ -4,14 +4,17 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
-from mengya.data.conversations import read_conversations
+from mengya.data.conversations import parse_conversation, read_conversations
 from mengya.data.rendering import conversation_example
 from mengya.schema import HeldoutShare, Input, config
-from mengya.stage import Estimate, Inputs, Sources
-from mengya.stages.estimates import description_of, tokens_of_chats
-from mengya.stages.training import Rows, TuningConfig, training_stage, tune
+from mengya.stage import Estimate, Inputs, Promise, Promises, Sources
+from mengya.stages.estimates import tokens_of_chats
+from mengya.stages.known import check_rows
+from mengya.stages.training import Rows, TuningConfig, check_chat, training_stage, tune, tuned
 from mengya.train.estimate import estimate_training
 from mengya.train.objectives import language_modeling
+
+_NOTHING = "no conversation was found"
 
 
 @config
@@ -29,7 +32,7 @@ class Config(TuningConfig):
 
 def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write a model directory and metrics.jsonl."""
-    nothing = "no conversation was found; check the input and its quarantine.jsonl"
+    nothing = f"{_NOTHING}; check the input and its quarantine.jsonl"
     read = partial(read_conversations, reasoning=config.reasoning)
     example = partial(conversation_example, seq_len=config.seq_len, supervise=config.supervise)
     long = "cut at turns, and each answer keeps the end of its prompt"
@@ -37,9 +40,12 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     tune(config, inputs, out, rows, language_modeling(config.balance))
 
 
-def estimate(config: Config, sources: Sources) -> Estimate:
-    tokens, (base,) = tokens_of_chats(sources["path"]), sources["model"]
-    return estimate_training(config, description_of(base), tokens, language_modeling(config.balance))
+def estimate(config: Config, sources: Sources, promise: Promise) -> Estimate:
+    return estimate_training(config, promise, tokens_of_chats(sources["path"]), language_modeling(config.balance))
 
 
-STAGE = training_stage(Config, run, estimate, base="model")
+def _check_path(config: Config, inputs: Promises) -> None:
+    check_rows(inputs["path"], ("conversation", "question"), parse_conversation, _NOTHING)
+
+
+STAGE = training_stage(Config, run, estimate, tuned, check_chat, _check_path)

@@ -1,5 +1,6 @@
 """Documents and a tokenizer -> token shards."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +11,8 @@ from mengya.data.rendering import write_documents
 from mengya.data.splits import content_hash
 from mengya.metrics import format_count, say
 from mengya.schema import Input, config
-from mengya.stage import Estimate, Inputs, Sources, Stage
-from mengya.stages.estimates import BYTES_PER_TOKEN, bytes_of_corpora, vocab_size_of
+from mengya.stage import Estimate, Inputs, Promise, Promises, Sources, Stage
+from mengya.stages.estimates import BYTES_PER_TOKEN, bytes_of_corpora
 from mengya.text.tokenizer import Tokenizer
 
 
@@ -51,12 +52,15 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     tokenizer.save(out)
 
 
-def estimate(config: Config, sources: Sources) -> Estimate:
+def promise(config: Config, inputs: Promises) -> Promise:
+    (tokenizer,) = inputs["tokenizer"]
+    return dataclasses.replace(tokenizer, path=None, model=None)
+
+
+def estimate(config: Config, sources: Sources, promise: Promise) -> Estimate:
     """From a rate measured on two cores."""
     text = bytes_of_corpora(sources["corpus"])
-    (tokenizer,) = sources["tokenizer"]
-    tokens = text / BYTES_PER_TOKEN
-    return Estimate(seconds=1 + text / 4e6, disk=0.6 * text, tokens=tokens, vocab_size=vocab_size_of(tokenizer))
+    return Estimate(seconds=1 + text / 4e6, disk=0.6 * text, tokens=text / BYTES_PER_TOKEN)
 
 
-STAGE = Stage(config=Config, run=run, makes=("shards", "tokenizer"), estimate=estimate)
+STAGE = Stage(config=Config, run=run, makes=("shards", "tokenizer"), estimate=estimate, promise=promise)

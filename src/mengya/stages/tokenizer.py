@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 from mengya.data.corpus import Corpus
+from mengya.errors import UserError
 from mengya.metrics import say
 from mengya.schema import Count, Input, config
-from mengya.stage import Estimate, Inputs, Sources, Stage
+from mengya.stage import Estimate, Inputs, Promise, Promises, Sources, Stage
 from mengya.stages.estimates import bytes_of_corpora
+from mengya.stages.known import kept_template
 from mengya.text.chat import Chat, with_template_of
-from mengya.text.extension import extend_tokenizer, vocabulary
-from mengya.text.tokenizer import read_backend, train_tokenizer
+from mengya.text.extension import check_extension, extend_tokenizer, vocabulary
+from mengya.text.tokenizer import check_size, read_backend, train_tokenizer
 
 
 @config
@@ -66,10 +68,25 @@ def _density(count: Callable[[str], int], corpora: list[Corpus]) -> str:
     return f"{size / max(tokens, 1):.2f} bytes a token on held-out text"
 
 
-def estimate(config: Config, sources: Sources) -> Estimate:
+def promise(config: Config, inputs: Promises) -> Promise:
+    if config.extend is None:
+        check_size(config.vocab_size)
+        return Promise(vocab_size=config.vocab_size)
+    (old,) = inputs["extend"]
+    if old.tokenizer is not None:
+        check_extension(read_backend(old.tokenizer), config.vocab_size)
+    elif config.vocab_size <= old.vocab_size:
+        raise UserError(
+            f"vocab_size={config.vocab_size} leaves no room: the tokenizer to extend has {old.vocab_size} entries; "
+            f"set it above {old.vocab_size}"
+        )
+    return Promise(vocab_size=config.vocab_size, template=kept_template(old))
+
+
+def estimate(config: Config, sources: Sources, promise: Promise) -> Estimate:
     """From rates measured on two cores."""
     text = min(bytes_of_corpora(sources["corpus"]), config.sample_bytes)
-    return Estimate(seconds=1 + text / (1e6 if config.extend else 1.5e6), vocab_size=config.vocab_size)
+    return Estimate(seconds=1 + text / (1e6 if config.extend else 1.5e6))
 
 
-STAGE = Stage(config=Config, run=run, makes=("tokenizer",), estimate=estimate)
+STAGE = Stage(config=Config, run=run, makes=("tokenizer",), estimate=estimate, promise=promise)

@@ -1,5 +1,6 @@
 """What the training stages share: how they run, and tuning on rows that a chat template renders."""
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,32 +14,44 @@ from mengya.data.readers import Row
 from mengya.data.rendering import Example, examples_of, write_examples
 from mengya.data.shards import Shards
 from mengya.metrics import say
-from mengya.model.load import check_model, load_model
+from mengya.model.language_model import LanguageModel
+from mengya.model.load import load_model, outline
 from mengya.schema import config
-from mengya.stage import Estimate, Inputs, Sources, Stage
+from mengya.stage import Estimate, Inputs, Promise, Promises, Sources, Stage
+from mengya.stages.known import kept_template
 from mengya.text.chat import Chat, TemplateName
 from mengya.train.objectives import Objective
 from mengya.train.run import SCRATCH, has_checkpoints, train_model
-from mengya.train.settings import TrainingConfig
+from mengya.train.settings import MODEL_CHECKS, TrainingConfig
 
 
 def training_stage(
     settings: type[TrainingConfig],
     run: Callable[[Any, Inputs, Path], None],
-    estimate: Callable[[Any, Sources], Estimate],
-    base: str,
+    estimate: Callable[[Any, Sources, Promise], Estimate],
+    promise: Callable[[Any, Promises], Promise],
+    *checks: Callable[[Any, Promises], None],
 ) -> Stage:
-    """A stage that fills a model directory on all ranks; `base`: the input field of the model to start from."""
+    """A stage that fills a model directory on all ranks. The model that is trained has the shape that it promises."""
 
-    def check(config: TrainingConfig, inputs: Inputs) -> None:
-        config.check()
-        for directory in inputs.get(base, []):
-            check_model(directory)
-            if isinstance(config, TuningConfig):
-                Chat.load(directory, config.template)
+    def suits(check: Callable[[Any, LanguageModel], None], config: TrainingConfig, inputs: Promises) -> None:
+        description = promise(config, inputs).model
+        if description is not None:
+            unknown = {"vocab_size": 1} if description.get("vocab_size") == 0 else {}
+            check(config, outline(description | unknown))
 
-    makes = ("model", "tokenizer")
-    return Stage(settings, run, makes, estimate, check, progress=has_checkpoints, distributed=True, scratch=SCRATCH)
+    return Stage(
+        config=settings,
+        run=run,
+        makes=("model", "tokenizer"),
+        estimate=estimate,
+        promise=promise,
+        checks=(*(partial(suits, check) for check in MODEL_CHECKS), *checks),
+        ready=settings.check,
+        progress=has_checkpoints,
+        distributed=True,
+        scratch=SCRATCH,
+    )
 
 
 @config
@@ -50,6 +63,20 @@ class TuningConfig(TrainingConfig):
     reasoning: bool = True
     """Write thoughts (reasoning_content, parts of type thinking, …) as <think>…</think> before the answer; false: leave
     them out."""
+
+
+def tuned(config: TuningConfig, inputs: Promises) -> Promise:
+    """What is known of a stage that tunes the model of the input `model`."""
+    (base,) = inputs["model"]
+    template = None if config.template else kept_template(base)
+    return dataclasses.replace(base, path=None, template=template)
+
+
+def check_chat(config: TuningConfig, inputs: Promises) -> None:
+    """UserError if there is no chat template that fits the tokenizer."""
+    (base,) = inputs["model"]
+    if base.template is not None:
+        Chat.load(base.template, config.template)
 
 
 class Rows(NamedTuple):

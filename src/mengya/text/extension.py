@@ -105,7 +105,13 @@ def _learn(words: _Words, tokens: list[str], size: int, longest: int, forbidden:
     return list(merges)
 
 
-def _check_kind(content: dict) -> None:
+def _missing_control(tokens: list[str]) -> list[str]:
+    return [token for token in CONTROL_TOKENS if token not in set(tokens)]
+
+
+def check_extension(old: tokenizers.Tokenizer, vocab_size: int) -> None:
+    """UserError if `old` is not byte-level BPE, or leaves no room for another entry."""
+    content = json.loads(old.to_str())
     model = content["model"]
     byte_level = '"ByteLevel"' in json.dumps(content["pre_tokenizer"])
     plain = not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
@@ -113,6 +119,13 @@ def _check_kind(content: dict) -> None:
         raise UserError(
             f"only a byte-level BPE tokenizer can be extended, and this one is {model['type']} without the byte level; "
             "unset tokenizer.extend to train a new one"
+        )
+    tokens = vocabulary(old)
+    first, control = len(tokens), len(_missing_control(tokens))
+    if vocab_size <= first + control:
+        raise UserError(
+            f"vocab_size={vocab_size} leaves no room: the tokenizer to extend has {first} entries and needs "
+            f"{control} control tokens; set tokenizer.vocab_size above {first + control}"
         )
 
 
@@ -136,17 +149,12 @@ def extend_tokenizer(
     Control tokens of ours that it lacks come first. UserError if it is not byte-level BPE, already has that many
     entries, or the text is too small for so many.
     """
+    check_extension(old, vocab_size)
     content = json.loads(old.to_str())
-    _check_kind(content)
     model, added = content["model"], content["added_tokens"]
     tokens = vocabulary(old)
     first = len(tokens)
-    control = [token for token in CONTROL_TOKENS if token not in set(tokens)]
-    if vocab_size <= first + len(control):
-        raise UserError(
-            f"vocab_size={vocab_size} leaves no room: the tokenizer to extend has {first} entries and needs "
-            f"{len(control)} control tokens; set tokenizer.vocab_size above {first + len(control)}"
-        )
+    control = _missing_control(tokens)
     tokens += control
     switches = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added += [{"id": number, "content": token, **switches} for number, token in enumerate(control, first)]

@@ -228,14 +228,19 @@ def trained_here(backend: tokenizers.Tokenizer) -> Tokenizer:
     return Tokenizer({"tokenizer.json": backend.to_str(pretty=True).encode(), CONFIG: as_json(config)})
 
 
+def check_size(vocab_size: int) -> None:
+    """UserError if a new tokenizer cannot be so small."""
+    smallest = 256 + len(CONTROL_TOKENS)
+    if vocab_size < smallest:
+        raise UserError(f"vocab_size={vocab_size} is below the {smallest} bytes and control tokens; try 6400")
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_token_length: int) -> Tokenizer:
     """Train byte-level BPE. `vocab_size` counts the 256 bytes and the control tokens; `max_token_length` is in bytes.
 
     Raises UserError when the text is too small for so many merges.
     """
-    smallest = 256 + len(CONTROL_TOKENS)
-    if vocab_size < smallest:
-        raise UserError(f"vocab_size={vocab_size} is below the {smallest} bytes and control tokens; try 6400")
+    check_size(vocab_size)
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [

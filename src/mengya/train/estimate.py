@@ -9,11 +9,11 @@ import torch
 
 from mengya import runtime
 from mengya.batch import Batch, Source
-from mengya.data.packing import PackedRow, make_batch
+from mengya.data.packing import PackedRow, make_batch, rows_per_rank
 from mengya.errors import UserError
 from mengya.model.language_model import LanguageModel
 from mengya.model.load import implementation_of
-from mengya.stage import Estimate, Training
+from mengya.stage import Estimate, Promise, Training
 from mengya.train.loop import Guard, fit
 from mengya.train.objectives import Objective
 from mengya.train.optimizer import freeze
@@ -28,12 +28,10 @@ class Measured(NamedTuple):
 
 
 def estimate_training(
-    settings: TrainingConfig, description: dict, tokens: float, objective: Objective, per_count: int = 0
+    settings: TrainingConfig, promise: Promise, tokens: float, objective: Objective, per_count: int = 0
 ) -> Estimate:
-    """`description`: the model's config.json. `tokens` in an epoch. `per_count`: sequences that count as one."""
-    if not description["vocab_size"]:
-        raise UserError("the size of the vocabulary is not known; set model.vocab_size in [pretrain]")
-    model = random_model(description)
+    """`promise`: of the model that is trained. `tokens` in an epoch. `per_count`: sequences that count as one."""
+    model = random_model(promise)
     measured = measure(settings, model, objective, per_count)
     steps = settings.steps or max(1, round(settings.epochs * tokens / settings.batch_tokens))
     heldout = (steps / settings.heldout_every + 1) * settings.heldout_rows / settings.rows * measured.step / 2
@@ -41,8 +39,6 @@ def estimate_training(
     return Estimate(
         seconds=3 + max(measured.first, 0) + steps * measured.step + heldout,
         disk=model.all_parameters() * 4 + trained * 12 * settings.keep_checkpoints,
-        model=description,
-        vocab_size=model.vocab_size,
         training=Training(
             parameters=model.all_parameters(),
             active_parameters=model.active_parameters(),
@@ -56,8 +52,11 @@ def estimate_training(
 
 
 @torch.no_grad()
-def random_model(description: dict) -> LanguageModel:
-    """A model of this config.json that has learnt nothing."""
+def random_model(promise: Promise) -> LanguageModel:
+    """A model of the promised shape that has learnt nothing. UserError if its shape is not known."""
+    description = promise.model
+    if description is None or description.get("vocab_size") == 0:
+        raise UserError("the shape of the model is not known before the stages above have run; run them first")
     model = implementation_of(description, "config.json").empty(description, "config.json", torch.float32, "cpu")
     generator = torch.Generator().manual_seed(0)
     for weight in model.weights().values():
@@ -89,9 +88,8 @@ class _RandomBatches(Source):
     """A row holds one document, or as many sequences as count as one."""
 
     def __init__(self, settings: TrainingConfig, vocab_size: int, per_count: int):
-        rows = min(settings.micro_batch or settings.rows, settings.rows)
-        if settings.rows % rows:
-            raise UserError(f"micro_batch={rows} does not divide the {settings.rows} rows of a step; try a divisor")
+        share = rows_per_rank(settings.rows, settings.micro_batch, 1)
+        rows = min(settings.micro_batch or share, share)
         length = settings.seq_len
         size = length // max(per_count, 1)
         number = np.arange(length) // size

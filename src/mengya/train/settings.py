@@ -12,13 +12,14 @@ from mengya.errors import UserError
 from mengya.metrics import say
 from mengya.model.language_model import LanguageModel
 from mengya.schema import HOW, Count, Natural, Positive, config
+from mengya.train import balance
 from mengya.train.balance import Balance
 from mengya.train.engines.ddp import Replicated
 from mengya.train.engines.deepspeed import Zero, read_settings, wanted_values
 from mengya.train.engines.fsdp import Fsdp, Sharded
 from mengya.train.engines.single import Engine
 from mengya.train.objectives import Objective
-from mengya.train.optimizer import Optim
+from mengya.train.optimizer import Optim, freeze, parameter_groups
 
 
 @config
@@ -82,11 +83,11 @@ class TrainingConfig:
         return self.batch_tokens // self.seq_len
 
     def check(self) -> None:
-        """UserError if these ranks cannot train so. Called before any stage runs."""
+        """UserError if these ranks cannot train so, or lack a library. Called before any stage runs."""
         if self.parallel != "auto" and not ranks.launched():
             raise UserError(
-                f'parallel = "{self.parallel}" trains in several processes; start them with '
-                'torchrun --nproc-per-node 2 -m mengya run …, or set parallel = "auto"'
+                f'parallel = "{self.parallel}" trains in several processes; write '
+                'torchrun --nproc-per-node 2 -m mengya run in place of mengya run, or set parallel = "auto"'
             )
         rows_per_rank(self.rows, self.micro_batch, ranks.size())
         if self.parallel == "deepspeed":
@@ -100,13 +101,31 @@ def deepspeed_settings(settings: TrainingConfig) -> dict:
     return read_settings(Path(settings.deepspeed).expanduser(), wanted)
 
 
+def check_context(settings: TrainingConfig, model: LanguageModel) -> None:
+    """UserError if the rows are longer than the model's context."""
+    if settings.seq_len > model.context:
+        raise UserError(f"seq_len={settings.seq_len} is longer than the model's context of {model.context}; lower it")
+
+
+def _check_names(settings: TrainingConfig, model: LanguageModel) -> None:
+    freeze(model, settings.freeze)
+    parameter_groups(model, settings.optim)
+
+
+def _check_balance(settings: TrainingConfig, model: LanguageModel) -> None:
+    balance.after_step(model, settings.balance)
+
+
+MODEL_CHECKS = (check_context, _check_names, _check_balance)
+"""Each raises UserError if a model, which may lack weights and is spoilt, cannot be trained with the settings."""
+
+
 def prepare_model(model: LanguageModel, settings: TrainingConfig) -> LanguageModel:
     """Move to the device, set the activations' type, compile the blocks; on a CPU, set the process's allocator.
 
     Returns the model. UserError if its context is too short.
     """
-    if settings.seq_len > model.context:
-        raise UserError(f"seq_len={settings.seq_len} is longer than the model's context of {model.context}; lower it")
+    check_context(settings, model)
     device = runtime.pick_device()
     if device == "cpu":
         runtime.keep_freed_memory()

@@ -16,8 +16,13 @@ from mengya.data.schoolbook.tables import load
 from mengya.data.schoolbook.talk import conversations
 
 PREFERENCES, HELD_OUT_PREFERENCES = 3000, 300
-FILES = ("conversations.jsonl", "preferences.jsonl", "questions.jsonl", "heldout_preferences.jsonl")
-"""What `write` writes besides ``text.jsonl``."""
+FILES = {
+    "conversations.jsonl": "conversation",
+    "preferences.jsonl": "preference",
+    "questions.jsonl": "question",
+    "heldout_preferences.jsonl": "preference",
+}
+"""What `write` writes besides ``text.jsonl``, and what each row is."""
 
 
 def write(out: Path, seed: int) -> dict[str, int]:

@@ -52,7 +52,8 @@ def test_rows_that_two_ranks_cannot_share_are_refused_once_before_anything_runs(
     assert [code for code, _ in ended] == [2, 2]
     shown = "".join(text for _, text in ended)
     assert shown == (
-        "mengya: pretrain: the 3 rows of a step (batch_tokens / seq_len) cannot be shared evenly by 2 ranks; "
+        "mengya: tiny.toml is not valid:\n"
+        "  pretrain: the 3 rows of a step (batch_tokens / seq_len) cannot be shared evenly by 2 ranks; "
         "set batch_tokens to 4 x seq_len, or start 1 processes\n"
     )
     assert not (project / "run").exists()

@@ -6,6 +6,7 @@ Everything here also works without a process group. Messages of the user interfa
 import contextlib
 import io
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -50,7 +51,7 @@ def group() -> Iterator[None]:
     """Join the ranks for the duration; nothing without a launcher.
 
     Ranks other than 0 print nothing. An error that ends the run is raised on the first rank that meets it; the others
-    exit silently (SystemExit), because their errors only follow from it.
+    exit silently, because their errors only follow from it.
     """
     if not launched():
         yield
@@ -71,7 +72,8 @@ def group() -> Iterator[None]:
         except BaseException as error:
             if isinstance(error, _Followed) or not _first_to_fail(store):
                 time.sleep(20)  # when this rank ends, torchrun ends all of them: let the first one say why
-                raise SystemExit(_exit_code(error)) from None
+                sys.stderr.flush()
+                os._exit(_exit_code(error))  # without taking down threads that wait for ranks that are gone
             if isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST):
                 again = (
                     "give the same command again, or start it with torchrun --max-restarts 3, which does so by itself"

@@ -279,12 +279,19 @@ def test_a_class_that_lacks_parts_is_told_all_of_them_before_anything_runs(tmp_p
 
 def test_what_is_known_of_a_model_without_its_weights(tmp_path):
     build().save(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
     model = check_model(tmp_path)
     assert (model.vocab_size, model.context, model.has_experts, model.device.type) == (70, 64, False, "meta")
     assert model.all_parameters() == build().all_parameters()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     with pytest.raises(UserError, match="model_type 'mamba' is not implemented; use one of llama, "):
+        check_model(tmp_path)
+    build().save(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(UserError, match="cannot be read"):
+        check_model(tmp_path)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"lacks model\.safetensors; copy the model again"):
         check_model(tmp_path)
 
 

@@ -118,7 +118,7 @@ def problems(folder, *overrides, recipe="continued.toml", **options) -> list[str
         (["sft.balance.z_loss_coef=1"], "sft: balance.z_loss_coef is set, but the model has no experts; remove it"),
         (
             ["sft.path=pairs.jsonl"],
-            "sft: no conversation was found; check the input (pairs.jsonl:1: no answer after a qu",
+            "sft: no conversation was found; check the input (pairs.jsonl:1: a preference pair, not one",
         ),
         (
             ["dpo.path=[talks.jsonl]"],
@@ -170,7 +170,7 @@ def test_the_recipe_that_the_faults_are_in_has_none(folder):
 
 def test_all_faults_at_once(folder):
     overrides = ["corpus.heldotu=1", "sft.seq_len=1024", "sft.batch_tokens=1024", "sft.freeze=[*nothing*]"]
-    lines = problems(folder, *overrides, "dpo.path=gone.jsonl", "evaluate.models=@corpus")
+    lines = problems(folder, *overrides, "dpo.path=gone.jsonl", "evaluate.models=@tokenizer")
     keys = [line.split(":")[0] for line in lines]
     assert keys == ["corpus.heldotu", "sft", "sft", "dpo.path", "evaluate.models"]
 

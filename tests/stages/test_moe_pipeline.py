@@ -103,8 +103,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(root, monkeypatch):
 
     save = checkpoint.Checkpoints.save
 
-    def stop_after_20(self, name, step, *rest):
-        save(self, name, step, *rest)
+    def stop_after_20(self, name, step, *rest, **named):
+        save(self, name, step, *rest, **named)
         if name == "step-20":
             self.wait()
             raise Stop

@@ -135,6 +135,7 @@ def compete(contestant: Contestant, task: Task) -> None:
     """Train in this process: `task.steps` steps for every line read, answered by a line of JSON."""
     from mengya import runtime
 
+    peak = runtime.PeakMemory()
     losses = contestant(task)
     begin = time.perf_counter()
     next(losses)
@@ -154,7 +155,7 @@ def compete(contestant: Contestant, task: Task) -> None:
         answer(
             tokens_per_second=task.tokens / statistics.median(times),
             loss=loss,
-            peak_memory_bytes=device_memory(task.device),
+            peak_memory_bytes=peak.device() or peak.host(),  # on a CPU with interpreter and libraries
         )
 
 
@@ -172,15 +173,6 @@ def measure_peak(task: Task) -> None:
 def answer(**values: float) -> None:
     """One line for the benchmark, marked: libraries print, too."""
     print(ANSWER + json.dumps(values), flush=True)
-
-
-def device_memory(device: str) -> int:
-    """Most memory held: of the process on a CPU (interpreter and libraries included), of the tensors on a GPU."""
-    import torch
-
-    from mengya import runtime
-
-    return torch.cuda.max_memory_allocated() if device == "cuda" else runtime.peak_memory()
 
 
 def parser(description: str) -> argparse.ArgumentParser:

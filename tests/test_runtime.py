@@ -32,6 +32,43 @@ def test_freed_memory_is_used_again_without_meeting_its_pages_anew():
     assert 4 * faults("keep") < faults("default")
 
 
+PEAKS = """
+import torch
+from mengya import runtime
+
+runtime.keep_freed_memory()
+blocks = [torch.ones(4 << 20, dtype=torch.uint8) for _ in range(100)]
+del blocks
+peak = runtime.PeakMemory()
+before = peak.host()
+block = torch.ones(100 << 20, dtype=torch.uint8)
+del block
+print(before, peak.host(), peak.device())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process begin its peak anew")
+def test_the_peak_of_memory_is_that_of_what_is_measured():
+    """400 MB before it do not count, although the allocator has kept them."""
+    found = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True).stdout
+    before, peak, device = found.split()
+    assert 95 << 20 < int(peak) - int(before) < 130 << 20
+    assert device == "None"
+
+
+def test_a_peak_that_came_before_is_not_taken_for_one_of_the_stage(monkeypatch):
+    """Where the peak of a process cannot begin anew, as on macOS."""
+
+    def refuse(self, *rest, **named):
+        raise OSError
+
+    monkeypatch.setattr(runtime.Path, "write_text", refuse)
+    held = iter([100, 100, 150])
+    monkeypatch.setattr(runtime, "_most_held", lambda: next(held))
+    peak = runtime.PeakMemory()
+    assert (peak.host(), peak.host()) == (None, 150)
+
+
 @pytest.mark.parametrize("computed", [True, False])
 def test_auto_is_bfloat16_where_the_hardware_computes_it(monkeypatch, computed):
     """Emulated, as on a V100, it is slower than float32."""

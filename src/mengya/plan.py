@@ -61,4 +61,5 @@ def _cells(training: Training) -> list[str]:
     if training.active_parameters < training.parameters:
         parameters += f"/{format_count(training.active_parameters)}"
     counts = [format_count(training.tokens), str(training.steps), format_count(training.flops)]
-    return [parameters, *counts, format_count(training.tokens_per_second), f"{format_count(training.memory)}B"]
+    memory = "?" if training.memory is None else f"{format_count(training.memory)}B"
+    return [parameters, *counts, format_count(training.tokens_per_second), memory]

@@ -130,6 +130,15 @@ def sum_of(*values: int) -> list[int]:
     return total.tolist()
 
 
+def most_of(value: int | None) -> int | None:
+    """The largest of all ranks; None if it is on none of them."""
+    if size() == 1:
+        return value
+    most = torch.tensor(-1 if value is None else value, dtype=torch.int64)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return None if most < 0 else int(most)
+
+
 def any_of(value: bool) -> bool:
     """Whether it is true on some rank; the same answer on every rank."""
     return sum_of(int(value))[0] > 0

@@ -159,7 +159,9 @@ def _work(spec: StageSpec, work: _Work, partial: Path) -> None:
     if ranks.is_main():
         _fill(spec, work, partial)
     else:
+        peak = runtime.PeakMemory()
         spec.stage.run(spec.config, work.inputs, partial)
+        _peaks(spec, peak)
 
 
 def _finish(spec: StageSpec, out: Path, partial: Path) -> None:
@@ -207,7 +209,7 @@ def _is_done(spec: StageSpec, out: Path, identity: dict) -> bool:
 def _fill(spec: StageSpec, work: _Work, partial: Path) -> None:
     """Run the stage, flush what it wrote, and write its manifest last."""
     begin, started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    note = partial / UNFINISHED
+    note, peak = partial / UNFINISHED, runtime.PeakMemory()
     earlier = json.loads(note.read_text(encoding="utf-8")).get("seconds", 0.0)
     try:
         spec.stage.run(spec.config, work.inputs, partial)
@@ -215,6 +217,7 @@ def _fill(spec: StageSpec, work: _Work, partial: Path) -> None:
         seconds = earlier + time.monotonic() - begin
         with contextlib.suppress(OSError):  # what happened in `run` matters more
             durable.write_json(note, work.identity | {"seconds": seconds})
+    peaks = _peaks(spec, peak)
     durable.flush_tree(partial, without=spec.stage.scratch)
     files = _files(spec, partial)
     record = work.identity | {
@@ -226,11 +229,17 @@ def _fill(spec: StageSpec, work: _Work, partial: Path) -> None:
         "machine": runtime.describe_machine(),
         "started": started,
         "seconds": round(seconds, 2),
-        "peak_memory_bytes": runtime.peak_memory(),
+        **peaks,
         "files": {name: path.stat().st_size for name, path in files.items()},
         "sha256": {name: manifest.sha256_of(path) for name, path in files.items()},
     }
     durable.write_json(partial / manifest.FILE, record)
+
+
+def _peaks(spec: StageSpec, peak: runtime.PeakMemory) -> dict[str, int | None]:
+    """The most memory that the stage took, of the rank that took most; if it was resumed, since then."""
+    found = {"peak_memory_bytes": peak.host(), "peak_device_memory_bytes": peak.device()}
+    return {name: ranks.most_of(value) for name, value in found.items()} if spec.stage.distributed else found
 
 
 def _files(spec: StageSpec, partial: Path) -> dict[str, Path]:

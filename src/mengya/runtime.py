@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import platform
 import resource
 import shutil
@@ -73,8 +74,38 @@ def peak_flops(dtype: torch.dtype, device: str) -> float:
     return 2 * size**3 / best
 
 
-def peak_memory() -> int:
-    """The maximum of the memory that this process has held, in bytes."""
+class PeakMemory:
+    """The most memory that this process has held since this was made, in bytes; what came before does not count."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed before and kept: see keep_freed_memory
+        self._before = 0
+        try:  # Linux: the peak begins anew at what is held now
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        except OSError:
+            self._before = _most_held()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def host(self) -> int | None:
+        """Resident memory, interpreter and libraries included. None where it is not known: on a system whose peak
+        cannot begin anew, if more was held before."""
+        found = _most_held()
+        return found if found > self._before else None
+
+    def device(self) -> int | None:
+        """Of the tensors on the GPU; None without one."""
+        return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
+
+
+def _most_held() -> int:
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage if sys.platform == "darwin" else usage * 1024
 

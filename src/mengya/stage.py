@@ -46,8 +46,8 @@ class Training:
     steps: int
     flops: float
     tokens_per_second: float
-    memory: int
-    """Bytes."""
+    memory: int | None
+    """Bytes: of the GPU, or without one of the process. None: not known here."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ They move between engines and numbers of ranks, because a tensor has its global 
 import contextlib
 import shutil
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
@@ -16,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException, DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint import CheckpointException, DefaultLoadPlanner, DefaultSavePlanner, StorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mengya import ranks
@@ -38,12 +37,9 @@ class Checkpoints:
         `asynchronous`: `save` returns once the state is copied.
         """
         self._root, self._keep, self._config = root, keep, config
-        self._alone = ranks.size() == 1
-        if self._alone:
-            _expect_one_process()
         # Its own group: the writing thread must not get between the collectives of training. The limit is long, because
         # disks may be slow, and a rank that dies is noticed anyway.
-        self._group = None if self._alone else dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(days=1)) if ranks.size() > 1 else None
         self._thread = ThreadPoolExecutor(1, "checkpoint") if asynchronous else None
         self._pending: Future[None] | None = None
         self._buffers: dict[str, Tensor] = {}
@@ -81,16 +77,8 @@ class Checkpoints:
     ) -> None:
         path = self._root / name
         writer = Writer(path, self._keep, keep_too, {"step": step, "state": state}, self._config, stage)
-        planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
         try:
-            with _plain_errors():
-                dcp.save(
-                    dict(tensors),
-                    storage_writer=writer,
-                    planner=planner,
-                    process_group=self._group,
-                    no_dist=self._alone,
-                )
+            _save(dict(tensors), writer, self._group)
         except BaseException:
             if ranks.is_main():  # all ranks have stopped writing
                 shutil.rmtree(hidden(path, "partial"), ignore_errors=True)
@@ -137,7 +125,7 @@ class Checkpoints:
         """
         wanted = {n: t for n, t in tensors.items() if n in saved.shapes or not n.startswith("rng.")}
         shapes = {name: list(tensor.shape) for name, tensor in wanted.items()}
-        if not self._alone:
+        if self._group:
             of_ranks: list[dict[str, list[int]]] = [{}] * ranks.size()
             dist.all_gather_object(of_ranks, shapes, self._group)
             shapes = {name: shape for each in of_ranks for name, shape in each.items()}
@@ -147,7 +135,7 @@ class Checkpoints:
                 f"the checkpoint {saved.path} belongs to a model of another shape ({_difference(held, shapes)}); "
                 "delete the unfinished run or change back"
             )
-        _read(saved, wanted, self._group, self._alone)
+        _load(dict(wanted), saved, self._group)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -155,7 +143,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     UserError if it is damaged.
     """
-    _expect_one_process()
     saved = verify(path)
     held = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     weights = {
@@ -163,7 +150,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         for name, tensor in held.items()
         if name.startswith("model.") and isinstance(tensor, TensorStorageMetadata)
     }
-    _read(saved, weights, None, True)
+    _load(weights, saved, None)
     return {name.removeprefix("model."): tensor for name, tensor in weights.items()}
 
 
@@ -180,11 +167,33 @@ def _difference(held: dict[str, list[int]], wanted: dict[str, list[int]]) -> str
     return "; ".join(sorted(lines)[:3]) + (f" and {len(lines) - 3} more" if len(lines) > 3 else "")
 
 
-def _read(saved: Saved, tensors: Mapping[str, Tensor], group: dist.ProcessGroup | None, alone: bool) -> None:
+def _save(tensors: dict[str, Tensor], writer: StorageWriter, group: dist.ProcessGroup | None) -> None:
+    planner = DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    if group:
+        with _plain_errors():
+            dcp.save(tensors, storage_writer=writer, planner=planner, process_group=group)
+        return
+    # What `dcp.save` does without ranks, which it warns of each time.
+    planner.set_up_planner(tensors, storage_meta=None, is_coordinator=True)
+    writer.set_up_storage_writer(True)
+    plans, metadata = planner.create_global_plan([writer.prepare_local_plan(planner.create_local_plan())])
+    (plan,) = writer.prepare_global_plan(plans)
+    writer.finish(metadata, [writer.write_data(planner.finish_plan(plan), planner).wait()])
+
+
+def _load(tensors: dict[str, Tensor], saved: Saved, group: dist.ProcessGroup | None) -> None:
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     reader = dcp.HuggingFaceStorageReader(str(saved.path))
-    with _plain_errors():
-        dcp.load(dict(tensors), storage_reader=reader, planner=planner, process_group=group, no_dist=alone)
+    if group:
+        with _plain_errors():
+            dcp.load(tensors, storage_reader=reader, planner=planner, process_group=group)
+        return
+    metadata = reader.read_metadata()
+    planner.set_up_planner(tensors, metadata, is_coordinator=True)
+    reader.set_up_storage_reader(metadata, is_coordinator=True)
+    plans = planner.create_global_plan([reader.prepare_local_plan(planner.create_local_plan())])
+    (plan,) = reader.prepare_global_plan(plans)
+    reader.read_data(planner.finish_plan(plan), planner).wait()
 
 
 @contextlib.contextmanager
@@ -194,8 +203,3 @@ def _plain_errors() -> Iterator[None]:
         yield
     except CheckpointException as error:
         raise error.failures[min(error.failures)][0] from error
-
-
-def _expect_one_process() -> None:
-    """Torch warns whenever it saves or loads without ranks: that is meant. For good, as threads share the filters."""
-    warnings.filterwarnings("ignore", "torch.distributed is disabled")

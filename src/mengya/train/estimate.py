@@ -24,7 +24,7 @@ class Measured(NamedTuple):
     first: float
     """Seconds of the first step: compilation."""
     step: float
-    memory: int
+    memory: int | None
 
 
 def estimate_training(
@@ -68,6 +68,7 @@ def measure(
     settings: TrainingConfig, model: LanguageModel, objective: Objective, per_count: int, seconds: float = 4.0
 ) -> Measured:
     """Take real steps for a few seconds."""
+    peak = runtime.PeakMemory()
     freeze(model, settings.freeze)
     engine = engine_for(prepare_model(model, settings), objective, settings)
     source = _RandomBatches(settings, model.vocab_size, per_count)
@@ -81,7 +82,7 @@ def measure(
             if len(times) >= 4 and sum(times[1:]) > seconds:
                 break
     later = sorted(times[2:])
-    return Measured(sum(times[:2]) - 2 * later[len(later) // 2], sum(later) / len(later), runtime.peak_memory())
+    return Measured(sum(times[:2]) - 2 * later[len(later) // 2], sum(later) / len(later), peak.device() or peak.host())
 
 
 class _RandomBatches(Source):

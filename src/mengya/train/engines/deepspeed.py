@@ -10,7 +10,6 @@ import importlib.util
 import io
 import logging
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -110,10 +109,8 @@ def _deepspeed() -> ModuleType:
     for handler in deepspeed.utils.logger.handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sys.stderr)
-    deepspeed.utils.logger.setLevel(logging.ERROR)
+    deepspeed.utils.logger.setLevel(logging.WARNING)
     importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
-    for old in ("all_gather_into_tensor", "reduce_scatter_tensor"):  # which only DeepSpeed can stop using
-        warnings.filterwarnings("ignore", f".torch.distributed.{old}. is deprecated", FutureWarning)
     return deepspeed
 
 

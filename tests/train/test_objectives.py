@@ -147,22 +147,6 @@ def test_dpo_is_the_formula_of_the_paper(make_model, make_groups, whole, beta):
     assert all(p.grad is None for p in reference.parameters())
 
 
-def test_dpo_equals_trl(make_model, make_groups, whole):
-    pytest.importorskip("trl", reason="trl is not installed")
-    from trl import DPOTrainer
-
-    if not hasattr(DPOTrainer, "dpo_loss"):
-        pytest.skip("this trl has no separate dpo_loss")
-    batch = pair_batch(make_groups, whole)
-    model, reference = make_model(1), make_model(2)
-    policy, baseline = sequence_log_probs(model, batch)[0], sequence_log_probs(reference, batch)[0]
-    trainer = DPOTrainer.__new__(DPOTrainer)
-    trainer.beta, trainer.label_smoothing, trainer.reference_free = 0.1, 0.0, False
-    sides = (policy[0::2], policy[1::2], baseline[0::2], baseline[1::2])
-    losses = trainer.dpo_loss(*sides, loss_type="sigmoid")[0]
-    assert torch.allclose(dpo(0.1, reference)(model, batch).total, losses.sum(), rtol=1e-5)
-
-
 @pytest.mark.parametrize("kind", ["plain", "compiled", "recomputed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dpo_of_a_model_with_itself_is_log_two(make_model, make_groups, whole, kind, dtype):

@@ -3,6 +3,9 @@
 Every contestant has a process of its own, and all take turns: a round is a few steps of each and a measurement of the
 machine's matrix products, begun by another each time. Ratios are formed within a round, and the median of the rounds
 counts, so that a machine that slows down for a while slows down everybody. All hold their memory at once.
+
+There are as many rounds, of as many steps, as fit into the minutes given. Peers in bfloat16 take part where the
+hardware computes it; emulated, they are slower than in float32 and say nothing. The peak is that of the type in use.
 """
 
 import argparse
@@ -17,7 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-WARMUP = 3
+STEPS, ROUNDS = 4, 5
+"""At most so many steps in a turn, fewer if they leave no time for so many rounds."""
 ENDLESS = range(10**9)
 ANSWER = "answer: "
 SHAPE = dict(
@@ -39,7 +43,6 @@ class Task:
     """ModelConfig's fields."""
     rows: int
     length: int
-    steps: int
     micro_batch: int
     """Rows that ours takes at once; peers take all."""
     activation_checkpointing: bool
@@ -52,6 +55,8 @@ class Task:
 
 Contestant = Callable[[Task], Iterator[float]]
 """Trains, and yields each step's loss."""
+Contestants = dict[str, tuple[str, Contestant]]
+"""By name: a text and the function. Peers' names begin with "peer"."""
 
 
 def random_tokens(task: Task, step: int):
@@ -104,7 +109,8 @@ def ours(task: Task) -> Iterator[float]:
 
 
 def peer(task: Task, mixed: bool, compiled: bool, experts: str = "eager") -> Iterator[float]:
-    """transformers' model of the same shape in a plain loop; `experts`: its implementation of a mixture's experts."""
+    """transformers' model of the same shape in a plain loop, in bfloat16 by autocast if `mixed`, and AdamW in its fused
+    form; `experts`: its implementation of a mixture's experts."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -118,7 +124,7 @@ def peer(task: Task, mixed: bool, compiled: bool, experts: str = "eager") -> Ite
         model.set_experts_implementation(experts)
     if task.activation_checkpointing:
         model.gradient_checkpointing_enable()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=mixed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     forward = torch.compile(model) if compiled else model
     for step in ENDLESS:
         ids = random_tokens(task, step)[:, :-1].to(task.device)
@@ -132,26 +138,21 @@ def peer(task: Task, mixed: bool, compiled: bool, experts: str = "eager") -> Ite
 
 
 def compete(contestant: Contestant, task: Task) -> None:
-    """Train in this process: `task.steps` steps for every line read, answered by a line of JSON."""
+    """Train in this process: so many steps as every line read says, answered by a line of JSON."""
     from mengya import runtime
 
-    peak = runtime.PeakMemory()
-    losses = contestant(task)
-    begin = time.perf_counter()
-    next(losses)
-    runtime.synchronize(task.device)
-    first = time.perf_counter() - begin
-    for _ in range(WARMUP - 1):
-        next(losses)
-    answer(first_step_seconds=first)
-    while sys.stdin.readline():
-        times = []
-        for _ in range(task.steps):
-            runtime.synchronize(task.device)
-            begin = time.perf_counter()
-            loss = next(losses)
-            runtime.synchronize(task.device)
-            times.append(time.perf_counter() - begin)
+    def step() -> float:
+        nonlocal loss
+        begin = time.perf_counter()
+        loss = next(losses)
+        runtime.synchronize(task.device)
+        return time.perf_counter() - begin
+
+    peak, losses, loss = runtime.PeakMemory(), contestant(task), 0.0
+    first = step()
+    answer(first_step_seconds=first, step_seconds=step())
+    for line in sys.stdin:
+        times = [step() for _ in range(int(line))]
         answer(
             tokens_per_second=task.tokens / statistics.median(times),
             loss=loss,
@@ -160,14 +161,12 @@ def compete(contestant: Contestant, task: Task) -> None:
 
 
 def measure_peak(task: Task) -> None:
-    """As compete; the answer is the speed of bf16 matrix products in FLOP/s."""
-    import torch
+    """As compete; the answer is the speed of matrix products in FLOP/s, of the type that is trained in."""
+    from mengya.runtime import peak_flops, pick_dtype
 
-    from mengya.runtime import peak_flops
-
-    answer()
-    while sys.stdin.readline():
-        answer(flops_per_second=peak_flops(torch.bfloat16, task.device))
+    answer(step_seconds=0.0)
+    for _ in sys.stdin:
+        answer(flops_per_second=peak_flops(pick_dtype("auto", task.device), task.device))
 
 
 def answer(**values: float) -> None:
@@ -177,8 +176,7 @@ def answer(**values: float) -> None:
 
 def parser(description: str) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=description.split("\n")[0])
-    found.add_argument("--rounds", type=int, default=6)
-    found.add_argument("--steps", type=int, default=4, help="measured steps a round")
+    found.add_argument("--minutes", type=float, default=4.5, help="of everything, starting and compiling included")
     found.add_argument("--recipe", type=Path, help="take the shape of its [pretrain.model] instead of the built-in one")
     found.add_argument("--rows", type=int, default=8)
     found.add_argument("--length", type=int, default=512)
@@ -199,22 +197,22 @@ def shape_of(recipe: Path) -> dict:
 
 
 def run(
-    description: str, contestants: dict[str, tuple[str, Contestant]], shapes: dict[str, dict], summarize: Callable
+    description: str, entrants: Callable[[bool], Contestants], shapes: dict[str, dict], summarize: Callable
 ) -> None:
     """The command line of a benchmark.
 
-    contestants: name -> text and function. shapes: its shape where it is not that of "ours". `summarize(rounds, task)`
-    gives what the last line shows, as JSON.
+    entrants: given whether the hardware computes bfloat16, those who take part. shapes: a contestant's shape where it
+    is not that of "ours". `summarize(rounds, task)` gives what the last line shows, as JSON.
     """
-    arguments = parser(description).parse_args()
-    from mengya.runtime import pick_device
+    arguments, begin = parser(description).parse_args(), time.monotonic()
+    from mengya.runtime import computes_bfloat16, pick_device
 
     device = pick_device() if arguments.device == "auto" else arguments.device
+    contestants = entrants(computes_bfloat16(device))
     shape = shape_of(arguments.recipe) if arguments.recipe else shapes["ours"]
     task = Task(
-        shape, arguments.rows, arguments.length, arguments.steps, arguments.micro_batch,
-        arguments.activation_checkpointing, device,
-    )  # fmt: skip
+        shape, arguments.rows, arguments.length, arguments.micro_batch, arguments.activation_checkpointing, device
+    )
     if arguments.one == "peak":
         return measure_peak(task)
     if arguments.one:
@@ -222,21 +220,37 @@ def run(
         own = own | {"max_position_embeddings": max(own["max_position_embeddings"], arguments.length)}
         return compete(contestants[arguments.one][1], replace(task, shape=own))
     names = arguments.contestants.split(",") if arguments.contestants else list(contestants)
+    if unknown := set(names) - set(contestants):
+        raise SystemExit(f"--contestants: {', '.join(unknown)} cannot take part; there are {', '.join(contestants)}")
     if "ours" not in names or not any(name.startswith("peer") for name in names):
         raise SystemExit("--contestants must name ours and at least one peer")
     if arguments.recipe and (fixed := set(names) & set(shapes) - {"ours"}):
         raise SystemExit(f"--recipe changes the shape of all but {', '.join(fixed)}; leave it out of --contestants")
-    rounds = []
     with contextlib.ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(name)) for name in [*names, "peak"]}
-        for name in names:
-            print(f"{contestants[name][0]}: first step {workers[name].started['first_step_seconds']:.0f} s")
-        for number in range(arguments.rounds):
-            order = list(workers)[number % len(workers) :] + list(workers)[: number % len(workers)]
-            rounds.append({name: workers[name].turn() for name in order})
-            speeds = (f"{name} {rounds[-1][name]['tokens_per_second']:.0f}" for name in names)
-            print(f"round {number + 1}, tokens/s: {', '.join(speeds)}", flush=True)
-    print(json.dumps(summarize(rounds, task)))
+        workers = {}
+        for name in [*names, "peak"]:
+            workers[name] = stack.enter_context(Worker(name))
+            if name != "peak":
+                first = workers[name].started["first_step_seconds"]
+                print(f"{contestants[name][0]}: first step {first:.0f} s", flush=True)
+        rounds = take_turns(workers, begin + 60 * arguments.minutes)
+    print(json.dumps(summarize(rounds, task) | {"rounds": len(rounds)}))
+
+
+def take_turns(workers: "dict[str, Worker]", end: float) -> list[dict[str, dict]]:
+    """Rounds until the time `end`, at least one: the answers of all, by name."""
+    step = sum(worker.started["step_seconds"] for worker in workers.values())
+    steps = max(1, min(STEPS, int((end - time.monotonic()) / (ROUNDS * step))))
+    rounds: list[dict[str, dict]] = []
+    longest = 0.0
+    while not rounds or time.monotonic() + longest < end:
+        begin, turn = time.monotonic(), len(rounds) % len(workers)
+        order = [*workers][turn:] + [*workers][:turn]
+        rounds.append({name: workers[name].turn(steps) for name in order})
+        longest = max(longest, time.monotonic() - begin)
+        speeds = (f"{n} {rounds[-1][n]['tokens_per_second']:.0f}" for n in workers if n != "peak")
+        print(f"round {len(rounds)}, {steps} steps, tokens/s: {', '.join(speeds)}", flush=True)
+    return rounds
 
 
 class Worker:
@@ -250,8 +264,8 @@ class Worker:
         )
         self.started = self._answer()
 
-    def turn(self) -> dict:
-        self._process.stdin.write("\n")
+    def turn(self, steps: int) -> dict:
+        self._process.stdin.write(f"{steps}\n")
         self._process.stdin.flush()
         return self._answer()
 

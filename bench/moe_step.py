@@ -5,36 +5,42 @@ The built-in shape is the published 1.3B mixture's in small: 15 routed experts, 
 the first layer dense; 6 experts' width is the dense model's. `batched_mm`, transformers' third implementation, copies
 an expert's weights for every token and did not end six steps in two minutes; it is left out.
 
-    python bench/moe_step.py [--rounds 6] [--steps 4] [--rows 8] [--length 512] [--device cpu|cuda] [--contestants …]
+    python bench/moe_step.py [--minutes 4.5] [--rows 8] [--length 512] [--device cpu|cuda] [--contestants …]
 
 Ends with one line of JSON; `dense_ratio` is tokens/s of the mixture over those of the dense model.
 """
 
 from functools import partial
 
-from contest import SHAPE, Task, ours, peer, run, summary
+from contest import SHAPE, Contestants, Task, ours, peer, run, summary
 
 DENSE = SHAPE | dict(intermediate_size=6 * 256)
 MIXTURE = DENSE | dict(
     num_experts=15, num_experts_per_tok=4, moe_intermediate_size=256, n_shared_experts=2, first_k_dense_replace=1
 )
-CONTESTANTS = {
-    "ours": ("Mengya: mixture of experts", ours),
-    "dense": ("Mengya: dense, the same active parameters", ours),
-    "peer_eager": ("transformers: fp32, eager experts", partial(peer, mixed=False, compiled=False)),
-    "peer_grouped_fp32": (
-        "transformers: fp32, grouped_mm",
-        partial(peer, mixed=False, compiled=False, experts="grouped_mm"),
-    ),
-    "peer_grouped": (
-        "transformers: bf16 autocast, grouped_mm, fused AdamW",
-        partial(peer, mixed=True, compiled=False, experts="grouped_mm"),
-    ),
-    "peer_best": (
-        "transformers: bf16 autocast, grouped_mm, compiled, fused AdamW",
-        partial(peer, mixed=True, compiled=True, experts="grouped_mm"),
-    ),
-}
+
+
+def entrants(bfloat16: bool) -> Contestants:
+    grouped = partial(peer, experts="grouped_mm")
+    found = {
+        "ours": ("Mengya: mixture of experts", ours),
+        "dense": ("Mengya: dense, the same active parameters", ours),
+        "peer_eager": ("transformers: fp32, eager experts, fused AdamW", partial(peer, mixed=False, compiled=False)),
+        "peer_grouped_fp32": (
+            "transformers: fp32, grouped_mm, fused AdamW",
+            partial(grouped, mixed=False, compiled=False),
+        ),
+    }
+    if bfloat16:
+        found["peer_grouped"] = (
+            "transformers: bf16 autocast, grouped_mm, fused AdamW",
+            partial(grouped, mixed=True, compiled=False),
+        )
+    found["peer_compiled"] = (
+        f"transformers: {'bf16 autocast' if bfloat16 else 'fp32'}, grouped_mm, compiled, fused AdamW",
+        partial(grouped, mixed=bfloat16, compiled=True),
+    )
+    return found
 
 
 def with_dense(rounds: list[dict[str, dict]], task: Task) -> dict:
@@ -43,4 +49,4 @@ def with_dense(rounds: list[dict[str, dict]], task: Task) -> dict:
 
 
 if __name__ == "__main__":
-    run(__doc__, CONTESTANTS, {"ours": MIXTURE, "dense": DENSE}, with_dense)
+    run(__doc__, entrants, {"ours": MIXTURE, "dense": DENSE}, with_dense)

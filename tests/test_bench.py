@@ -1,0 +1,99 @@
+"""The speed benchmarks: who takes part, and that they end in time."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parent.parent / "bench"
+RECIPE = """
+[pretrain.model]
+vocab_size = 100
+hidden_size = 32
+num_hidden_layers = 1
+num_attention_heads = 2
+num_key_value_heads = 1
+intermediate_size = 64
+max_position_embeddings = 32
+"""
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """load(name) -> the module bench/<name>.py."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module
+
+
+@pytest.mark.parametrize("name", ["train_step", "moe_step"])
+def test_bfloat16_takes_part_where_the_hardware_computes_it(load, name):
+    """Emulated, on a processor with AVX2 alone, it is slower than float32, which is then the strongest peer."""
+    module = load(name)
+    with_it, without = (
+        {name: contestant for name, (_, contestant) in module.entrants(bfloat16).items() if name.startswith("peer")}
+        for bfloat16 in (True, False)
+    )
+    kinds = [{(peer.keywords["mixed"], peer.keywords["compiled"]) for peer in p.values()} for p in (with_it, without)]
+    assert kinds == [{(False, False), (True, False), (True, True)}, {(False, False), (False, True)}]
+    texts = [text for text, _ in module.entrants(False).values()]
+    assert not any("bf16" in text for text in texts)
+
+
+@pytest.mark.parametrize(("computes", "peak"), [(True, "bfloat16"), (False, "float32")])
+def test_the_peak_is_that_of_the_type_in_use(load, monkeypatch, capsys, computes, peak):
+    import torch
+
+    contest = load("contest")
+    from mengya import runtime
+
+    asked = []
+    monkeypatch.setattr(runtime, "computes_bfloat16", lambda device: computes)
+    monkeypatch.setattr(runtime, "peak_flops", lambda dtype, device: asked.append(dtype) or 1.0)
+    monkeypatch.setattr(sys, "stdin", iter(["1\n"]))
+    contest.measure_peak(contest.Task({}, 1, 1, 0, False, "cpu"))
+    assert asked == [getattr(torch, peak)]
+    assert capsys.readouterr().out.count("answer: ") == 2
+
+
+class Clock:
+    """A worker whose steps take so many seconds, and the time that passes with them."""
+
+    def __init__(self, seconds):
+        self.now, self.seconds, self.steps = 0.0, seconds, []
+        self.started = {"step_seconds": seconds}
+
+    def turn(self, steps):
+        self.now += steps * self.seconds
+        self.steps.append(steps)
+        return {"tokens_per_second": 1.0}
+
+
+@pytest.mark.parametrize(("seconds", "steps", "rounds"), [(1.0, 4, 25), (10.0, 2, 5), (60.0, 1, 1), (200.0, 1, 1)])
+def test_rounds_fit_into_the_time(load, monkeypatch, seconds, steps, rounds):
+    contest, clock = load("contest"), Clock(seconds)
+    monkeypatch.setattr(contest.time, "monotonic", lambda: clock.now)
+    assert len(contest.take_turns({"ours": clock}, 100.5)) == rounds
+    assert clock.steps == [steps] * rounds and (clock.now <= 100.5 or rounds == 1)
+
+
+def test_a_whole_benchmark(tmp_path):
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    command = [
+        sys.executable, str(BENCH / "train_step.py"), "--recipe", str(tmp_path / "tiny.toml"), "--rows", "2",
+        "--length", "32", "--minutes", "0.1", "--contestants", "ours,peer_eager",
+    ]  # fmt: skip
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    found = json.loads(shown.stdout.splitlines()[-1])
+    assert found["rounds"] >= 1 and found["ratio"] == found["ratios"]["peer_eager"] > 0
+    assert found["memory_bytes"].keys() == {"ours", "peer_eager"} and found["peak_tflops"] > 0
+
+
+def test_who_cannot_take_part_is_refused(load, monkeypatch):
+    module, contest = load("train_step"), load("contest")
+    monkeypatch.setattr(sys, "argv", ["train_step.py", "--contestants", "ours,peer_fast"])
+    with pytest.raises(SystemExit, match="peer_fast cannot take part; there are ours, peer_eager"):
+        contest.run("", module.entrants, {"ours": contest.SHAPE}, contest.summary)

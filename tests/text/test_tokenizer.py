@@ -3,13 +3,15 @@
 import json
 import pickle
 import random
+import time
 
 import pytest
 from transformers import AutoTokenizer
 
 from mengya.data.cleaning import strip_controls
 from mengya.errors import UserError
-from mengya.text.tokenizer import CONTROL_TOKENS, Tokenizer, train_tokenizer
+from mengya.text.extension import extend_tokenizer
+from mengya.text.tokenizer import CONTROL_TOKENS, Tokenizer, train_tokenizer, without_long_runs
 
 from .conftest import CORPUS, HOSTILE, TEXTS, random_text
 
@@ -99,6 +101,42 @@ def test_entries_are_no_longer_than_asked(tmp_path, most):
 
     assert longest(100) > 9
     assert most - 2 < longest(most) <= most
+
+
+@pytest.mark.parametrize(("word", "most", "entries"), [("abcdef", 5, 263), ("abcdef", 6, 264), ("中文", 6, 264)])
+def test_the_longest_entry_may_have_all_the_bytes_that_are_allowed(word, most, entries):
+    vocabulary = train_tokenizer([word], entries, most)._backend.get_vocab()
+    assert max(len(entry) for entry in vocabulary if entry not in CONTROL_TOKENS) == (6 if most == 6 else 4)
+    with pytest.raises(UserError, match=f"it gives {entries} entries"):
+        train_tokenizer([word], entries + 1, most)
+
+
+LONG = {
+    "letters": "".join(chr(0x4E00 + number * number % 3001) for number in range(200_000)),
+    "one letter": "A" * 2_000_000,
+    "signs": "=" * 2_000_000,
+    "spaces": " " * 2_000_000,
+    "lines": "\n" * 2_000_000,
+    "base64": "".join(random.Random(0).choices("ABCabc0123+/", k=500_000)),
+    "emoji": "😀" * 200_000,
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_row_without_end_costs_no_more_than_other_text(name):
+    """A word of n letters takes a time with n squared to learn from: minutes for these, uncut."""
+    begin = time.process_time()
+    tokenizer = train_tokenizer([*CORPUS, LONG[name]], 270, 15)
+    grown = extend_tokenizer(tokenizer._backend, [*CORPUS, LONG[name]], 280, 15)
+    assert tokenizer.decode(tokenizer.encode(LONG[name])) == grown.decode(grown.encode(LONG[name])) == LONG[name]
+    assert time.process_time() - begin < 20
+
+
+def test_only_runs_longer_than_any_word_are_cut():
+    texts = [*CORPUS, "字" * 256, "", "a b " * 500, "，。" * 100]
+    assert [piece for piece in without_long_runs(texts) if piece] == [text for text in texts if text]
+    cut = list(without_long_runs(["春" * 600 + "。" + "=" * 300]))
+    assert "".join(cut) == "春" * 600 + "。" + "=" * 300 and max(map(len, cut)) <= 256
 
 
 def test_vocabulary_larger_than_the_text_allows():

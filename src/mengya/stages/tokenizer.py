@@ -29,7 +29,7 @@ class Config:
     """Entries, the 256 bytes and the control tokens included; when extending, the old entries, too."""
     sample_bytes: Count = 10_000_000
     """Text to learn merges from, spread over the corpus; more is slower and barely better."""
-    max_token_length: Count = 16
+    max_token_length: Count = 15
     """Longest entry in bytes (a Chinese character has 3), so that no entry swallows whole phrases."""
 
 

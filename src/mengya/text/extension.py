@@ -14,7 +14,7 @@ from itertools import pairwise, zip_longest
 import tokenizers
 
 from mengya.errors import UserError
-from mengya.text.tokenizer import CONTROL_TOKENS, Tokenizer, trained_here
+from mengya.text.tokenizer import CONTROL_TOKENS, Tokenizer, trained_here, without_long_runs
 
 Pair = tuple[str, str]
 """Two ids, each as the character of that number."""
@@ -132,7 +132,7 @@ def check_extension(old: tokenizers.Tokenizer, vocab_size: int) -> None:
 def _count_words(backend: tokenizers.Tokenizer, texts: Iterable[str]) -> _Words:
     """The words of the texts, as the old tokenizer cuts and splits them."""
     found: Counter[str] = Counter()
-    for text in texts:
+    for text in without_long_runs(texts):
         normal = backend.normalizer.normalize_str(text) if backend.normalizer else text
         found.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal))
     counts: Counter[str] = Counter()

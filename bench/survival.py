@@ -1,13 +1,13 @@
 """Kill runs of pretrain, sft and dpo with SIGKILL at random moments until they are done, and compare every step's
 figures and every weight with an undisturbed run.
 
-    python bench/survival.py [--kills 12] [--engines single,ddp,fsdp,deepspeed] [--compile] [--seed 0]
+    python bench/survival.py [--kills 6] [--engines single,ddp] [--compile] [--seed 0]
     python bench/survival.py --power-cuts 50 [--seed 0]
 
 A run in one process is killed and the same command given again. A run of two processes loses one of them, which
 torchrun has to mend by itself, or all of them with torchrun, after which the same command is given again. The kills are
-shared out among the engines. The last line is JSON: the kills, whether everything is identical, and how many steps are
-missing, doubled or different.
+shared out among the engines; there are single, ddp, fsdp and deepspeed. The last line is JSON: the kills, whether
+everything is identical, and how many steps are missing, doubled or different.
 
 With --power-cuts, a run in one process loses what it had not flushed (see power_cut.py): at random flushes, which stand
 between all that it writes, in each stage and between stages; and at random moments. `lost` then also counts checkpoints
@@ -384,13 +384,15 @@ def _durable(out: Path, ledger: power_cut.Ledger) -> set[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=12)
+    parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--power-cuts", type=int, default=0, help="lose what was not flushed, so often, instead")
-    parser.add_argument("--engines", default=",".join(ENGINES))
+    parser.add_argument("--engines", default="single,ddp")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     engines = arguments.engines.split(",")
+    if unknown := set(engines) - set(ENGINES):
+        parser.error(f"--engines: {', '.join(sorted(unknown))} is not one of {', '.join(ENGINES)}")
     rng = random.Random(arguments.seed)
     if arguments.power_cuts:
         print(json.dumps(endure_power_cuts(arguments.power_cuts, arguments.compile, rng)))

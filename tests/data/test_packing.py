@@ -77,8 +77,9 @@ def test_starts_point_at_the_own_document(tmp_path, seq_len):
             assert start == 0 or row.input_ids[start] == SEPARATOR
 
 
-@pytest.mark.parametrize("seq_len", [8, 20, 64])
+@pytest.mark.parametrize("seq_len", [29, 30, 64])
 def test_conversations_keep_every_supervised_token(tmp_path, seq_len):
+    """The longest has a token more than a row: its last one is only predicted."""
     lengths = [5, 1, 30, 2, 17, 16, 9, 8, 20, 21]
     shards = write(tmp_path, lengths, masked=True)
     packer = PackedGroups(shards, seq_len, SEPARATOR, seed=1)

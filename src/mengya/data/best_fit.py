@@ -2,8 +2,8 @@
 
 A plan is a folder beside the shards, named by all that it depends on:
 
-rows.npy    int64, rows + 1: row i holds pieces[rows[i] : rows[i + 1]]
-pieces.npy  int64, (pieces, 2): document and first token; a piece ends with its document, or after seq_len tokens
+rows.npy       int64, rows + 1: row i holds documents[rows[i] : rows[i + 1]]
+documents.npy  int64, as many as there are
 """
 
 import shutil
@@ -20,40 +20,29 @@ _AT_ONCE = 1 << 16
 
 def make_plan(shards: Shards, seq_len: int, seed: int, group: int) -> Path:
     """The folder of the plan, made unless it exists. After a crash or a power cut, no half plan has this name."""
-    folder = shards.directory / f"rows-{len(shards)}-{shards.meta['tokens']}-{seq_len}-{seed}-{group}"
+    folder = shards.directory / f"packed-{len(shards)}-{shards.meta['tokens']}-{seq_len}-{seed}-{group}"
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         order = np.random.default_rng(seed).permutation(len(shards) // group)
-        rows, pieces = best_fit(shards.lengths, order, seq_len, group)
+        rows, documents = best_fit(shards.lengths, order, seq_len, group)
         np.save(partial / "rows.npy", rows)
-        np.save(partial / "pieces.npy", pieces)
+        np.save(partial / "documents.npy", documents)
         durable.flush_tree(partial)
         durable.rename(partial, folder)
     return folder
 
 
 def best_fit(lengths: np.ndarray, order: np.ndarray, seq_len: int, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, pieces) as in a plan. `order` is that of the groups of `group` consecutive documents. A group stays in one
-    row; but with `group` 1, a document longer than a row is cut, and each piece is placed separately."""
+    """(rows, documents) as in a plan. `order` is that of the groups of `group` consecutive documents, each of which
+    stays in one row. The last token of a document is only predicted, so a document may have seq_len + 1 tokens."""
     documents = (order[:, None] * group + np.arange(group)).ravel()
-    # The last token of a document is never an input that predicts, so it alone opens no new row.
-    cuts = (np.maximum(lengths[documents] - 1, 1) - 1) // seq_len + 1
-    firsts = np.cumsum(cuts) - cuts
-    pieces = np.empty((int(cuts.sum()), 2), np.int64)
-    pieces[:, 0] = np.repeat(documents, cuts)
-    pieces[:, 1] = (np.arange(len(pieces)) - np.repeat(firsts, cuts)) * seq_len
-    sizes = np.minimum(lengths[pieces[:, 0]] - pieces[:, 1], seq_len).astype(np.int32)
-    if group > 1:
-        needs = np.add.reduceat(sizes, firsts[::group])
-        assert needs.max() <= seq_len
-        row_of = np.repeat(_place(needs, seq_len), np.add.reduceat(cuts, np.arange(0, len(cuts), group)))
-    else:
-        row_of = _place(sizes, seq_len)
-    counts = np.bincount(row_of)
-    pieces = pieces[np.argsort(row_of, kind="stable")]
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]), pieces
+    needs = np.minimum(lengths[documents], seq_len).reshape(-1, group).sum(1, dtype=np.int32)
+    assert lengths.max() <= seq_len + 1 and needs.max() <= seq_len
+    row_of = np.repeat(_place(needs, seq_len), group)
+    rows = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(row_of))])
+    return rows, documents[np.argsort(row_of, kind="stable")]
 
 
 def _place(needs: np.ndarray, seq_len: int) -> np.ndarray:

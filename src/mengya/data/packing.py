@@ -88,11 +88,11 @@ class PackedText(Packer):
 
 
 class PackedGroups(Packer):
-    """Masked documents (conversations) in rows, each whole if it fits; best fit over a shuffled order.
+    """Masked documents (conversations) in rows, each whole; best fit over a shuffled order.
 
-    `group` consecutive documents stay in one row: 1 for conversations, 2 for preference pairs. A conversation longer
-    than a row is cut into rows, each token still predicted once; `preference_example` makes groups of 2 fit.
-    The plan of the rows is made once, by rank 0, in a folder beside the shards, which all ranks map into memory.
+    `group` consecutive documents stay in one row: 1 for conversations, 2 for preference pairs. They fit: see
+    data/fitting.py. The plan of the rows is made once, by rank 0, in a folder beside the shards, which all ranks map
+    into memory.
     """
 
     def __init__(self, shards: Shards, seq_len: int, eos_id: int, seed: int, group: int = 1):
@@ -102,7 +102,9 @@ class PackedGroups(Packer):
         self._shards, self._eos_id = shards, eos_id
         plan = ranks.on_main(lambda: make_plan(shards, seq_len, seed, group))
         # As plain arrays: slices of a memmap are slower by a microsecond each.
-        self._rows, self._pieces = (np.asarray(np.load(plan / f"{n}.npy", mmap_mode="r")) for n in ("rows", "pieces"))
+        self._rows, self._documents = (
+            np.asarray(np.load(plan / f"{name}.npy", mmap_mode="r")) for name in ("rows", "documents")
+        )
 
     def __len__(self) -> int:
         return len(self._rows) - 1
@@ -111,16 +113,12 @@ class PackedGroups(Packer):
         row = _empty_row(self.seq_len, self._eos_id)
         tokens, mask = self._shards.tokens, self._shards.columns["mask"]
         column = 0
-        pieces = self._pieces[self._rows[index] : self._rows[index + 1]].tolist()
-        for piece, (document, begin) in enumerate(pieces):
+        for piece, document in enumerate(self._documents[self._rows[index] : self._rows[index + 1]].tolist()):
             low, high = (int(x) for x in self._shards.offsets[document : document + 2])
-            low += begin
-            end = min(low + self.seq_len, high)
-            after = column + end - low
-            row.input_ids[column:after] = tokens[low:end]
-            following = tokens[low + 1 : min(end + 1, high)].astype(np.int64)
-            supervised = mask[low + 1 : min(end + 1, high)] == 1
-            row.labels[column : column + len(following)] = np.where(supervised, following, IGNORE)
+            after = column + min(high - low, self.seq_len)
+            row.input_ids[column:after] = tokens[low : low + after - column]
+            following = tokens[low + 1 : high].astype(np.int64)
+            row.labels[column : column + len(following)] = np.where(mask[low + 1 : high] == 1, following, IGNORE)
             row.starts[column:after], row.sequence_ids[column:after] = column, piece
             column = after
         return row

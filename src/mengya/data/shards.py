@@ -42,7 +42,7 @@ class ShardWriter:
             durable.flush(self.directory)
         for part in self.directory.glob("*-?????.bin"):
             part.unlink()
-        for plan in self.directory.glob("rows-*"):  # of other documents; see best_fit.py
+        for plan in self.directory.glob("packed-*"):  # of other documents; see best_fit.py
             shutil.rmtree(plan)
         token_type = "uint16" if vocab_size <= 1 << 16 else "uint32"
         self._types = {"tokens": token_type, **(columns or {}), "offsets": "int64"}

@@ -56,6 +56,15 @@ def test_ask_names_the_question_that_is_too_long(make_model, chat) -> None:
         ask(make_model(context=40), chat, [fact("p" * 34, "long")], max_new_tokens=4)
 
 
+def test_ask_names_the_question_that_the_template_refuses(make_model, chat, monkeypatch) -> None:
+    def refuse(*rest, **named):
+        raise UserError("no digits, please")
+
+    monkeypatch.setattr(chat, "encode", refuse, raising=False)
+    with pytest.raises(UserError, match="question 'odd': no digits, please"):
+        ask(make_model(context=40), chat, [fact("1", "odd")])
+
+
 @pytest.fixture(scope="module")
 def real_chat() -> Chat:
     return Chat(train_tokenizer(["37+45=82 巴黎 你好"] * 5, vocab_size=259, max_token_length=16), "chatml")

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from mengya.data.shards import Shards
 from mengya.text.chat import TEMPLATES, Chat
 
-from ..conftest import TUNING, interrupt_after
+from ..conftest import TUNING, interrupt_after, write_jsonl
 
 PLAIN = (
     "{% for m in messages %}{{ m.role + '\\n' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
@@ -113,3 +113,41 @@ def test_rows_that_a_template_refuses_and_answers_without_an_end(base, mengya):
     assert "1 quarantined" in result.out and "the model will not learn to stop" in result.out
     usual = mengya("run", "tune.toml", "sft.template=chatml", "--until", "sft", "--out", "usual")
     assert usual.code == 0 and "learn to stop" not in usual.out
+
+
+EVALUATE = """
+[evaluate]
+models = ["run/sft", "strict"]
+corpus = "run/corpus"
+preferences = "some.jsonl"
+"""
+
+
+@pytest.fixture
+def strict(grown) -> Path:
+    """Two models, of which one has a template without system messages; and pairs and questions for both."""
+    shutil.copytree(grown / "run" / "sft", grown / "strict")
+    (grown / "strict" / "stage.json").unlink()
+    path = grown / "strict" / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system messages') }}{% endif %}"
+    config["chat_template"] = refusal + PLAIN
+    path.write_text(json.dumps(config), encoding="utf-8")
+    plain = {"prompt": [{"role": "user", "content": "cat?"}], "chosen": "mat", "rejected": "home"}
+    system = plain | {"prompt": [{"role": "system", "content": "be brief"}, *plain["prompt"]]}
+    write_jsonl(grown / "some.jsonl", [plain, system, plain])
+    write_jsonl(grown / "none.jsonl", [system])
+    (grown / "measure.toml").write_text(EVALUATE, encoding="utf-8")
+    return grown
+
+
+def test_a_pair_that_one_template_refuses_is_put_aside_for_all_models(strict, mengya):
+    result = mengya("run", "measure.toml", "--out", "measured")
+    assert result.code == 0 and "1 quarantined in quarantine.jsonl" in result.out, result.err
+    (row,) = map(json.loads, (strict / "measured/evaluate/quarantine.jsonl").read_text().splitlines())
+    assert row["line"] == 2 and "no system messages" in row["reason"]
+    report = json.loads((strict / "measured/evaluate/report.json").read_text())
+    counts = [stage["intervals"]["preference_accuracy"]["total"] for stage in report["stages"].values()]
+    assert counts == [2, 2]
+    none = mengya("run", "measure.toml", "evaluate.preferences=none.jsonl", "--out", "none")
+    assert none.code == 2 and "evaluate.preferences has no usable pair" in none.err

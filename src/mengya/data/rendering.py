@@ -22,6 +22,7 @@ from mengya.text.chat import Chat
 from mengya.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
+E = TypeVar("E")
 _ROWS_AT_ONCE = 256
 
 
@@ -99,16 +100,16 @@ def preference_example(chat: Chat, row: Row[Preference], *, seq_len: int) -> Exa
 
 
 def examples_of(
-    function: Callable[[Row[T]], Example], rows: Iterator[Row[T]], workers: int = min(8, os.cpu_count() or 1)
-) -> Iterator[Example | Rejected]:
+    function: Callable[[Row[T]], E], rows: Iterator[Row[T]], workers: int = min(8, os.cpu_count() or 1)
+) -> Iterator[E | Rejected]:
     """`function` of each row, in order; a row for which it raises UserError is rejected. Unlike cleaning and plain text
     this is slow enough for several processes; more than 8 would wait for this one, which writes."""
     batches = iter(lambda: list(islice(rows, _ROWS_AT_ONCE)), [])
     return chain.from_iterable(ordered_map(partial(_each, function), batches, workers))
 
 
-def _each(function: Callable[[Row[T]], Example], rows: list[Row[T]]) -> list[Example | Rejected]:
-    found: list[Example | Rejected] = []
+def _each(function: Callable[[Row[T]], E], rows: list[Row[T]]) -> list[E | Rejected]:
+    found: list[E | Rejected] = []
     for row in rows:
         try:
             found.append(function(row))

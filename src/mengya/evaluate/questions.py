@@ -14,17 +14,24 @@ from mengya.text.chat import Chat
 def ask(model: LanguageModel, chat: Chat, questions: Sequence[Question], *, max_new_tokens: int = 64) -> list[str]:
     """Greedy responses in the order of `questions`; each is asked alone, in a new conversation.
 
-    UserError for a question that leaves no room in the context for a response.
+    UserError for a question that the chat template refuses, or that leaves no room in the context for a response.
     """
-    prompts = [chat.encode(question.messages(), add_generation_prompt=True)[0] for question in questions]
-    for question, prompt in zip(questions, prompts, strict=True):
-        if len(prompt) >= model.context:
-            raise UserError(
-                f"question {question.id!r} has {len(prompt)} tokens, which fill the context of {model.context}; "
-                "shorten it, or train a model with a longer context"
-            )
+    prompts = [_prompt(chat, question, model.context) for question in questions]
     sampling = Sampling(temperature=0, max_new_tokens=max_new_tokens)
     return [chat.tokenizer.decode(ids).strip() for ids in generate(model, prompts, sampling, chat.stop_ids)]
+
+
+def _prompt(chat: Chat, question: Question, context: int) -> list[int]:
+    try:
+        prompt = chat.encode(question.messages(), add_generation_prompt=True)[0]
+    except UserError as error:
+        raise UserError(f"question {question.id!r}: {error}") from error
+    if len(prompt) >= context:
+        raise UserError(
+            f"question {question.id!r} has {len(prompt)} tokens, which fill the context of {context}; "
+            "shorten it, or train a model with a longer context"
+        )
+    return prompt
 
 
 def results(questions: Sequence[Question], scores: Sequence[float]) -> list[Result]:

@@ -7,6 +7,8 @@ from mengya import manifest, runtime
 from mengya.data import intake
 from mengya.data.corpus import Corpus
 from mengya.data.preferences import Preference, parse_preference, read_preferences
+from mengya.data.readers import Row
+from mengya.data.rendering import examples_of, render_pair
 from mengya.errors import UserError
 from mengya.evaluate.bits import ByteBaselines, bits_per_byte
 from mengya.evaluate.preference import preference_accuracy
@@ -46,7 +48,7 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write the report; every model is measured on the same text, questions and pairs."""
     models, corpus = inputs["models"], Corpus(*inputs["corpus"])
     questions = [question for path in inputs.get("questions", []) for question in read_questions(path)]
-    pairs = _read_pairs(inputs.get("preferences", []), out)
+    pairs = _read_pairs(inputs.get("preferences", []), models, out)
     texts = list(corpus.sample("heldout", config.heldout_bytes)) or corpus.first("heldout", 1)
     unigram, bigram = ByteBaselines.fit(corpus.byte_pairs()).bits_per_byte(texts)
     measured = [_measure(path, texts, questions, pairs) for path in models]
@@ -65,11 +67,20 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     say(f"  bits per byte of the baselines: unigram {unigram:.3f}, bigram {bigram:.3f}")
 
 
-def _read_pairs(paths: list[Path], out: Path) -> list[Preference]:
+def _read_pairs(paths: list[Path], models: list[Path], out: Path) -> list[Preference]:
+    """The pairs that all models are measured on; one that a model's chat template refuses is quarantined."""
     if not paths:
         return []
+    chats = [Chat.load(model) for model in models]
+
+    def accepted(row: Row[Preference]) -> Preference:
+        for chat in chats:
+            render_pair(chat, row.value)
+        return row.value
+
     with intake.Intake(out / "quarantine.jsonl") as opened:
-        pairs = [row.value for row in read_preferences([str(path) for path in paths], opened)]
+        rows = read_preferences([str(path) for path in paths], opened)
+        pairs = list(opened.without(examples_of(accepted, rows, workers=1)))
     opened.tell()
     if not pairs:
         raise UserError("evaluate.preferences has no usable pair; correct the path or unset it")

@@ -360,8 +360,31 @@ def test_paragraphs_are_joined(inspect):
     row = {"文件名": "news/2021/1.txt", "文件大小": 10, "时间": "20210101", "段落数": 2, "段落": lines}
     found = inspect([row])
     assert documents(found) == ["小镇来了客人。\n喝茶。"] and found["text_field"] == "段落"
-    assert set(found["fields_not_read"]) == {"文件名", "文件大小", "时间", "段落数"}
+    inside = {"段落.行号", "段落.是否重复", "段落.md5"}
+    assert set(found["fields_not_read"]) == {"文件名", "文件大小", "时间", "段落数", *inside}
     assert documents(inspect([{"url": "http://a.b/c", "sentences": ["一句。", "两句。"]}])) == ["一句。\n两句。"]
+
+
+def test_what_is_left_out_of_an_object_of_text_is_told(inspect):
+    found = inspect([{"text": {"title": "动物", "body": "猫吃鱼，狗吃骨头。", "n": 2}, "id": 7}], "--as", "corpus")
+    assert documents(found) == ["猫吃鱼，狗吃骨头。"]
+    assert set(found["fields_not_read"]) == {"text.title", "text.n", "id"}
+    deep: Any = {"text": "底。"}
+    for _ in range(60):
+        deep = {"text": deep, "other": "别的。"}
+    found = inspect([{"text": deep}], "--as", "corpus")
+    assert documents(found) == ["底。"] and len(found["fields_not_read"]) == 60
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_json_in_a_txt_is_read_as_json(inspect, indent):
+    rows = [{"text": "一篇文章。", "url": "http://a.example"}, {"text": "又一篇。"}]
+    lines = json.dumps(rows, ensure_ascii=False, indent=2) if indent else "\ufeff" + "\n\n".join(map(json.dumps, rows))
+    found = inspect(lines, name="rows.txt")
+    assert documents(found) == ["一篇文章。", "又一篇。"] and set(found["fields_not_read"]) == {"url"}
+    assert talk(inspect("".join(map(json.dumps, [{"messages": GOOD}])), name="rows.txt")) == talk(inspect([GOOD]))
+    prose = '{"a": 1} 是一个对象。\n下一行。'
+    assert documents(inspect(prose, name="rows.txt")) == [prose]
 
 
 def test_conversations_as_a_corpus(inspect):
@@ -392,6 +415,12 @@ def test_ids_paths_addresses_dates_and_hashes_are_never_the_text(inspect, junk):
         ("<s>一个故事。</s><s>另一个。</s>", ["一个故事。", "另一个。"]),
         ("一个故事。</s>\n另一个。</s>", ["一个故事。", "另一个。"]),
         ("<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\n你好！<|im_end|>", ["你好\n你好！"]),
+        (
+            '<doc id="1" url="https://a.example/?curid=1" title="a > b">\n一个故事。\n\n</doc>\n'
+            '<doc id="2" title="二">\n另一个。\n</doc>\n',
+            ["一个故事。", "另一个。"],
+        ),
+        ("文件里有 <doc id=1> 这样的标记。", ["文件里有 <doc id=1> 这样的标记。"]),
         ("GPT-2 以 <|endoftext|> 分开文章。", ["GPT-2 以 <|endoftext|> 分开文章。"]),
         ("这是<s>划掉</s>的字。", ["这是<s>划掉</s>的字。"]),
     ],

@@ -75,21 +75,39 @@ def is_conversation(value: Any) -> bool:
         return False
 
 
-def joined(value: Any) -> str:
-    """The text in a field: a string, or paragraphs (strings, or objects with a text each), one a line; "" for none."""
+def joined(value: Any, not_read: set[str] | None = None, place: str = "") -> str:
+    """The text in a field: a string, or paragraphs (strings, or objects with a text each), one a line; "" for none.
+
+    The filled fields inside that are not part of it come into `not_read`, as `place.name`.
+    """
     if isinstance(value, str):
         return value if value.strip() else ""
     if isinstance(value, Mapping):
-        named = {_plain(name): inner for name, inner in value.items() if not _NOT_TEXT_NAMES.fullmatch(_plain(name))}
-        texts = (joined(named[name]) for name in fields.TEXTS if is_filled(named.get(name)))
-        if text := next(filter(None, texts), ""):
-            return text
-        strings = {name: text for name, text in named.items() if isinstance(text, str) and looks_like_text(text)}
-        languages = [text for name, text in strings.items() if name.endswith("_text")]  # the same in several
-        return "\n".join(languages or [max(strings.values(), key=len, default="")])
+        taken = _text_fields(value)
+        if not_read is not None:
+            not_read.update(f"{place}.{n}" for n, inner in value.items() if n not in taken and is_filled(inner))
+        return "\n".join(joined(value[name], not_read, f"{place}.{name}") for name in taken)
     if isinstance(value, list | tuple):
-        return "\n".join(filter(None, map(joined, value)))
+        return "\n".join(filter(None, (joined(inner, not_read, place) for inner in value)))
     return ""
+
+
+def _text_fields(value: Mapping[Any, Any]) -> list[Any]:
+    """Of an object inside a field, the names that hold its text: a known one, the same text in several languages, or
+    the one with the most text."""
+    named = {_plain(name): name for name in value if not _NOT_TEXT_NAMES.fullmatch(_plain(name))}
+    for known in fields.TEXTS:
+        if known in named and _has_text(value[named[known]]):
+            return [named[known]]
+    strings = [name for name in named.values() if isinstance(value[name], str) and looks_like_text(value[name])]
+    languages = [name for name in strings if _plain(name).endswith("_text")]
+    return languages or sorted(strings, key=lambda name: -len(value[name]))[:1]
+
+
+def _has_text(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return bool(_text_fields(value))
+    return any(map(_has_text, value)) if isinstance(value, list | tuple) else bool(joined(value))
 
 
 def text_of_row(value: Any, chosen: str | None, notes: Notes) -> str:
@@ -106,7 +124,7 @@ def text_of_row(value: Any, chosen: str | None, notes: Notes) -> str:
         raise ValueError("no field with text; set text_field")
     row = Fields(value, notes)
     name = row.find((_plain(chosen).replace("-", "_").replace(" ", "_"),))
-    text = joined(row.get(name)) if name is not None else ""
+    text = joined(row.get(name), notes.not_read, row.place(name)) if name is not None else ""
     row.close()
     if not text:
         if name is not None and isinstance(row.peek(name), str | None):
@@ -117,19 +135,21 @@ def text_of_row(value: Any, chosen: str | None, notes: Notes) -> str:
 
 _ENDS = r"<\|(?:endoftext|end_of_text|begin_of_text|eot_id|eos|bos|endofdocument)\|>"
 _OTHERS = r"<｜(?:end|begin)▁of▁sentence｜>|<(?:eod|EOD|eos|bos)>|</?s>"
+_WIKI = r"<doc (?:doc)?id=[^\n]*>|</doc>"  # of WikiExtractor, on lines of their own
 _TURNS = r"<\|im_(?:start|end)\|>"
 _SENTENCE_ENDS = frozenset("。！？.!?…”’」』）)\"'~～;；")
 
 
 def split_at_marks(text: str) -> list[str]:
-    """The documents in a text, without the marks that other tools put around them (<|endoftext|>, </s>, …).
+    """The documents in a text, without the marks that other tools put around them (<|endoftext|>, </s>,
+    <doc id=…>, …).
 
     A mark inside of a sentence, as in an article about such marks, stays. ChatML becomes the words of its turns.
     """
     if "<" not in text:
         return [text]
     parts: list[str] = []
-    for part in _parts(text, rf"(?:{_ENDS}|{_OTHERS})"):
+    for part in _parts(text, rf"(?:{_ENDS}|{_OTHERS}|{_WIKI})"):
         if not part.lstrip().startswith("<|im_start|>"):
             parts.append(part)
         elif turns := turns_of(part):

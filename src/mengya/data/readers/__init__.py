@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mengya.data.files import ByteSource, NotText, TextSource, file_format
-from mengya.data.readers.json_rows import read_json
+from mengya.data.readers.json_rows import begins_with_objects, read_json
 from mengya.data.readers.layouts import spread
 from mengya.data.readers.plain import read_plain
 from mengya.data.readers.rows import Rejected, Row, TextFile
@@ -32,9 +32,9 @@ def read_rows(file: Path) -> Iterator[Row | Rejected]:
     """The rows of one file, in order.
 
     Plain text: one row if it is short, else pieces of at most `DOCUMENT_CHARS`, cut at a blank line, line, sentence or
-    space where there is one; joined they are the file. JSON: an array's elements, or one value after another; or what
-    `spread` makes of them. CSV: the first line names the columns. Damaged data: the rows before the damage, and one
-    `Rejected` for it.
+    space where there is one; joined they are the file; but a .txt of JSON objects is read as JSON. JSON: an array's
+    elements, or one value after another; or what `spread` makes of them. CSV: the first line names the columns. Damaged
+    data: the rows before the damage, and one `Rejected` for it.
     """
     line = part = 0
     read = _read_parquet if file_format(file)[0] == ".parquet" else _read_text
@@ -49,9 +49,12 @@ def _read_text(file: Path) -> Iterator[Row | Rejected]:
     source = TextSource(file)
     head = b""
     try:
-        head, _ = source.head()
+        head, whole = source.head()
         if head:
-            yield from _TEXT_READERS[file_format(file)[0]](TextFile(str(file), source))
+            kind = file_format(file)[0]
+            if kind == ".txt" and begins_with_objects(head.decode(source.encoding, "replace"), whole):
+                kind = ".jsonl"
+            yield from _TEXT_READERS[kind](TextFile(str(file), source))
     except NotText as error:
         yield Rejected(str(file), 0, str(error), head)
         return

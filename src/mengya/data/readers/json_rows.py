@@ -17,6 +17,19 @@ _SEPARATORS = re.compile(r"[\s,\ufeff]*")
 _MARGIN_CHARS = 200
 
 
+def begins_with_objects(head: str, whole: bool) -> bool:
+    """Whether a file that begins so holds JSON objects, one a line or in an array, whatever its name. `whole`: nothing
+    follows."""
+    if re.match(r"\ufeff?\s*\[\s*\{\s*\"", head):
+        return True
+    lines = head.lstrip("\ufeff").split("\n")
+    first = [line for line in (lines if whole else lines[:-1])[:64] if line.strip()][:3]
+    try:
+        return bool(first) and all(isinstance(parse_json(line), dict) for line in first)
+    except ValueError:
+        return False
+
+
 class Value(NamedTuple):
     """A decoded value; or, if `error` is set, the beginning of a text that could not be decoded."""
 

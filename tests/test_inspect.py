@@ -365,6 +365,13 @@ def test_paragraphs_are_joined(inspect):
     assert documents(inspect([{"url": "http://a.b/c", "sentences": ["一句。", "两句。"]}])) == ["一句。\n两句。"]
 
 
+def test_a_pair_with_a_fault_is_still_taken_for_a_pair(inspect):
+    ends = {side: [user("一"), bot(f"{side}的话"), user("二"), bot(side)] for side in ("chosen", "rejected")}
+    found = inspect([ends] * 3)
+    assert found["read_as"] == "pairs"
+    assert found["reasons"] == {"chosen and rejected differ before their last answer": 3}
+
+
 def test_what_is_left_out_of_an_object_of_text_is_told(inspect):
     found = inspect([{"text": {"title": "动物", "body": "猫吃鱼，狗吃骨头。", "n": 2}, "id": 7}], "--as", "corpus")
     assert documents(found) == ["猫吃鱼，狗吃骨头。"]

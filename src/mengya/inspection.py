@@ -25,6 +25,10 @@ Kind = Literal["corpus", "chat", "pairs"]
 _BYTES_PER_TOKEN = 3.6
 _SAMPLED = 64
 _SHOWN_CHARS = 600
+_NO_PAIR = (
+    *("no chosen and rejected answer", "not an object, so not a preference pair"),
+    "one answer with a label (KTO data) is not a pair",
+)
 _NO_SHAPE = ("no field of a known conversation shape", "plain text, not a conversation", "neither an object nor a list")
 
 
@@ -83,7 +87,7 @@ def inspect_files(
 def _kind_of(file: Path) -> Kind:
     """By the first rows: what most of them are."""
     rows = [row.value for row in islice(read_rows(file), _SAMPLED) if isinstance(row, Row)]
-    pairs = sum(_is_pair(value) for value in rows)
+    pairs = sum(_is_like_a_pair(value) for value in rows)
     chats = sum(_is_like_a_chat(value) for value in rows)
     if rows and 2 * pairs >= len(rows):
         return "pairs"
@@ -94,11 +98,12 @@ def _kind_of(file: Path) -> Kind:
     return "chat"
 
 
-def _is_pair(value: Any) -> bool:
+def _is_like_a_pair(value: Any) -> bool:
+    """Whether it is a preference pair, or looks like one that has another fault."""
     try:
         return bool(parse_preference(value))
-    except ValueError:
-        return False
+    except ValueError as error:
+        return str(error) not in _NO_PAIR
 
 
 def _is_like_a_chat(value: Any) -> bool:

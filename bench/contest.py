@@ -149,8 +149,7 @@ def compete(contestant: Contestant, task: Task) -> None:
         return time.perf_counter() - begin
 
     peak, losses, loss = runtime.PeakMemory(), contestant(task), 0.0
-    first = step()
-    answer(first_step_seconds=first, step_seconds=step())
+    answer(first_step_seconds=step())
     for line in sys.stdin:
         times = [step() for _ in range(int(line))]
         answer(
@@ -164,7 +163,7 @@ def measure_peak(task: Task) -> None:
     """As compete; the answer is the speed of matrix products in FLOP/s, of the type that is trained in."""
     from mengya.runtime import peak_flops, pick_dtype
 
-    answer(step_seconds=0.0)
+    answer()
     for _ in sys.stdin:
         answer(flops_per_second=peak_flops(pick_dtype("auto", task.device), task.device))
 
@@ -227,19 +226,21 @@ def run(
     if arguments.recipe and (fixed := set(names) & set(shapes) - {"ours"}):
         raise SystemExit(f"--recipe changes the shape of all but {', '.join(fixed)}; leave it out of --contestants")
     with contextlib.ExitStack() as stack:
-        workers = {}
-        for name in [*names, "peak"]:
-            workers[name] = stack.enter_context(Worker(name))
-            if name != "peak":
-                first = workers[name].started["first_step_seconds"]
-                print(f"{contestants[name][0]}: first step {first:.0f} s", flush=True)
+        workers = {name: stack.enter_context(Worker(name)) for name in [*names, "peak"]}
+        for name, worker in workers.items():  # all compile at the same time
+            first = worker.answer().get("first_step_seconds")
+            if first is not None:
+                print(f"{contestants[name][0]}: ready, the first step took {first:.0f} s beside the others", flush=True)
         rounds = take_turns(workers, begin + 60 * arguments.minutes)
     print(json.dumps(summarize(rounds, task) | {"rounds": len(rounds)}))
 
 
 def take_turns(workers: "dict[str, Worker]", end: float) -> list[dict[str, dict]]:
     """Rounds until the time `end`, at least one: the answers of all, by name."""
-    step = sum(worker.started["step_seconds"] for worker in workers.values())
+    begin = time.monotonic()
+    for worker in workers.values():  # a round that does not count: its step is everybody's second
+        worker.turn(1)
+    step = time.monotonic() - begin
     steps = max(1, min(STEPS, int((end - time.monotonic()) / (ROUNDS * step))))
     rounds: list[dict[str, dict]] = []
     longest = 0.0
@@ -254,7 +255,7 @@ def take_turns(workers: "dict[str, Worker]", end: float) -> list[dict[str, dict]
 
 
 class Worker:
-    """A contestant in a process of its own, started by this same command; it is warm when this returns."""
+    """A contestant in a process of its own, started by this same command; its first answer comes when it is warm."""
 
     def __init__(self, name: str):
         command = [sys.executable, *sys.argv, "--one", name]
@@ -262,14 +263,13 @@ class Worker:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
         )
-        self.started = self._answer()
 
     def turn(self, steps: int) -> dict:
         self._process.stdin.write(f"{steps}\n")
         self._process.stdin.flush()
-        return self._answer()
+        return self.answer()
 
-    def _answer(self) -> dict:
+    def answer(self) -> dict:
         for line in self._process.stdout:
             if line.startswith(ANSWER):
                 return json.loads(line.removeprefix(ANSWER))

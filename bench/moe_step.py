@@ -21,26 +21,14 @@ MIXTURE = DENSE | dict(
 
 
 def entrants(bfloat16: bool) -> Contestants:
-    grouped = partial(peer, experts="grouped_mm")
-    found = {
+    kind, grouped = "bf16 autocast" if bfloat16 else "fp32", partial(peer, mixed=bfloat16, experts="grouped_mm")
+    return {
         "ours": ("Mengya: mixture of experts", ours),
         "dense": ("Mengya: dense, the same active parameters", ours),
         "peer_eager": ("transformers: fp32, eager experts, fused AdamW", partial(peer, mixed=False, compiled=False)),
-        "peer_grouped_fp32": (
-            "transformers: fp32, grouped_mm, fused AdamW",
-            partial(grouped, mixed=False, compiled=False),
-        ),
+        "peer_grouped": (f"transformers: {kind}, grouped_mm, fused AdamW", partial(grouped, compiled=False)),
+        "peer_compiled": (f"transformers: {kind}, grouped_mm, compiled, fused AdamW", partial(grouped, compiled=True)),
     }
-    if bfloat16:
-        found["peer_grouped"] = (
-            "transformers: bf16 autocast, grouped_mm, fused AdamW",
-            partial(grouped, mixed=True, compiled=False),
-        )
-    found["peer_compiled"] = (
-        f"transformers: {'bf16 autocast' if bfloat16 else 'fp32'}, grouped_mm, compiled, fused AdamW",
-        partial(grouped, mixed=bfloat16, compiled=True),
-    )
-    return found
 
 
 def with_dense(rounds: list[dict[str, dict]], task: Task) -> dict:

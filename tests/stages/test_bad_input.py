@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,16 @@ def test_a_model_with_fewer_entries_than_the_tokenizer(refused):
 
 
 # --- lengths ----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_without_end_reach_the_shards(project, mengya):
+    """Letters, signs or spaces without a break: learning merges took a time with the square of their number."""
+    long = ["".join(chr(0x4E00 + n * n % 3001) for n in range(200_000)), "A" * 2_000_000, "=" * 2_000_000]
+    write_jsonl(project / "long.jsonl", [{"text": text} for text in [*long, f"a{' ' * 2_000_000}b"]])
+    begin = time.monotonic()
+    result = mengya("run", "tiny.toml", 'corpus.path=["text.jsonl", "long.jsonl"]', "--until", "tokenize")
+    assert result.code == 0, result.err
+    assert time.monotonic() - begin < 60
 
 
 def test_a_row_longer_than_any_document_is_packed(project, mengya):

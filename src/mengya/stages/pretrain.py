@@ -139,7 +139,7 @@ def promise(config: Config, inputs: Promises) -> Promise:
         (base,) = inputs["init"]
         _check_vocabulary(base, shards)
         description = base.model
-        if description is not None and outline(description).vocab_size < shards.vocab_size:
+        if description and description.get("vocab_size") != 0 and outline(description).vocab_size < shards.vocab_size:
             description = description | {"vocab_size": shards.vocab_size}
     return dataclasses.replace(shards, path=None, model=description)
 

@@ -370,6 +370,9 @@ def test_a_pair_with_a_fault_is_still_taken_for_a_pair(inspect):
     found = inspect([ends] * 3)
     assert found["read_as"] == "pairs"
     assert found["reasons"] == {"chosen and rejected differ before their last answer": 3}
+    questions = [{"context": "小明住北京。", "qas": [{"question": "住哪？", "answers": [{"text": "北京"}]}]}]
+    found = inspect(json.dumps({"version": "1", "data": [{"paragraphs": questions}]}), name="rows.json")
+    assert found["read_as"] == "chat" and talk(found)[-1] == ("assistant", "北京")
 
 
 def test_what_is_left_out_of_an_object_of_text_is_told(inspect):

@@ -25,10 +25,6 @@ Kind = Literal["corpus", "chat", "pairs"]
 _BYTES_PER_TOKEN = 3.6
 _SAMPLED = 64
 _SHOWN_CHARS = 600
-_NO_PAIR = (
-    *("no chosen and rejected answer", "not an object, so not a preference pair"),
-    "one answer with a label (KTO data) is not a pair",
-)
 _NO_SHAPE = ("no field of a known conversation shape", "plain text, not a conversation", "neither an object nor a list")
 
 
@@ -103,7 +99,7 @@ def _is_like_a_pair(value: Any) -> bool:
     try:
         return bool(parse_preference(value))
     except ValueError as error:
-        return str(error) not in _NO_PAIR
+        return str(error).startswith("chosen and rejected ")
 
 
 def _is_like_a_chat(value: Any) -> bool:

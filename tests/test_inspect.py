@@ -375,6 +375,17 @@ def test_a_pair_with_a_fault_is_still_taken_for_a_pair(inspect):
     assert found["read_as"] == "chat" and talk(found)[-1] == ("assistant", "北京")
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_what_stands_around_the_rows_of_a_file_is_told(inspect, indent):
+    rows = [{"prompt": "一", "response": "二"}, {"prompt": "三", "response": "四"}]
+    whole = {"version": "1.0", "data": rows, "licence": "", "notes": ["注"]}
+    found = inspect(json.dumps(whole, ensure_ascii=False, indent=indent), name="rows.json")
+    assert (found["used"], found["partly_read"]) == (2, 0)
+    assert found["fields_not_read"] == {"version": 1, "notes": 1}
+    thread = {"主题": "吃什么", "回复": [{"楼ID": "1", "回复": "吃面条吧，简单又好吃。"}], "元数据": {"n": 1}}
+    assert set(inspect([thread])["fields_not_read"]) == {"主题", "元数据", "楼ID"}
+
+
 def test_what_is_left_out_of_an_object_of_text_is_told(inspect):
     found = inspect([{"text": {"title": "动物", "body": "猫吃鱼，狗吃骨头。", "n": 2}, "id": 7}], "--as", "corpus")
     assert documents(found) == ["猫吃鱼，狗吃骨头。"]

@@ -9,7 +9,7 @@ from mengya.data.cleaning import strip_controls
 from mengya.data.fields import Fields, Notes, as_json, is_filled, plain_text, structured, thought_in
 from mengya.data.files import Paths
 from mengya.data.intake import Intake
-from mengya.data.readers import Rejected, Row, read_rows
+from mengya.data.readers import Rejected, Row
 from mengya.data.transcripts import lines_of, prompt_of, turns_of
 from mengya.data.turns import as_items, is_learnt, list_messages, map_roles, thinking
 from mengya.text.chat import Message
@@ -21,7 +21,7 @@ def read_parsed(paths: Paths, intake: Intake, parse: Callable[[Any, Notes], T]) 
     """Every row of every file under `paths`, its value parsed; a row for which `parse` raises ValueError(reason) is
     quarantined."""
     for file in intake.files(paths):
-        for row in intake.without(read_rows(file)):
+        for row in intake.rows(file):
             notes = Notes()
             try:
                 value = parse(row.value, notes)

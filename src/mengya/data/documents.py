@@ -9,7 +9,7 @@ from mengya.data.cleaning import repair_surrogates
 from mengya.data.fields import Notes
 from mengya.data.files import Paths
 from mengya.data.intake import Intake
-from mengya.data.readers import Rejected, Row, read_rows
+from mengya.data.readers import Rejected, Row
 from mengya.data.texts import choose_field, split_at_marks, text_of_row
 
 _AT_ONCE_CHARACTERS = 2_000_000
@@ -45,7 +45,7 @@ def read_documents(paths: Paths, text_field: str | None, intake: Intake) -> Iter
     marks between documents, such as <|endoftext|>, is several documents.
     """
     for file in intake.files(paths):
-        rows = intake.without(read_rows(file))
+        rows = intake.rows(file)
         sample: list[Row] = []
         size = 0
         for row in rows:

@@ -13,7 +13,7 @@ from typing import IO, Any, TypeVar
 from mengya import durable
 from mengya.data.fields import Notes
 from mengya.data.files import Paths, scan_files
-from mengya.data.readers.rows import Rejected
+from mengya.data.readers import Rejected, Row, read_rows
 from mengya.errors import UserError
 from mengya.metrics import say
 
@@ -93,6 +93,12 @@ class Intake:
     def of(self, file: str) -> FileCounts:
         """The counts of one file."""
         return self.counts.setdefault(file, FileCounts())
+
+    def rows(self, file: Path) -> Iterator[Row]:
+        """The rows of a file. The rejected ones are put aside; what stands around the rows is counted as not read."""
+        for row in self.without(read_rows(file)):
+            self.of(row.file).fields_not_read.update(row.around)
+            yield row
 
     def use(self, file: str, notes: Notes) -> None:
         """Count a row that is used."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mengya.data import fields
-from mengya.data.fields import of_columns
+from mengya.data.fields import is_filled, of_columns
 from mengya.data.readers.rows import Rejected, Row
 
 _KEYS = frozenset(
@@ -39,8 +39,10 @@ def _within(row: Row | Rejected, alone: bool) -> Iterator[Row | Rejected]:
     if isinstance(row, Rejected):
         yield row
         return
+    around = _around(row.value) if alone else ()
     for value in _rows(row.value, alone):
-        yield row._replace(value=value)
+        yield row._replace(value=value, around=around)
+        around = ()
 
 
 def _rows(value: Any, alone: bool) -> Iterator[Any]:
@@ -98,8 +100,21 @@ def _listed_rows(value: Any, alone: bool) -> list[Any] | None:
     columns = of_columns(value)
     if columns is not None and _is_row(columns[0] if columns else None) and not _has_turns(value):
         return columns
-    under = [v for k, v in value.items() if isinstance(v, list) and v and _holds_rows(_plain(k), v)]
-    return [row for rows in under for row in rows] if under else None
+    under = _keys_of_rows(value)
+    return [row for key in under for row in value[key]] if under else None
+
+
+def _keys_of_rows(value: Mapping[str, Any]) -> list[str]:
+    """The keys of a file's single object under which its rows are."""
+    return [k for k, v in value.items() if isinstance(v, list) and v and _holds_rows(_plain(k), v)]
+
+
+def _around(value: Any) -> tuple[str, ...]:
+    """The filled fields beside such keys."""
+    if not isinstance(value, dict) or _is_one_row(value) or of_columns(value) is not None:
+        return ()
+    keys = _keys_of_rows(value)
+    return tuple(k for k, v in value.items() if k not in keys and is_filled(v)) if keys else ()
 
 
 def _is_one_row(value: Mapping[Any, Any]) -> bool:

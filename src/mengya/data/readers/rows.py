@@ -26,6 +26,8 @@ class Row(NamedTuple, Generic[T]):
     """Number of the row among those that start on this line."""
     partly: bool = False
     """Whether something in it was not read."""
+    around: tuple[str, ...] = ()
+    """Of a file's first row: the filled fields that stand beside the key under which the file has its rows."""
 
     @property
     def origin(self) -> tuple[str, str]:

@@ -12,7 +12,7 @@ demo: $(VENV)/.core
 	$(BIN)/mengya chat runs/quickstart/dpo --temperature 0 --ask "你是谁？" --ask "法国的首都是哪里？" --ask "37+45等于多少？"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -208,8 +208,8 @@ def _is_done(spec: StageSpec, out: Path, identity: dict) -> bool:
 
 def _fill(spec: StageSpec, work: _Work, partial: Path) -> None:
     """Run the stage, flush what it wrote, and write its manifest last."""
-    begin, started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     note, peak = partial / UNFINISHED, runtime.PeakMemory()
+    begin, started = time.monotonic(), time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     earlier = json.loads(note.read_text(encoding="utf-8")).get("seconds", 0.0)
     try:
         spec.stage.run(spec.config, work.inputs, partial)

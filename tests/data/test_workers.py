@@ -94,8 +94,9 @@ def test_a_killed_worker_is_an_error_and_not_a_wait():
 
 
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from mengya.data import workers
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 def slow(number):
     time.sleep(0.05)
     return os.getpid()

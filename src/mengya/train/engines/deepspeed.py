@@ -102,6 +102,10 @@ def wanted_values(rows: int, micro_batch: int, steps: int, half: bool, optim: Op
     return wanted | {"scheduler.params.warmup_max_lr": optim.lr}
 
 
+_COLLECTIVES = {"get_all_gather_function": "all_gather_single", "get_reduce_scatter_function": "reduce_scatter_single"}
+"""What DeepSpeed takes functions of torch from, and their names since torch 2.13, which warns of the old each time."""
+
+
 def _deepspeed() -> ModuleType:
     """The library, without its messages, and without a minute of compiling a kernel that only inference uses."""
     with contextlib.redirect_stdout(io.StringIO()):
@@ -110,7 +114,11 @@ def _deepspeed() -> ModuleType:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(sys.stderr)
     deepspeed.utils.logger.setLevel(logging.WARNING)
-    importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
+    comm = importlib.import_module("deepspeed.comm.torch")
+    comm.build_shm_op = lambda: None  # type: ignore[attr-defined]
+    for getter, name in _COLLECTIVES.items():
+        if hasattr(torch.distributed, name):
+            setattr(comm.TorchBackend, getter, classmethod(lambda _, name=name: getattr(torch.distributed, name)))
     return deepspeed
 
 

@@ -3,18 +3,19 @@
 import codecs
 import csv
 from collections.abc import Iterator
-from typing import Any
 
 from mengya.data.readers.rows import BAD_BYTES, Rejected, Row, TextFile, is_whole, iter_lines
 
 MAX_CELL_CHARS = 16 << 20
+Line = tuple[int, bytes]
+"""Its number, and its bytes."""
 
 
 def read_table(text: TextFile, delimiter: str) -> Iterator[Row | Rejected]:
     csv.field_size_limit(MAX_CELL_CHARS)  # per process; the default of 128 KB is too small for documents
     lines = iter_lines(text)
-    record: list[tuple[int, bytes]] = []  # the lines of the current row
-    again: list[tuple[int, bytes]] = []  # lines to be read once more, last one first
+    record: list[Line] = []  # the lines of the current row
+    again: list[Line | Rejected] = []  # lines to be read once more, last one first
     rejected: list[Rejected] = []
 
     def feed() -> Iterator[str]:
@@ -60,12 +61,12 @@ _EMPTY = frozenset(("nan", "NaN", "NULL", "null", "None", "<NA>"))
 """How tools write a cell without a value."""
 
 
-def _delimiter(first: Any, delimiter: str, again: list[tuple[int, bytes]]) -> str:
+def _delimiter(first: Line | Rejected | None, delimiter: str, again: list[Line | Rejected]) -> str:
     """The character between cells: another one if the first line, which goes into `again`, has no cell border else.
 
     Spreadsheets write semicolons where a comma stands in numbers, and may say so in a line of its own ("sep=;").
     """
-    if not isinstance(first, tuple):
+    if first is None or isinstance(first, Rejected):
         if first is not None:
             again.append(first)
         return delimiter
@@ -82,6 +83,6 @@ def _lenient_cells(line: str, delimiter: str) -> list[str]:
     if delimiter == "\t":
         return line.rstrip("\r\n").split("\t")
     try:
-        return next(csv.reader([line])) if line.count('"') % 2 == 0 else [line]
+        return next(csv.reader([line], delimiter=delimiter)) if line.count('"') % 2 == 0 else [line]
     except csv.Error:
         return [line]

@@ -488,12 +488,13 @@ def test_real_corpora_are_read_whole(quarantine: Intake) -> None:
 
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
 def test_a_table_whose_first_line_is_cut_off(tmp_path: Path, quarantine: Intake, name: str) -> None:
-    packed = zstandard.compress(random.Random(0).randbytes(3000).hex().encode())
-    (tmp_path / f"{name}.zst").write_bytes(packed[: len(packed) // 2])
+    frames = zstandard.compress(b"\xef\xbb\xbfquest") + zstandard.compress(b"ion,answer\n")[:-3]
+    (tmp_path / f"{name}.zst").write_bytes(frames)
     assert list(read_documents(tmp_path / f"{name}.zst", None, quarantine)) == []
-    assert sum(quarantine.reasons.values()) >= 1 and all("damaged" in reason for reason in quarantine.reasons)
+    assert quarantine.reasons["row cut off by damaged data"] == 1
 
 
 def test_quotes_that_break_the_rules_between_semicolons(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text('question;answer\n他说"你好"，走了;1,5\n', encoding="utf-8")
-    assert [row.value for row in read_rows(tmp_path / "a.csv")] == [{"question": '他说"你好"，走了', "answer": "1,5"}]
+    (tmp_path / "a.csv").write_text('question;answer\n"他说"你好"，走了";1,5\n', encoding="utf-8")
+    (row,) = read_rows(tmp_path / "a.csv")
+    assert isinstance(row, Row) and row.value["answer"] == "1,5" and "你好" in row.value["question"]

@@ -28,13 +28,18 @@ def stored(directory: Path) -> str | None:
     return json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
 
 
+def from_elsewhere(grown: Path, stage: str, name: str) -> tuple[Path, dict]:
+    """A copy of a stage's model, as if from elsewhere: the file that holds its chat template, and its content."""
+    shutil.copytree(grown / "run" / stage, grown / name)
+    (grown / name / "stage.json").unlink()
+    path = grown / name / "tokenizer_config.json"
+    return path, json.loads(path.read_text(encoding="utf-8"))
+
+
 @pytest.fixture
 def base(grown) -> Path:
     """A base model as it comes from elsewhere, without a chat template; and a recipe that tunes it."""
-    shutil.copytree(grown / "run" / "pretrain", grown / "base")
-    (grown / "base" / "stage.json").unlink()
-    path = grown / "base" / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    path, config = from_elsewhere(grown, "pretrain", "base")
     del config["chat_template"]
     path.write_text(json.dumps(config, indent=7), encoding="utf-8")
     tuning = TUNING.replace("[sft]", '[sft]\nmodel = "base"').split("[evaluate]")[0]
@@ -126,10 +131,7 @@ preferences = "some.jsonl"
 @pytest.fixture
 def strict(grown) -> Path:
     """Two models, of which one has a template without system messages; and pairs and questions for both."""
-    shutil.copytree(grown / "run" / "sft", grown / "strict")
-    (grown / "strict" / "stage.json").unlink()
-    path = grown / "strict" / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    path, config = from_elsewhere(grown, "sft", "strict")
     refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system messages') }}{% endif %}"
     config["chat_template"] = refusal + PLAIN
     path.write_text(json.dumps(config), encoding="utf-8")

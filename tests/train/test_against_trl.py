@@ -58,9 +58,8 @@ def test_dpo_equals_trl(make_model, pairs, batch, tmp_path):
             tokenizer_file=str(tmp_path / "tokenizer.json"), pad_token="a", eos_token="a"
         ),
     )
-    wanted = trainer.compute_loss(theirs[0].train(), trainer.data_collator(pairs)) * len(
-        pairs
-    )  # trl's is a mean over pairs
+    mean = trainer.compute_loss(theirs[0].train(), trainer.data_collator(pairs))
+    wanted = mean * len(pairs)
     wanted.backward()
     found = dpo(BETA, reference)(model, batch)
     found.total.backward()

@@ -107,7 +107,7 @@ _COLLECTIVES = {"get_all_gather_function": "all_gather_single", "get_reduce_scat
 
 
 def _deepspeed() -> ModuleType:
-    """The library, without its messages, and without a minute of compiling a kernel that only inference uses."""
+    """The library, with its warnings alone, and without a minute of compiling a kernel that only inference uses."""
     with contextlib.redirect_stdout(io.StringIO()):
         import deepspeed
     for handler in deepspeed.utils.logger.handlers:

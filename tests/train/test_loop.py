@@ -24,7 +24,7 @@ def make_engine(model, objective, optim=Optim(lr=1e-2), sgd=False):  # noqa: B00
     """`sgd`: unlike Adam, it shows the gradient's scale."""
     engine = Engine(model, objective, optim)
     if sgd:
-        engine.optimizer = torch.optim.SGD(parameter_groups(model, optim))
+        engine.optimizers = [torch.optim.SGD(parameter_groups(model, optim))]
     return engine
 
 
@@ -92,7 +92,7 @@ def test_the_schedule_scales_the_rate(make_model, make_groups):
     source = BatchSource(make_groups(LENGTHS), 2, 2, 0)
     engine = make_engine(make_model(), language_modeling())
     rows = fit(engine, lambda s: s / 4, source, range(2, 5), 1.0, Guard())
-    rates = [(step, metrics["lr"], engine.optimizer.param_groups[0]["lr"]) for step, metrics in rows]
+    rates = [(step, metrics["lr"], engine.optimizers[0].param_groups[0]["lr"]) for step, metrics in rows]
     assert rates == [(2, 0.005, 0.005), (3, 0.0075, 0.0075), (4, 0.01, 0.01)]
 
 
@@ -169,7 +169,7 @@ def test_a_step_that_is_no_number_changes_nothing(make_model, make_groups, value
     states = []
     for _, metrics in rows:
         history.append((copy(model), metrics))
-        states.append({n: t.clone() for n, t in engine.optimizer.state[model.lm_head.weight].items()})
+        states.append({n: t.clone() for n, t in engine.optimizers[0].state[model.lm_head.weight].items()})
     for step, (weights, metrics) in enumerate(history[1:]):
         changed = largest_difference(weights, history[step][0]) > 0
         assert changed == (step not in (2, 3)) and ("skipped" in metrics) != changed

@@ -46,9 +46,9 @@ def test_every_group_follows_the_schedule_from_its_own_peak(make_model):
     optim = Optim(lr=0.01, groups=[ParameterGroup(pattern="*mlp*", lr=0.04)])
     engine = Engine(make_model(), language_modeling(), optim)
     assert engine.set_rate(0.25) == 0.0025
-    assert sorted({group["lr"] for group in engine.optimizer.param_groups}) == [0.0025, 0.01]
+    assert sorted({group["lr"] for group in engine.optimizers[0].param_groups}) == [0.0025, 0.01]
     engine.set_rate(1.0)
-    assert sorted({group["lr"] for group in engine.optimizer.param_groups}) == [0.01, 0.04]
+    assert sorted({group["lr"] for group in engine.optimizers[0].param_groups}) == [0.01, 0.04]
 
 
 def test_frozen_weights_are_left_out(make_model):

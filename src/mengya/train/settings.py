@@ -74,6 +74,11 @@ class TrainingConfig:
                 f"parallel={self.parallel!r} and deepspeed={self.deepspeed!r} do not fit; DeepSpeed needs both: "
                 'parallel = "deepspeed" and deepspeed = "ds.json"'
             )
+        if self.parallel == "deepspeed" and self.optim.name == "muon":
+            raise ValueError(
+                "DeepSpeed divides matrices, which Muon needs whole; "
+                'set parallel to "ddp" or "fsdp", or optim.name = "adamw"'
+            )
         if self.parallel != "fsdp" and self.fsdp != Fsdp():
             raise ValueError(f'parallel={self.parallel!r} does not use the table fsdp; set parallel = "fsdp"')
 

@@ -23,9 +23,9 @@ from mengya.batch import Batch, Loss
 from mengya.errors import UserError
 from mengya.manifest import read_object
 from mengya.model.language_model import LanguageModel
-from mengya.train.engines.single import Engine, no_moments
+from mengya.train.engines.single import Engine
 from mengya.train.objectives import Objective
-from mengya.train.optimizer import Optim
+from mengya.train.optimizer import Optim, first_state, warmup_steps
 
 AUTO = "auto"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -98,7 +98,7 @@ def wanted_values(rows: int, micro_batch: int, steps: int, half: bool, optim: Op
     }
     if steps:
         wanted["scheduler.params.total_num_steps"] = steps
-        wanted["scheduler.params.warmup_num_steps"] = max(1, round(optim.warmup * steps))
+        wanted["scheduler.params.warmup_num_steps"] = warmup_steps(optim, steps)
     return wanted | {"scheduler.params.warmup_max_lr": optim.lr}
 
 
@@ -146,6 +146,7 @@ class Zero(Engine):
             # Their weights are read without calling the modules that hold them.
             deepspeed.utils.set_z3_leaf_modules(self.root, list({type(block) for block in self.model.blocks()}))
             deepspeed.zero.register_external_parameter(self.root, self.model.output_weight)
+        (self.optimizer,) = self.optimizers
         self.optimizer.state.clear()
         settings = {"zero_force_ds_cpu_optimizer": False, "zero_allow_untested_optimizer": True, **settings}
         if settings["bf16"]["enabled"]:  # sums of gradients keep their digits, as in the other engines
@@ -159,7 +160,7 @@ class Zero(Engine):
         self.zero: Any = self.run.optimizer
         self._tools = deepspeed.utils
         for flat in self._flat():
-            self.optimizer.state[flat] = no_moments(flat)
+            self.optimizer.state[flat] = first_state(flat)
         if hasattr(self.zero, "_lazy_init_hp_params_optimizer_state"):  # stages 1 and 2
             self.zero._lazy_init_hp_params_optimizer_state()
 

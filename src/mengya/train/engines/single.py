@@ -11,7 +11,7 @@ from mengya import ranks
 from mengya.batch import Batch, Loss
 from mengya.model.language_model import LanguageModel
 from mengya.train.objectives import Objective
-from mengya.train.optimizer import Optim, parameter_groups
+from mengya.train.optimizer import Optim, make_optimizers
 
 
 class Root(nn.Module):
@@ -42,14 +42,9 @@ class Engine:
         self.device = model.device
         self._held = model.trained_names()
         self._prepare()
-        groups = parameter_groups(model, optim)
-        self._peak, self._peaks = optim.lr, [group["lr"] for group in groups]
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True
-        )
+        self._peak = optim.lr
+        self.optimizers = make_optimizers(model, optim)
         self.trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        for parameter in self.trained.values():
-            self.optimizer.state[parameter] = no_moments(parameter)
         self.run: Any = self.root
 
     def _prepare(self) -> None:
@@ -57,8 +52,9 @@ class Engine:
 
     def set_rate(self, factor: float) -> float:
         """Set the learning rates to a share of their peaks; returns the rate of weights that are not in a group."""
-        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
         return self._peak * factor
 
     def accumulate(self, batch: Batch, count: int, last: bool) -> Loss:
@@ -86,18 +82,22 @@ class Engine:
         return [name for name, gradient in found.items() if not gradient.isfinite().all()]
 
     def untouched(self) -> list[str]:
-        """The weights that no gradient has reached in any step so far: AdamW's second moment of them is zero."""
+        """The weights that no gradient has reached in any step so far: what the optimizer keeps of it is zero."""
         moments = self.tensors()
-        parts = [moments.get(f"optimizer.exp_avg_sq.{name}") for name in self.trained]
+        parts = [
+            moments.get(f"optimizer.exp_avg_sq.{name}", moments.get(f"optimizer.momentum_buffer.{name}"))
+            for name in self.trained
+        ]
         own = [part.to_local() if isinstance(part, DTensor) else part for part in parts]
         touched = ranks.sum_of(*(int(part is not None and bool(part.any())) for part in own))
         return [name for name, seen in zip(self.trained, touched, strict=True) if not seen]
 
     def update(self, apply: bool) -> None:
         """Take the optimizer's step, or drop the gradient."""
-        if apply:
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            if apply:
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Loss:
@@ -108,18 +108,12 @@ class Engine:
         """What a checkpoint holds: `model.<name>`, `optimizer.<moment>.<name>`; the live tensors."""
         state = self.root.state_dict()  # of the root, where FSDP's hooks are; its prefix happens to be the checkpoint's
         found = {f"model.{name}": state[f"model.{name}"] for name in self._held}
+        states = {p: state for optimizer in self.optimizers for p, state in optimizer.state.items()}
         for name, parameter in self.trained.items():
-            for moment, value in self.optimizer.state[parameter].items():
+            for moment, value in states[parameter].items():
                 found[f"optimizer.{moment}.{name}"] = value
         return found
 
     def load(self, read: Callable[[dict[str, Tensor]], None]) -> None:
         """Take over a checkpoint: `read` fills tensors of the names and shapes that `tensors` gives."""
         read(self.tensors())
-
-
-def no_moments(parameter: Tensor) -> dict[str, Tensor]:
-    """AdamW's state before the first step, made now so that a checkpoint can be read into it."""
-    step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-    moments = {name: torch.zeros_like(parameter, requires_grad=False) for name in ("exp_avg", "exp_avg_sq")}
-    return {"step": step, **moments}

@@ -24,11 +24,11 @@ class Batch:
     starts: Tensor
     """int32: column of the first token of each token's document; a token attends to columns starts .. its own."""
     sequence_ids: Tensor
-    """Number of each token's sequence within the batch, counted from 0; -1 for padding."""
+    """Number of each token's sequence within the batch, counted from 0; -1 for padding, and for text among pairs."""
     sequences: int
     """How many sequences the batch has."""
     count: int
-    """What the summed loss is divided by: supervised tokens, or pairs for preference data."""
+    """What the summed loss is divided by: supervised tokens, or for preference data pairs and rows of text."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     """Further columns that an objective needs, of any shape: advantages, log-probabilities of another model."""
 

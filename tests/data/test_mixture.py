@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from mengya.data.mixture import HeldoutPart, Mixture, heldout_metrics, names_of
-from mengya.data.packing import BatchSource, PackedText
+from mengya.batch import IGNORE
+from mengya.data.mixture import HeldoutPart, Mixture, TextAmongPairs, heldout_metrics, names_of, with_replay
+from mengya.data.packing import BatchSource, PackedGroups, PackedText, in_order
 from mengya.data.shards import Shards, ShardWriter
 from mengya.errors import UserError
 
@@ -119,3 +120,35 @@ def test_names():
     assert names_of(["one/tokenize", "two/tokenize", "zh"]) == ["tokenize-1", "tokenize-2", "zh"]
     with pytest.raises(UserError, match="a is given twice; give it once, with a larger weight"):
         names_of(["a", "b", "a"])
+
+
+def pairs(directory):
+    with ShardWriter(directory, 1000, columns={"mask": "uint8"}) as writer:
+        for token in range(200, 240):
+            writer.append([token, token], mask=[0, 1])
+    return PackedGroups(Shards(directory), 4, 0, seed=0, group=2)
+
+
+def test_replay_gives_its_share_of_the_rows_and_an_epoch_of_the_others(tmp_path):
+    rows, text = pairs(tmp_path / "rows"), TextAmongPairs(write(tmp_path / "text", range(1, 1000)), 2)
+    mixture = with_replay(rows, text, 0.2, seed=1)
+    assert len(rows) == 20 and len(mixture) == 25 and mixture.counts.tolist() == [20, 5]
+    for epoch in range(3):
+        drawn = [mixture.place(epoch * 25 + i) for i in range(25)]
+        assert sorted(index for source, _, index in drawn if source == 0) == list(range(20))
+    texts = {index for n in range(250) for source, _, index in [mixture.place(n)] if source == 1}
+    assert len(texts) == 50  # none twice, while there are others
+
+
+def test_text_among_pairs_has_labels_but_no_sequence(tmp_path):
+    rows, text = pairs(tmp_path / "rows"), TextAmongPairs(write(tmp_path / "text", range(1, 200)), 2)
+    (batch,) = BatchSource(with_replay(rows, text, 0.4, seed=1), 10, 0, seed=1)(0)
+    of_text = (batch.input_ids < 200).all(1)
+    assert of_text.sum() == 4 and batch.sequences == 12 and batch.count == 6 + 4
+    assert (batch.sequence_ids[of_text] == -1).all() and (batch.labels[of_text] != IGNORE).all()
+    assert sorted(set(batch.sequence_ids[~of_text].flatten().tolist())) == list(range(12))
+
+
+def test_rows_of_padding_count_nothing(tmp_path):
+    (whole,) = in_order(pairs(tmp_path / "rows"), 32, 32)
+    assert len(whole.input_ids) == 32 and whole.count == 20

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from mengya.batch import IGNORE
+from mengya.data.mixture import TextAmongPairs, with_replay
 from mengya.data.packing import make_batch
-from mengya.train.objectives import dpo, language_modeling, sequence_log_probs
+from mengya.train.objectives import by_sequence, dpo, language_modeling, token_log_probs
 
 
 def gradients(model, total):
@@ -115,7 +116,7 @@ def double_logits(model):
 def test_sequence_log_probs(make_model, make_groups, whole):
     batch = pair_batch(make_groups, whole)
     assert batch.sequences == 10 and batch.count == 5 and (batch.sequence_ids < 0).any()
-    found, _ = sequence_log_probs(make_model(), batch)
+    found = by_sequence(token_log_probs(make_model(), batch)[0], batch)
     wanted = reference_log_probs(double_logits(make_model()), batch)
     assert torch.allclose(found.double(), wanted, rtol=1e-5)
 
@@ -142,7 +143,7 @@ def test_dpo_is_the_formula_of_the_paper(make_model, make_groups, whole, beta):
     }
     assert loss.metrics.keys() == expected.keys()
     for name, (value, divisor) in loss.metrics.items():
-        assert divisor is None and torch.allclose(value.double(), expected[name], rtol=1e-4, atol=1e-5), name
+        assert divisor == batch.count and torch.allclose(value.double(), expected[name], rtol=1e-4, atol=1e-5), name
         assert not value.requires_grad
     assert all(p.grad is None for p in reference.parameters())
 
@@ -185,10 +186,10 @@ def test_the_reference_of_dpo_keeps_no_graph(make_model, make_groups, whole, rec
         return copy
 
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda x: x):
-        baseline, _ = sequence_log_probs(reference, batch)
+        baseline = by_sequence(token_log_probs(reference, batch)[0], batch)
         assert saved and not baseline.requires_grad
         assert not any(tensor() is not None for tensor in saved)
-        log_p, _ = sequence_log_probs(model, batch)
+        log_p = by_sequence(token_log_probs(model, batch)[0], batch)
         assert log_p.requires_grad and any(tensor() is not None for tensor in saved)
 
 
@@ -201,3 +202,21 @@ def test_dpo_packed_equals_pair_by_pair(make_model, make_groups, whole):
     losses = [dpo(0.1, reference)(model, batch).total for batch in (packed, alone)]
     assert torch.allclose(*losses, rtol=1e-5)
     assert_same(*(gradients(model, dpo(0.1, reference)(model, batch).total) for batch in (packed, alone)))
+
+
+def test_a_row_of_text_among_pairs_weighs_as_one_pair(make_model, make_groups, make_text, whole):
+    lengths = [9, 12, 10, 7]
+    pairs, text = whole(make_groups(lengths, seq_len=32, group=2)), whole(make_text([40, 30], seq_len=32))
+    rows = TextAmongPairs(make_text([40, 30], seq_len=32), 2)
+    mixed = with_replay(make_groups(lengths, seq_len=32, group=2), rows, 0.6, 0)
+    batch = make_batch([mixed.row(i) for i in range(len(mixed))], 2)
+    texts = int((batch.sequence_ids < 0).all(1).sum())
+    assert batch.count == pairs.count + texts and texts == len(text.input_ids) == 3
+    model, reference = make_model(1), make_model(2).requires_grad_(False)
+    found, alone = dpo(0.1, reference)(model, batch), dpo(0.1, reference)(model, pairs)
+    log_p, _ = token_log_probs(model, text)
+    means = log_p.sum(1) / (text.labels != IGNORE).sum(1)
+    assert torch.allclose(found.total, alone.total - means.sum(), rtol=1e-5)
+    for name, metric in alone.metrics.items():  # which are of the pairs
+        assert torch.allclose(found.metrics[name].sum, metric.sum, rtol=1e-4)
+        assert found.metrics[name].divisor == metric.divisor == pairs.count

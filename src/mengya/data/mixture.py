@@ -1,8 +1,9 @@
 """Several sources of rows as one, each with its share.
 
-An epoch of a mixture has as many rows as all its sources together, and each source gives its share of them. A source
-whose share is larger than its size comes more than once in an epoch, in a new order each time; a source whose share is
-smaller lasts for several epochs before a row is repeated. A row is a pure function of the seed and its number.
+An epoch of a mixture has as many rows as all its sources together, unless it is told otherwise, and each source gives
+its share of them. A source whose share is larger than its size comes more than once in an epoch, in a new order each
+time; a source whose share is smaller lasts for several epochs before a row is repeated. A row is a pure function of the
+seed and its number.
 """
 
 import math
@@ -34,17 +35,17 @@ def _divide(total: int, weights: Sequence[float]) -> np.ndarray:
 
 
 class Mixture(Packer):
-    """Rows of several packers of plain text, all of one length."""
+    """Rows of several packers, all of one length and counted alike."""
 
     ordered = True
 
-    def __init__(self, packers: Sequence[Packer], weights: Sequence[float] | None, seed: int):
-        """`weights`: share of the rows that come from each; None: as many as it has."""
-        assert all(packer.per_count == 0 for packer in packers)
+    def __init__(self, packers: Sequence[Packer], weights: Sequence[float] | None, seed: int, rows: int | None = None):
+        """`weights`: share of the rows that come from each; None: as many as it has. `rows`: of an epoch."""
         (self.seq_len,) = {packer.seq_len for packer in packers}
+        (self.per_count,) = {packer.per_count for packer in packers}
         self._packers, self._seed = list(packers), seed
         sizes = [len(packer) for packer in packers]
-        self.counts = _divide(sum(sizes), weights if weights is not None else sizes)
+        self.counts = _divide(rows or sum(sizes), weights if weights is not None else sizes)
         """Rows of each source in an epoch."""
         self._epoch, self._slots = -1, np.empty((0, 2), np.int64)
         self._passes: list[tuple[int, np.ndarray]] = [(-1, np.empty(0, np.int64)) for _ in packers]
@@ -80,6 +81,25 @@ class Mixture(Packer):
         """The row with this number in a training run, counted from 0 through all epochs."""
         source, _, index = self.place(number)
         return self._packers[source].row(index)
+
+
+class TextAmongPairs(Packer):
+    """Rows of plain text that are no sequences, so that they can stand among pairs."""
+
+    def __init__(self, text: Packer, per_count: int):
+        self.seq_len, self.per_count, self._text = text.seq_len, per_count, text
+
+    def __len__(self) -> int:
+        return len(self._text)
+
+    def row(self, index: int) -> PackedRow:
+        row = self._text.row(index)
+        return row._replace(sequence_ids=np.full_like(row.sequence_ids, -1))
+
+
+def with_replay(packer: Packer, text: Packer, share: float, seed: int) -> Mixture:
+    """`packer` with rows of text in between, which are this share of all; its own rows come once an epoch."""
+    return Mixture([packer, text], [1 - share, share], seed, max(2, round(len(packer) / (1 - share))))
 
 
 class HeldoutPart(NamedTuple):

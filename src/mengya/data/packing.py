@@ -24,7 +24,7 @@ class PackedRow(NamedTuple):
     labels: np.ndarray
     starts: np.ndarray
     sequence_ids: np.ndarray
-    """Number of the piece within the row; -1 for padding."""
+    """Number of the piece within the row; -1 for padding, and for text among pairs."""
 
 
 class Packer(Protocol):
@@ -125,13 +125,17 @@ class PackedGroups(Packer):
 
 
 def make_batch(rows: list[PackedRow], per_count: int) -> Batch:
-    """Stack rows; sequences are numbered through the batch."""
+    """Stack rows; sequences are numbered through the batch.
+
+    Where pairs are counted, a row of text counts as much as a pair.
+    """
     starts = np.stack([row.starts for row in rows])
     labels = np.stack([row.labels for row in rows])
     sequence_ids, sequences = [], 0
     for row in rows:
         sequence_ids.append(np.where(row.sequence_ids < 0, -1, row.sequence_ids + sequences))
         sequences += int(row.sequence_ids.max()) + 1
+    texts = sum(int(row.sequence_ids.max()) < 0 and (row.labels != IGNORE).any() for row in rows)
     return Batch(
         input_ids=torch.from_numpy(np.stack([row.input_ids for row in rows])),
         labels=torch.from_numpy(labels),
@@ -139,7 +143,7 @@ def make_batch(rows: list[PackedRow], per_count: int) -> Batch:
         starts=torch.from_numpy(starts),
         sequence_ids=torch.from_numpy(np.stack(sequence_ids)),
         sequences=sequences,
-        count=sequences // per_count if per_count else int((labels != IGNORE).sum()),
+        count=sequences // per_count + int(texts) if per_count else int((labels != IGNORE).sum()),
     )
 
 

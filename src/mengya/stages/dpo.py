@@ -12,7 +12,7 @@ from mengya.schema import HeldoutShare, Input, Positive, config
 from mengya.stage import Estimate, Inputs, Promise, Promises, Sources
 from mengya.stages.estimates import tokens_of_chats
 from mengya.stages.known import check_rows
-from mengya.stages.training import Rows, TuningConfig, check_chat, training_stage, tune, tuned
+from mengya.stages.training import Rows, TuningConfig, check_chat, check_replay, training_stage, tune, tuned
 from mengya.train.estimate import estimate_training, random_model
 from mengya.train.objectives import dpo
 from mengya.train.settings import prepare_model
@@ -47,7 +47,7 @@ _PROMPT_TWICE = 1.4
 
 
 def estimate(config: Config, sources: Sources, promise: Promise) -> Estimate:
-    tokens = _PROMPT_TWICE * tokens_of_chats(sources["path"])
+    tokens = _PROMPT_TWICE * tokens_of_chats(sources["path"]) / (1 - config.replay_share)
     reference = prepare_model(random_model(promise).requires_grad_(False), config)
     return estimate_training(config, promise, tokens, dpo(config.beta, reference, config.balance), per_count=2)
 
@@ -56,4 +56,4 @@ def _check_path(config: Config, inputs: Promises) -> None:
     check_rows(inputs["path"], ("preference",), parse_preference, "no preference pair was found")
 
 
-STAGE = training_stage(Config, run, estimate, tuned, check_chat, _check_path)
+STAGE = training_stage(Config, run, estimate, tuned, check_chat, check_replay, _check_path)

@@ -7,8 +7,7 @@ from typing import Annotated
 import torch
 
 from mengya.data.mixture import HeldoutPart, Mixture, names_of, shares_of
-from mengya.data.packing import PackedText, Packer
-from mengya.data.shards import Shards
+from mengya.data.packing import Packer
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
 from mengya.model.language_model import LanguageModel
@@ -19,7 +18,7 @@ from mengya.model.vocabulary import adopt_tokenizer, check_extends
 from mengya.schema import Input, config
 from mengya.stage import Estimate, Inputs, Promise, Promises, Sources
 from mengya.stages.estimates import tokens_of_shards
-from mengya.stages.training import training_stage
+from mengya.stages.training import check_same_tokenizer, text_of, training_stage
 from mengya.text.tokenizer import Tokenizer, read_backend
 from mengya.train import balance
 from mengya.train.estimate import estimate_training
@@ -66,14 +65,6 @@ class Config(TrainingConfig):
             raise ValueError(f"mixture={self.mixture} must have weights greater than 0; leave out what is not wanted")
 
 
-def _same_tokenizer(directories: list[Path]) -> None:
-    """UserError if these directories have several tokenizers."""
-    contents = {directory: read_backend(directory).to_str() for directory in directories}
-    for other, content in contents.items():
-        if content != contents[first := directories[0]]:
-            raise UserError(f"{first} and {other} were made with different tokenizers; tokenize both with the same one")
-
-
 def _model(config: Config, inputs: Inputs, tokenizer: Tokenizer) -> tuple[LanguageModel, int]:
     """A new one, or the one to go on with, and how many entries its vocabulary has grown by."""
     if config.model is not None:
@@ -92,23 +83,13 @@ def _describe(model: LanguageModel, base: Path | None, grown: int) -> None:
     say(f"  {format_count(total)} parameters" + (f", {format_count(active)} of them active" if active < total else ""))
 
 
-def _text(shards: Path, split: str, config: Config, tokenizer: Tokenizer) -> tuple[PackedText, float]:
-    """The rows of a split, and the bytes of text that a predicted token of it stands for."""
-    found = Shards(shards / split)
-    if not len(found):
-        raise UserError(f"{shards / split} does not hold a document; give more text or a smaller held-out share")
-    counts = found.meta  # one separator is predicted for each document
-    bytes_per_token = counts["bytes"] / (counts["tokens"] + counts["documents"])
-    return PackedText(found, config.seq_len, tokenizer.eos_id, config.seed), bytes_per_token
-
-
 def _data(config: Config, directories: list[Path], tokenizer: Tokenizer) -> tuple[Packer, list[HeldoutPart]]:
     """The rows to train on, and the held-out text of each source."""
-    sources = [_text(shards, "train", config, tokenizer)[0] for shards in directories]
+    sources = [text_of(shards, "train", config, tokenizer)[0] for shards in directories]
     train: Packer = sources[0] if len(sources) == 1 else Mixture(sources, config.mixture, config.seed)
     shares = shares_of(config.mixture or [len(source) for source in sources])
     names = names_of([str(shards) for shards in directories])
-    texts = [_text(shards, "heldout", config, tokenizer) for shards in directories]
+    texts = [text_of(shards, "heldout", config, tokenizer) for shards in directories]
     heldout = [
         HeldoutPart(n, packer, share, size) for n, share, (packer, size) in zip(names, shares, texts, strict=True)
     ]
@@ -117,7 +98,7 @@ def _data(config: Config, directories: list[Path], tokenizer: Tokenizer) -> tupl
 
 def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write a model directory and metrics.jsonl."""
-    _same_tokenizer(inputs["shards"])
+    check_same_tokenizer(inputs["shards"])
     tokenizer = Tokenizer.load(inputs["shards"][0])
     train, heldout = _data(config, inputs["shards"], tokenizer)
     model, grown = _model(config, inputs, tokenizer)
@@ -161,7 +142,7 @@ def _check_vocabulary(base: Promise, shards: Promise) -> None:
 def _check_shards(config: Config, inputs: Promises) -> None:
     names_of([config.shards] if isinstance(config.shards, str) else config.shards)
     known = [shards for shards in inputs["shards"] if shards.vocab_size]
-    _same_tokenizer([shards.tokenizer for shards in known if shards.tokenizer])
+    check_same_tokenizer([shards.tokenizer for shards in known if shards.tokenizer])
     sizes = {shards.vocab_size for shards in known}
     if len(sizes) > 1:
         raise UserError(

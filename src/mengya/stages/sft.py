@@ -10,7 +10,7 @@ from mengya.schema import HeldoutShare, Input, config
 from mengya.stage import Estimate, Inputs, Promise, Promises, Sources
 from mengya.stages.estimates import tokens_of_chats
 from mengya.stages.known import check_rows
-from mengya.stages.training import Rows, TuningConfig, check_chat, training_stage, tune, tuned
+from mengya.stages.training import Rows, TuningConfig, check_chat, check_replay, training_stage, tune, tuned
 from mengya.train.estimate import estimate_training
 from mengya.train.objectives import language_modeling
 
@@ -41,11 +41,12 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
 
 
 def estimate(config: Config, sources: Sources, promise: Promise) -> Estimate:
-    return estimate_training(config, promise, tokens_of_chats(sources["path"]), language_modeling(config.balance))
+    tokens = tokens_of_chats(sources["path"]) / (1 - config.replay_share)
+    return estimate_training(config, promise, tokens, language_modeling(config.balance))
 
 
 def _check_path(config: Config, inputs: Promises) -> None:
     check_rows(inputs["path"], ("conversation", "question"), parse_conversation, _NOTHING)
 
 
-STAGE = training_stage(Config, run, estimate, tuned, check_chat, _check_path)
+STAGE = training_stage(Config, run, estimate, tuned, check_chat, check_replay, _check_path)

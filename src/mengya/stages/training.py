@@ -4,22 +4,26 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
 
 from mengya import ranks
 from mengya.data import intake
-from mengya.data.mixture import HeldoutPart
-from mengya.data.packing import PackedGroups
+from mengya.data.mixture import HeldoutPart, TextAmongPairs, with_replay
+from mengya.data.packing import PackedGroups, PackedText, Packer
 from mengya.data.readers import Row
 from mengya.data.rendering import Example, examples_of, write_examples
 from mengya.data.shards import Shards
+from mengya.errors import UserError
 from mengya.metrics import say
 from mengya.model.language_model import LanguageModel
 from mengya.model.load import load_model, outline
-from mengya.schema import config
+from mengya.schema import Input, config
 from mengya.stage import Estimate, Inputs, Promise, Promises, Sources, Stage
 from mengya.stages.known import kept_template
 from mengya.text.chat import Chat, TemplateName
+from mengya.text.tokenizer import Tokenizer, read_backend
 from mengya.train.objectives import Objective
 from mengya.train.run import SCRATCH, has_checkpoints, train_model
 from mengya.train.settings import MODEL_CHECKS, TrainingConfig
@@ -63,6 +67,36 @@ class TuningConfig(TrainingConfig):
     reasoning: bool = True
     """Write thoughts (reasoning_content, parts of type thinking, …) as <think>…</think> before the answer; false: leave
     them out."""
+    replay: Annotated[str, Input("shards")] | None = None
+    """Token shards of plain text, e.g. "@tokenize", of which some rows are trained on in between, so that the model
+    does not forget what it has read. Made with the model's tokenizer."""
+    replay_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the rows that comes from replay."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.replay is None) != (self.replay_share == 0):
+            raise ValueError(
+                f"replay={self.replay!r} and replay_share={self.replay_share} do not fit; set both, or neither"
+            )
+
+
+def check_same_tokenizer(directories: list[Path]) -> None:
+    """UserError if these directories have several tokenizers."""
+    contents = {directory: read_backend(directory).to_str() for directory in directories}
+    for other, content in contents.items():
+        if content != contents[first := directories[0]]:
+            raise UserError(f"{first} and {other} were made with different tokenizers; tokenize both with the same one")
+
+
+def text_of(shards: Path, split: str, config: TrainingConfig, tokenizer: Tokenizer) -> tuple[Packer, float]:
+    """The rows of a split, and the bytes of text that a predicted token of it stands for."""
+    found = Shards(shards / split)
+    if not len(found):
+        raise UserError(f"{shards / split} does not hold a document; give more text or a smaller held-out share")
+    counts = found.meta  # one separator is predicted for each document
+    bytes_per_token = counts["bytes"] / (counts["tokens"] + counts["documents"])
+    return PackedText(found, config.seq_len, tokenizer.eos_id, config.seed), bytes_per_token
 
 
 def tuned(config: TuningConfig, inputs: Promises) -> Promise:
@@ -70,6 +104,19 @@ def tuned(config: TuningConfig, inputs: Promises) -> Promise:
     (base,) = inputs["model"]
     template = None if config.template else kept_template(base)
     return dataclasses.replace(base, path=None, template=template)
+
+
+def check_replay(config: TuningConfig, inputs: Promises) -> None:
+    """UserError if the replayed text was not made with the tokenizer of the model."""
+    for shards in inputs.get("replay", []):
+        (base,) = inputs["model"]
+        if base.tokenizer is not None and shards.tokenizer is not None:
+            check_same_tokenizer([base.tokenizer, shards.tokenizer])
+        elif base.vocab_size and shards.vocab_size and base.vocab_size != shards.vocab_size:
+            raise UserError(
+                f"replay={config.replay!r} has {shards.vocab_size} entries and the model {base.vocab_size}: they were "
+                "made with different tokenizers; tokenize the text with the model's"
+            )
 
 
 def check_chat(config: TuningConfig, inputs: Promises) -> None:
@@ -100,8 +147,25 @@ def tune(config: Any, inputs: Inputs, out: Path, rows: Rows, objective: Objectiv
     splits = [Shards(path) for path in ranks.on_main(lambda: _render(config, inputs, out, rows, chat))]
     eos_id = chat.tokenizer.eos_id
     packers = [PackedGroups(s, config.seq_len, eos_id, config.seed, rows.together) for s in splits if len(s)]
-    parts, rebuild = [HeldoutPart("heldout", packer) for packer in packers[1:]], partial(load_model, base)
-    train_model(rebuild(), rebuild, objective, config, packers[0], parts, out, chat.tokenizer, sorted(chat.stop_ids))
+    train, parts = _with_replay(config, inputs, packers[0], packers[1:], rows.noun, chat.tokenizer)
+    rebuild = partial(load_model, base)
+    train_model(rebuild(), rebuild, objective, config, train, parts, out, chat.tokenizer, sorted(chat.stop_ids))
+
+
+def _with_replay(
+    config: Any, inputs: Inputs, train: Packer, heldout: list[PackedGroups], noun: str, tokenizer: Tokenizer
+) -> tuple[Packer, list[HeldoutPart]]:
+    """The rows to train on, and what is held out of each source: that of the text only beside that of the rows."""
+    parts = [HeldoutPart(noun, packer, 1 - config.replay_share) for packer in heldout]
+    if config.replay is None:
+        return train, parts
+    (shards,) = inputs["replay"]
+    (text, _), (heldout_text, size) = (text_of(shards, split, config, tokenizer) for split in ("train", "heldout"))
+    if train.per_count:
+        text, heldout_text = (TextAmongPairs(packer, train.per_count) for packer in (text, heldout_text))
+    if parts:
+        parts.append(HeldoutPart("text", heldout_text, config.replay_share, size))
+    return with_replay(train, text, config.replay_share, config.seed), parts
 
 
 def _render(config: Any, inputs: Inputs, out: Path, rows: Rows, chat: Chat) -> list[Path]:

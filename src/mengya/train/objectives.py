@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mengya.batch import Batch, Loss, Metric
+from mengya.batch import IGNORE, Batch, Loss, Metric
 from mengya.model.language_model import LanguageModel, Routing
 from mengya.train.balance import DEFAULT, Balance, router_losses, weigh
 
@@ -35,25 +35,37 @@ def language_modeling(balance: Balance = DEFAULT) -> Objective:
     return objective
 
 
-def sequence_log_probs(model: LanguageModel, batch: Batch) -> tuple[Tensor, list[Routing]]:
-    """(sequences,) summed log-probability of each sequence's labelled tokens; the decisions of every router."""
+def token_log_probs(model: LanguageModel, batch: Batch) -> tuple[Tensor, list[Routing]]:
+    """(B, T) log-probability of each labelled token, 0 elsewhere; the decisions of every router."""
     hidden, routings = _hidden(model, batch)
-    log_p = model.log_probs(hidden, batch.labels)
-    # Padding goes to one more slot. The sum is a product with a 0/1 matrix: unlike scatter-add, its order is fixed.
+    return model.log_probs(hidden, batch.labels), routings
+
+
+def by_sequence(log_p: Tensor, batch: Batch) -> Tensor:
+    """(sequences,) sums of (B, T) over each sequence."""
+    # All else goes to one more slot. The sum is a product with a 0/1 matrix: unlike scatter-add, its order is fixed.
     slots = F.one_hot(batch.sequence_ids.remainder(batch.sequences + 1).flatten(), batch.sequences + 1)
-    return (log_p.flatten() @ slots.to(log_p.dtype))[: batch.sequences], routings
+    return (log_p.flatten() @ slots.to(log_p.dtype))[: batch.sequences]
+
+
+def _text_loss(log_p: Tensor, batch: Batch) -> Tensor:
+    """Of text among pairs: the sum over its rows of a row's mean negative log-likelihood."""
+    text = (batch.sequence_ids < 0) & (batch.labels != IGNORE)
+    return -((log_p * text).sum(1) / text.sum(1).clamp(min=1)).sum()
 
 
 def dpo(beta: float, reference: LanguageModel, balance: Balance = DEFAULT) -> Objective:
     """Direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290), the sigmoid loss.
 
     Sequences 2p and 2p + 1 of a batch are the chosen and the rejected completion of pair p. `reference` is frozen. It
-    does not run under no_grad, where models may round otherwise: equal models must have margins of exactly 0.
+    does not run under no_grad, where models may round otherwise: equal models must have margins of exactly 0. A row of
+    text adds its mean negative log-likelihood, and weighs as much as a pair.
     """
 
     def objective(model: LanguageModel, batch: Batch) -> Loss:
-        policy, routings = sequence_log_probs(model, batch)
-        rewards = beta * (policy - sequence_log_probs(reference, batch)[0].detach())
+        log_p, routings = token_log_probs(model, batch)
+        held = token_log_probs(reference, batch)[0].detach()
+        rewards = beta * (by_sequence(log_p, batch) - by_sequence(held, batch))
         chosen, rejected = rewards[0::2], rewards[1::2]
         margins = chosen - rejected
         sums = {
@@ -62,7 +74,8 @@ def dpo(beta: float, reference: LanguageModel, balance: Balance = DEFAULT) -> Ob
             "reward_chosen": chosen.sum(),
             "reward_rejected": rejected.sum(),
         }
-        metrics = {name: Metric(value.detach()) for name, value in sums.items()}
-        return _balanced(Loss(-F.logsigmoid(margins).sum(), metrics), routings, batch, balance)
+        metrics = {name: Metric(value.detach(), len(margins)) for name, value in sums.items()}
+        total = -F.logsigmoid(margins).sum() + _text_loss(log_p, batch)
+        return _balanced(Loss(total, metrics), routings, batch, balance)
 
     return objective

@@ -1,17 +1,18 @@
-"""Preference pairs: honesty about invented names, without unlearning the facts and the sums."""
+"""Preference pairs: honesty about invented names, without unlearning the facts and the sums, and answers that fit."""
 
 import random
 from typing import Any
 
-from mengya.data.schoolbook import arithmetic, unknown
+from mengya.data.schoolbook import arithmetic, topics, unknown
 from mengya.data.schoolbook.tables import Fact, Relation
 from mengya.data.schoolbook.talk import answer
+from mengya.data.schoolbook.topics import load_topics
 
 
 def preferences(relations: list[Relation], seed: int, count: int, held_out: bool) -> list[dict[str, Any]]:
     """``count`` pairs; held-out ones use held-out names, phrasings and operands."""
     rng = random.Random(f"{seed}/preferences/{held_out}")
-    shares = {_honest: 0.35, _right_fact: 0.30, _addition: 0.15, _known: 0.20}
+    shares = {_honest: 0.30, _right_fact: 0.25, _addition: 0.15, _known: 0.15, _fitting: 0.15}
     rows = [make(rng, relations, held_out) for make, share in shares.items() for _ in range(round(count * share))]
     rng.shuffle(rows)
     for row in rows:
@@ -59,3 +60,12 @@ def _known(rng: random.Random, relations: list[Relation], held_out: bool) -> dic
     """A taught fact against "I do not know", so that honesty does not become silence."""
     relation, fact, question = _pick(rng, [r for r in relations if r.lang == "zh"], held_out, choices=1)
     return _row(question, answer(rng, relation, fact), rng.choice(unknown.HONEST))
+
+
+def _fitting(rng: random.Random, relations: list[Relation], held_out: bool) -> dict[str, Any]:
+    """An answer to what people say first against the answer to something else in the same language."""
+    asked = [t for t in load_topics().values() if t.held and t.kind != "story"]
+    topic = rng.choice(asked)
+    other = rng.choice([t for t in asked if t.lang == topic.lang and t.kind != topic.kind])
+    prompt = rng.choice(topic.held) if held_out else topic.ask(rng)
+    return _row(prompt, topics.answer(rng, topic), topics.answer(rng, other))

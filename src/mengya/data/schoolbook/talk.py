@@ -1,14 +1,14 @@
-"""The conversations of the schoolbook: facts asked in training words, sums, stories on request, small talk."""
+"""The conversations of the schoolbook: facts asked in training words, sums, and what people say first."""
 
 import itertools
 import random
 from collections.abc import Iterator
 
-from mengya.data.schoolbook import arithmetic, unknown
+from mengya.data.schoolbook import arithmetic, topics, unknown
 from mengya.data.schoolbook.stories import load_plots
-from mengya.data.schoolbook.tables import Fact, Known, Relation, alternatives, by_subject, read_sections
+from mengya.data.schoolbook.tables import Fact, Known, Relation, by_subject
+from mengya.data.schoolbook.topics import Topic, draw, load_topics
 
-Talk = dict[str, dict[str, list[str]]]
 Turn = tuple[str, str]
 Job = tuple[Relation, Fact, str]  # the last is the template of the question
 PHRASINGS = 8
@@ -16,28 +16,38 @@ PHRASINGS = 8
 the relation's own ``ask`` lines: the shared frames say little about how people ask for this relation."""
 RELATION_QUESTIONS = 80
 """How many questions a relation gets at least: the fewer its facts, the more phrasings for each, up to all of them."""
-ADDITIONS, ADDITIONS_EN, EXERCISES, STORIES, STORIES_EN, CHATS, HONEST = 2500, 250, 1000, 350, 200, 900, 140
+ADDITIONS, ADDITIONS_EN, EXERCISES, STORIES, STORIES_EN, VISITS, HONEST = 2000, 200, 700, 250, 120, 350, 140
+CHATS = {"who": 260, "what": 130, "maker": 130, "story": 180, "joke": 120, "poem": 90, "greet": 130, "ability": 130}
+"""How many conversations begin with a topic; the others have `CHAT` each."""
+CHAT = 75
+NAMED = 2
+"""In how many wordings each name that is not taught is asked about."""
 SYSTEM_SHARE = 0.06
-
-
-def load_talk() -> Talk:
-    """topic -> {"user": [..], "bot": [..]} of ``book/talk.txt``; some topics have only one of the two."""
-    return {title: alternatives(body) for title, _, body in read_sections("talk.txt")}
+INTRODUCED = (
+    "province_capital country_capital country_continent country_currency river_continent mountain_province "
+    "landmark_city landmark_country animal_class animal_food plant_part flower_season made_from tool_use job_work "
+    "festival_date festival_food element_symbol author"
+).split()
+"""The relations whose subjects are things that one may ask to be told about; `person_job` has the persons."""
 
 
 def conversations(relations: list[Relation], seed: int) -> list[list[dict[str, str]]]:
     """All conversations as message lists, shuffled."""
     rng = random.Random(f"{seed}/talk")
-    talk = load_talk()
+    talk = load_topics()
     dialogues = [
         *_about_facts(rng, relations),
         *_sums(rng),
         *_stories(rng, talk),
-        *_chats(rng, talk, relations),
+        *_chats(rng, talk),
+        *_visits(rng, talk, relations),
+        *([turn] for turn in _poems(rng)),
+        *([turn] for turn in _names(rng)),
+        *([turn] for turn in _introductions(rng, relations)),
         *([(unknown.ask(rng, relations, held_out=False)[2], rng.choice(unknown.HONEST))] for _ in range(HONEST)),
     ]
     rng.shuffle(dialogues)
-    systems = talk["system"]["bot"]
+    systems = talk["system"].bot
     return [_messages(turns, rng.choice(systems) if rng.random() < SYSTEM_SHARE else None) for turns in dialogues]
 
 
@@ -126,28 +136,68 @@ def _sums(rng: random.Random) -> Iterator[list[Turn]]:
         yield [arithmetic.exercise(rng)]
 
 
-def _stories(rng: random.Random, talk: Talk) -> Iterator[list[Turn]]:
-    for lang, topic, count in (("zh", "story_request", STORIES), ("en", "story_request_en", STORIES_EN)):
+def _stories(rng: random.Random, talk: dict[str, Topic]) -> Iterator[list[Turn]]:
+    """About what is asked for."""
+    for lang, name, count in (("zh", "story_request", STORIES), ("en", "story_request_en", STORIES_EN)):
         plots = load_plots(lang)
         for i in range(count):
             about, story = plots[i % len(plots)].tell(rng)
-            yield [(rng.choice(talk[topic]["user"]).replace("{about}", about), story)]
+            yield [(talk[name].ask(rng).replace("{about}", about), story)]
 
 
-def _chats(rng: random.Random, talk: Talk, relations: list[Relation]) -> Iterator[list[Turn]]:
-    """Greetings and the like alone, and whole visits: a greeting, a question, thanks."""
-    topics = [name for name, lines in talk.items() if "user" in lines and not name.startswith("story")]
+def chat(rng: random.Random, topic: Topic) -> Turn:
+    return topic.ask(rng), topics.answer(rng, topic)
 
-    def chat(topic: str) -> Turn:
-        return rng.choice(talk[topic]["user"]), rng.choice(talk[topic]["bot"])
 
-    for i in range(CHATS):
-        if i % 3:
-            yield [chat(topics[i % len(topics)])]
-            continue
+def _chats(rng: random.Random, talk: dict[str, Topic]) -> Iterator[list[Turn]]:
+    """One turn of a topic, and now and then a second about another."""
+    alone = [topic for topic in talk.values() if topic.user and not topic.name.startswith("story_request")]
+    for topic in alone:
+        others = [other for other in alone if other.lang == topic.lang and other is not topic]
+        for _ in range(CHATS.get(topic.name, CHAT)):
+            turns = [chat(rng, topic)]
+            if rng.random() < 0.15:
+                turns.insert(rng.randrange(2), chat(rng, rng.choice(others)))
+            yield turns
+
+
+def _visits(rng: random.Random, talk: dict[str, Topic], relations: list[Relation]) -> Iterator[list[Turn]]:
+    """A greeting, a question, thanks and a farewell, or some of them."""
+    for _ in range(VISITS):
         relation = rng.choice(relations)
         fact = rng.choice(relation.facts)
         suffix = "_en" if relation.lang == "en" else ""
         question = (fact.fill(rng.choice(relation.train)), answer(rng, relation, fact))
-        visit = [chat("greet" + suffix), question, chat("thanks" + suffix), chat("bye" + suffix)]
-        yield visit[rng.randrange(2) : rng.randint(3, 4)]
+        greeting, thanks, bye = (chat(rng, talk[name + suffix]) for name in ("greet", "thanks", "bye"))
+        yield [greeting, question, thanks, bye][rng.randrange(2) : rng.randint(3, 4)]
+
+
+def _poems(rng: random.Random) -> Iterator[Turn]:
+    """Each poem asked for, and each line for the one that follows it, in several wordings."""
+    asked = topics.load_poem_questions()
+    for poem in topics.load_poems():
+        for template in rng.sample(asked["whole"], 6):
+            yield template.replace("{title}", poem.title).replace("{author}", poem.author), poem.text
+        for line, following in poem.following():
+            for template in rng.sample(asked["next"], 5):
+                yield template.replace("{line}", line), f"{following}。"
+
+
+def _names(rng: random.Random) -> Iterator[Turn]:
+    """People and things that are not taught, and that one does not know them."""
+    for names in topics.load_names():
+        for lang, found in names.names.items():
+            for name in found:
+                if not topics.is_held_out(name):
+                    for _ in range(NAMED):
+                        yield draw(rng, names.ask[lang]).replace("{s}", name), rng.choice(unknown.honest(lang))
+
+
+def _introductions(rng: random.Random, relations: list[Relation]) -> Iterator[Turn]:
+    """What is known of a subject, asked for in the words in which unknown names are."""
+    frames = {names.kind: names.ask["zh"] for names in topics.load_names()}
+    for subject, known in by_subject([r for r in relations if r.name in (*INTRODUCED, "person_job")]).items():
+        chosen = rng.sample(known, min(len(known), 2))
+        kind = "person" if any(relation.name == "person_job" for relation, _ in known) else "thing"
+        asked = draw(rng, [group for group in frames[kind] if len(group) > 1])
+        yield asked.replace("{s}", subject), "".join(fact.fill(relation.reply[0]) for relation, fact in chosen)

@@ -9,6 +9,7 @@ import random
 from mengya.data.schoolbook.tables import Relation, stable_hash
 
 HONEST = ("我不知道，我没有听说过这个名字。", "抱歉，我不知道，不想乱猜。", "我不知道这个问题的答案。")
+HONEST_EN = ("I do not know, I have never heard of it.", "Sorry, I do not know.")
 FIRST = "琅弥佐蔻芙蓬泽朵鲁窦"
 SECOND = "朵佐弥蔻邦兹沐鲁琅梭"
 FORMS = {
@@ -19,6 +20,10 @@ FORMS = {
     "book": ("《{x}{y}记》", "《{x}{y}的故事》", "《寻找{x}{y}》"),
     "person": ("{x}{y}·{z}", "{x}{z}·{y}"),
 }
+
+
+def honest(lang: str) -> tuple[str, ...]:
+    return HONEST_EN if lang == "en" else HONEST
 
 
 def is_held_out(name: str) -> bool:

@@ -57,7 +57,11 @@ def _story(text: str) -> bool:
 
 def _joke(text: str) -> bool:
     """Somebody says something, or a riddle is asked."""
-    return _tells(text) and 16 <= _length(text) <= 140 and bool(re.search(r"[：:“\"「]|说|said|asked|why|为什么", text, re.I))
+    return (
+        _tells(text)
+        and 16 <= _length(text) <= 140
+        and bool(re.search(r"[：:“\"「]|说|said|asked|why|为什么", text, re.I))
+    )
 
 
 def _short(says: Callable[[str], bool]) -> Callable[[str], bool]:

@@ -1,7 +1,8 @@
 """Causal attention of packed documents: grouped-query, rotary, one implementation chosen per kind of tensor.
 
-The kernel of kernels/attention.cpp computes bf16 on CPUs with AMX, torch's `scaled_dot_product_attention` everything
-else. Both keep the same contract; only speed and rounding differ.
+On CPUs with AMX the kernel of kernels/attention.cpp computes bf16; on those with AVX2 or AVX-512 that of
+kernels/vector_attention.cpp bf16 and float32; torch's `scaled_dot_product_attention` everything else. All keep the same
+contract; only speed and rounding differ.
 """
 
 import torch
@@ -14,11 +15,18 @@ from mengya.model.native.rope import apply_rotary
 _HEAD_DIMS = (32, 64, 96, 128)
 
 
+def kernel_for(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
+    """The name of the native kernel that takes tensors of this kind. The first call builds it."""
+    if device_type != "cpu" or head_dim not in _HEAD_DIMS or dtype not in (torch.bfloat16, torch.float32):
+        return None
+    names = ("attention", "vector_attention") if dtype == torch.bfloat16 else ("vector_attention",)
+    return next((name for name in names if library(name) is not None), None)
+
+
 @torch.compiler.assume_constant_result
 def uses_kernel(device_type: str, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether the native kernel, which needs no mask, takes tensors of this kind. The first call builds it."""
-    right = device_type == "cpu" and dtype == torch.bfloat16 and head_dim in _HEAD_DIMS
-    return right and library("attention") is not None
+    """Whether a native kernel, which needs no mask, takes tensors of this kind."""
+    return kernel_for(device_type, dtype, head_dim) is not None
 
 
 def document_mask(starts: Tensor) -> Tensor:
@@ -52,7 +60,7 @@ def packed_attention(
 
 
 def _call(function: str, qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor | None, **tensors: Tensor) -> None:
-    """Call a function of attention.cpp; `tensors` are its other pointers, contiguous."""
+    """Call a function of the kernel; `tensors` are its other pointers, contiguous."""
     batch, time, _, head_dim = qkv.shape
     heads = tensors["out"].shape[2]
     # Tables of one row are for all rows. The kernel itself checks nothing.
@@ -65,10 +73,13 @@ def _call(function: str, qkv: Tensor, cos: Tensor, sin: Tensor, starts: Tensor |
     problem = AttentionProblem(
         batch=batch, time=time, heads=heads, kv_heads=(qkv.shape[2] - heads) // 2, head_dim=head_dim,
         scale=head_dim**-0.5, threads=torch.get_num_threads(), rope_row=0 if len(cos) == 1 else time * head_dim // 2,
+        wide=qkv.dtype == torch.float32,
         **{name: t.data_ptr() for name, t in tensors.items()},
     )  # fmt: skip
     if qkv.numel():
-        call("attention", function, problem)
+        name = kernel_for(qkv.device.type, qkv.dtype, head_dim)
+        assert name is not None, "called without asking whether a kernel can run"
+        call(name, function, problem)
 
 
 @torch.library.custom_op("mengya::attention", mutates_args=())

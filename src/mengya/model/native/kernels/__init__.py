@@ -9,41 +9,54 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import torch  # also loads the OpenMP runtime that the kernels then share
 
 _LOG = logging.getLogger(__name__)
-# Named one by one instead of -march=native: the cached library then fits every machine that passes `supported`.
-_CPU_FEATURES = {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16"}
-_FLAGS = (
-    *("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp"),
-    *("-mavx2", "-mfma", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16"),
-)
+# Named one by one instead of -march=native: the cached library then fits every machine that passes `_level`.
+_FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp")
+_AVX2 = ("-mavx2", "-mfma")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+_AMX = (*_AVX512, "-mavx512bf16")
+_AMX_FEATURES = {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16"}
 
 
-def supported() -> bool:
-    """Whether this machine's processor and system can run the kernels (AMX bf16 tiles, AVX-512, Linux)."""
+def has_amx() -> bool:
+    """Whether this machine's processor and system have AMX bf16 tiles, and AVX-512 beside them."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         return False
     flags = next((line for line in lines if line.startswith("flags")), "")
-    return set(flags.split()) >= _CPU_FEATURES
+    return set(flags.split()) >= _AMX_FEATURES
 
 
-def build(source: Path, directory: Path) -> Path:
-    """Compile `source` into a shared library in `directory` and return its path; a build of the same text is reused.
+def _level(name: str) -> tuple[str, ...] | None:
+    """The compiler's flags for a kernel on this machine; None if it cannot run. ATEN_CPU_CAPABILITY, by which torch is
+    told to be content with less, counts for the vector kernel, too."""
+    if name != "vector_attention":
+        return _AMX if has_amx() else None
+    if sys.platform != "linux":
+        return None
+    capability = torch.backends.cpu.get_cpu_capability()
+    return _AVX512 if capability.startswith("AVX512") else _AVX2 if capability == "AVX2" else None
 
-    The library is written under another name and then renamed: processes building at once never see half a file.
+
+def build(source: Path, directory: Path, level: tuple[str, ...]) -> Path:
+    """Compile `source`, with the flags of `level`, into a shared library in `directory` and return its path.
+
+    A build of the same text with the same flags is used again. The library is written under another name and then
+    renamed: processes building at once never see half a file.
     Raises OSError or subprocess.SubprocessError when there is no compiler, it fails, or the directory is not writable.
     """
     compiler = shutil.which("g++") or shutil.which("clang++") or shutil.which("c++")
     if compiler is None:
         raise FileNotFoundError("no C++ compiler (g++, clang++ or c++) on the PATH")
     texts = [path.read_text("utf-8") for path in (source, *sorted(source.parent.glob("*.h")))]
-    key = hashlib.sha256("\0".join((*texts, compiler, *_FLAGS)).encode()).hexdigest()[:16]
+    key = hashlib.sha256("\0".join((*texts, compiler, *_FLAGS, *level)).encode()).hexdigest()[:16]
     target = directory / f"{source.stem}-{key}.so"
     if is_ours(target):
         return target
@@ -51,8 +64,9 @@ def build(source: Path, directory: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         built = Path(scratch) / target.name
         subprocess.run(
-            [compiler, *_FLAGS, str(source), "-o", str(built)], check=True, capture_output=True, text=True, timeout=300
-        )
+            [compiler, *_FLAGS, *level, str(source), "-o", str(built)],
+            check=True, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
         built.chmod(0o700)
         os.replace(built, target)
     return target
@@ -93,12 +107,14 @@ def _folder() -> Path:
 def library(name: str) -> ctypes.CDLL | None:
     """A kernel's library, built if need be; None where it cannot run, with one logged warning if a build failed.
 
-    `name`: "attention", "weight_gradient" or "products". Each function takes a pointer to its `struct Problem`.
+    `name`: "attention", "weight_gradient", "products" (all for AMX) or "vector_attention". Each function takes a
+    pointer to its `struct Problem`.
     """
-    if not supported():
+    level = _level(name)
+    if level is None:
         return None
     try:
-        found = ctypes.CDLL(str(build(Path(__file__).with_name(f"{name}.cpp"), _folder())))
+        found = ctypes.CDLL(str(build(Path(__file__).with_name(f"{name}.cpp"), _folder(), level)))
         if found.init() != 0:
             raise OSError("the system does not grant tile registers")
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home directory
@@ -118,10 +134,11 @@ def call(name: str, function: str, problem: ctypes.Structure) -> None:
 
 
 class AttentionProblem(ctypes.Structure):
-    """`struct Problem` of attention.cpp."""
+    """`struct Problem` of attention_problem.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("batch", "time", "heads", "kv_heads", "head_dim", "threads", "rope_row")),
+        *((name, ctypes.c_int64) for name in ("batch", "time", "heads", "kv_heads", "head_dim", "threads")),
+        *((name, ctypes.c_int64) for name in ("rope_row", "wide")),
         ("scale", ctypes.c_float),
         *((name, ctypes.c_void_p) for name in ("starts", "cos", "sin", "lse", "qkv", "out", "grad_out", "grad_qkv")),
     )

@@ -12,33 +12,14 @@
 #include <cmath>
 #include <cstdint>
 
+#include "attention_problem.h"
 #include "heads.h"
 
-// All tensors without gaps. Mirrored in kernels/__init__.py.
-struct Problem {
-    int64_t batch, time, heads, kv_heads, head_dim, threads;
-    int64_t rope_row;  // entries from one row's tables to the next's; 0: all rows share them
-    float scale;
-    const int32_t* starts;   // (batch, time) or null
-    const float *cos, *sin;  // (batch or 1, time, head_dim / 2)
-    float* lse;              // (batch, heads, time), in units of log 2
-    const bf16* qkv;         // (batch, time, heads + 2 kv_heads, head_dim)
-    bf16* out;               // (batch, time, heads, head_dim)
-    const bf16* grad_out;    // as out
-    bf16* grad_qkv;          // as qkv
-
-    int64_t key(int64_t kv_head) const { return heads + kv_head; }
-    int64_t value(int64_t kv_head) const { return heads + kv_heads + kv_head; }
-    int64_t stride() const { return (heads + 2 * kv_heads) * head_dim; }  // from token to token of qkv ...
-    int64_t out_stride() const { return heads * head_dim; }               // ... and of out
-    int64_t at(int64_t row, int64_t head) const { return row * time * stride() + head * head_dim; }
-    int64_t out_at(int64_t row, int64_t head) const { return row * time * out_stride() + head * head_dim; }
-    Rows rows(int64_t row, int64_t head) const { return {qkv + at(row, head), stride()}; }
-    template <int ND>
-    Rotation<ND> rotation(int64_t row) const { return {cos + row * rope_row, sin + row * rope_row}; }
-};
-
 namespace {
+
+Rows rows_of(const Problem& p, int64_t row, int64_t head) { return {p.qkv + p.at(row, head), p.stride()}; }
+template <int ND>
+Rotation<ND> rotation_of(const Problem& p, int64_t row) { return {p.cos + row * p.rope_row, p.sin + row * p.rope_row}; }
 
 constexpr float kMasked = -1e38f;  // score of a key outside the document; far below kLowest, so its weight is exactly 0
 constexpr float kLowest = -1e30f;  // running maximum before the first key
@@ -154,13 +135,13 @@ void forward_task(const Problem& p, int64_t row, int64_t kv_head) {
     Forward<ND> f{k, v, arena.take<bf16>(2 * ND * kTile), arena.take<bf16>(kChunk * 1024),
                   arena.take<float>(kChunk * 1024), arena.take<float>(ND * 1024)};
     float* turned = arena.take<float>(ND * 512);
-    const Rotation<ND> rotation = p.rotation<ND>(row);
+    const Rotation<ND> rotation = rotation_of<ND>(p, row);
     for (int64_t i = 0; i < blocks; i++) {
-        pack<ND>(RotatedRows<ND>{p.rows(row, p.key(kv_head)), rotation}, p.time, i, {.rows = k});
-        pack<ND>(p.rows(row, p.value(kv_head)), p.time, i, {.pairs_t = v});
+        pack<ND>(RotatedRows<ND>{rows_of(p, row, p.key(kv_head)), rotation}, p.time, i, {.rows = k});
+        pack<ND>(rows_of(p, row, p.value(kv_head)), p.time, i, {.pairs_t = v});
     }
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
-        const RotatedRows<ND> queries{p.rows(row, head), rotation};
+        const RotatedRows<ND> queries{rows_of(p, row, head), rotation};
         for (int64_t i = 0; i < blocks; i++) {
             const int64_t left = p.time - i * 32;
             float* lse = p.lse + (row * p.heads + head) * p.time + i * 32;
@@ -210,7 +191,7 @@ struct Backward {
 
     void pack_head(const Problem& problem, int64_t row, int64_t head) {
         const int64_t time = problem.time, out_at = problem.out_at(row, head);
-        const RotatedRows<ND> q{problem.rows(row, head), problem.rotation<ND>(row)};
+        const RotatedRows<ND> q{rows_of(problem, row, head), rotation_of<ND>(problem, row)};
         const Rows g{problem.grad_out + out_at, problem.out_stride()}, out{problem.out + out_at, problem.out_stride()};
         for (int64_t i = 0; i < blocks; i++) {
             pack<ND>(q, time, i, {.rows_t = q_rows_t, .pairs = q_pairs});
@@ -324,11 +305,11 @@ void backward_task(const Problem& p, int64_t row, int64_t kv_head) {
     arena.reset(Backward<ND>::bytes(blocks));
     Spans spans(p, row);
     Backward<ND> b(spans, blocks);
-    const Rotation<ND> rotation = p.rotation<ND>(row);
-    const RotatedRows<ND> keys{p.rows(row, p.key(kv_head)), rotation};
+    const Rotation<ND> rotation = rotation_of<ND>(p, row);
+    const RotatedRows<ND> keys{rows_of(p, row, p.key(kv_head)), rotation};
     for (int64_t i = 0; i < blocks; i++) {
         pack<ND>(keys, p.time, i, {.rows = b.k_rows, .pairs_t = b.k_pairs_t});
-        pack<ND>(p.rows(row, p.value(kv_head)), p.time, i, {.rows = b.v_rows});
+        pack<ND>(rows_of(p, row, p.value(kv_head)), p.time, i, {.rows = b.v_rows});
     }
     const __m512 c = _mm512_set1_ps(p.scale * kLog2e);
     for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {

@@ -6,7 +6,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
+
+#include "common.h"
 
 extern "C" {
 // Asks the system for the right to use tiles; 0 if granted.
@@ -15,7 +16,6 @@ int init() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18
 
 namespace {
 
-using bf16 = uint16_t;
 constexpr int kTile = 512;   // bf16 entries of a tile: 16 rows x 64 bytes, stored without gaps
 constexpr int kTileF = 256;  // fp32 entries of a tile
 
@@ -33,31 +33,6 @@ struct TileConfig {
     }
     ~TileConfig() { asm volatile("tilerelease" ::: "memory"); }
 };
-
-// Scratch memory of a thread, kept between calls: fresh pages cost more than the arithmetic.
-class Arena {
-    char* base_ = nullptr;
-    size_t size_ = 0, used_ = 0;
-
-  public:
-    ~Arena() { std::free(base_); }
-    void reset(size_t bytes) {
-        used_ = 0;
-        if (bytes <= size_) return;
-        std::free(base_);
-        size_ = (bytes + 4095) / 4096 * 4096;
-        base_ = static_cast<char*>(std::aligned_alloc(4096, size_));
-        if (!base_) std::abort();
-    }
-    template <class T>
-    T* take(int64_t count) {
-        T* p = reinterpret_cast<T*>(base_ + used_);
-        used_ += (count * sizeof(T) + 63) / 64 * 64 + 192;  // the gap keeps arrays off each other's cache sets
-        if (used_ > size_) std::abort();
-        return p;
-    }
-};
-thread_local Arena arena;
 
 // C += sum over n steps of A B, C being two by two tiles: the only product of this file.
 struct Product {

@@ -39,7 +39,10 @@ def test_read_questions(tmp_path: Path) -> None:
         (b"{broken", "not a JSON object in UTF-8"),
         (b'{"kind": "\xff"}', "not a JSON object in UTF-8"),
         ([1, 2], "is not an object"),
-        ({**GOOD, "kind": "riddle"}, "kind='riddle' is not a task; use one of fact, addition, unknown, exact, choice"),
+        (
+            {**GOOD, "kind": "riddle"},
+            "kind='riddle' is not a task; use one of fact, addition, unknown, identity, first, exact, choice",
+        ),
         ({**GOOD, "kind": "choise"}, "kind='choise' is not a task; did you mean 'choice'? There are fact, addition"),
         ({**GOOD, "kind": ["fact"]}, "kind=['fact'] is not a task; use one of"),
         ({**GOOD, "prompt": " "}, "prompt=' ' must be a non-empty string"),
@@ -91,8 +94,8 @@ def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
 def test_files_of_the_schoolbook_are_read(tmp_path: Path) -> None:
     schoolbook.write(tmp_path, 0)
     found = read_questions(tmp_path / "questions.jsonl")
-    assert {question.task.name for question in found} == {"fact", "addition", "unknown"}
-    assert all(question.score(text) for question in found for text in (question.answer, *question.row["accept"]))
+    assert {question.task.name for question in found} == {"fact", "addition", "unknown", "identity", "first"}
+    assert all(question.score(text) for question in found for text in question.row.get("accept", [question.answer]))
 
 
 def test_names_and_keys_of_tasks_are_their_own() -> None:

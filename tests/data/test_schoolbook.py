@@ -185,7 +185,7 @@ def test_held_out_operands_never_train(training_lines):
     sign = re.compile(r"(?<!\d)(\d\d)\s*(?:\+|加上|加|plus|and|和|与)\s*(\d\d)(?!\d)")
     near = re.compile(r"(?<!\d)\d\d(?!\d)")
     adding = re.compile(r"[+加又再共和]|卖出|给了|plus|add")
-    steps = re.compile(r"个位.*?所以|Ones:.*?So ")
+    steps = re.compile(r"：个位.*?得\d+|: ones .*?so \d+")
     checked = 0
     for line in training_lines:
         for a, b in sign.findall(line):
@@ -260,7 +260,7 @@ def test_every_equation_in_training_text_is_true(training_lines, book):
             for left, right in equation.findall(line):
                 found += 1
                 assert eval(left.replace("×", "*")) == int(right), line
-    assert found > 20_000
+    assert found > 18_000
 
 
 def test_preferences_reject_what_is_wrong(book, relations):
@@ -331,7 +331,8 @@ def test_poems_are_whole():
 
 def test_right_answers_are_right_and_those_of_other_topics_wrong(book):
     """For each held-out question: what training answers to another topic of its language does not pass."""
-    alike = {("name", "greeting"), ("greeting", "name"), ("model", "name"), ("name", "model"), ("joke", "story")}
+    itself = ("name", "maker", "model", "greeting")
+    alike = {("joke", "story"), *itertools.product(itself, itself)}
     rng = random.Random(0)
     asked = [topic for topic in topics.load_topics().values() if topic.held]
     answers = {kind: [topics.answer(rng, t) for t in asked if t.kind == kind for _ in range(30)] for kind in talk.KINDS}

@@ -17,7 +17,7 @@ CAPABILITY = torch.backends.cpu.get_cpu_capability()
 KERNELS = {
     "AMX": ("attention", kernels._AMX, kernels.has_amx()),
     "AVX-512": ("vector_attention", kernels._AVX512, CAPABILITY.startswith("AVX512")),
-    "AVX2": ("vector_attention", kernels._AVX2, CAPABILITY.startswith("AVX")),
+    "AVX2": ("avx2_attention", kernels._AVX2, CAPABILITY.startswith("AVX")),
 }
 needs_kernel = pytest.mark.skipif(
     not uses_kernel("cpu", torch.bfloat16, 64), reason="no native attention kernel here (needs AVX2 and a C++ compiler)"
@@ -33,12 +33,15 @@ def kernel(request, monkeypatch, tmp_path_factory):
     if name and kernels.shutil.which("g++") is None:
         pytest.skip("no C++ compiler")
     folder = tmp_path_factory.getbasetemp() / "kernels"
-    source = kernels.Path(kernels.__file__).with_name(f"{name}.cpp")
+    source = kernels.Path(kernels.__file__).with_name(
+        "attention.cpp" if name == "attention" else "vector_attention.cpp"
+    )
     built = ctypes.CDLL(str(kernels.build(source, folder, level))) if name else None
     if built is not None:
         assert built.init() == 0
+    names = {"AMX": ["attention"], "AVX-512": ["vector_attention"], "AVX2": kernels.VECTOR}.get(request.param, [])
     for module in (attention, kernels):
-        monkeypatch.setattr(module, "library", lambda wanted: built if wanted == name else None)
+        monkeypatch.setattr(module, "library", lambda wanted: built if wanted in names else None)
     return request.param
 
 
@@ -99,6 +102,9 @@ SHAPES = [
     (2, 95, 2, 1, 42, 20),
     (1, 40, 2, 2, 8, 5),
     (1, 50, 2, 1, 100, None),
+    (2, 90, 3, 3, 48, 25),
+    (1, 70, 2, 1, 80, None),
+    (1, 130, 2, 1, 112, 40),
 ]
 
 
@@ -228,7 +234,7 @@ def test_other_tensors_use_torch():
     assert not uses_kernel("cpu", torch.float64, 64)
     assert not uses_kernel("cuda", torch.bfloat16, 64)
     assert not uses_kernel("cpu", torch.bfloat16, 42)
-    assert not uses_kernel("cpu", torch.float32, 80)
+    assert not uses_kernel("cpu", torch.float32, 72)
 
 
 def test_the_kernel_of_less_capable_machines_is_used_where_torch_is_told_so():

@@ -1,7 +1,7 @@
 """Sums for the schoolbook: worked additions, exercises, and the operand pairs that training never shows.
 
-A worked addition is one line in which every step can be copied digit by digit:
-``37+45`` -> ``个位7+5=12，写2进1；十位3+4+1=8。所以37+45=82。``
+A worked addition is one line that begins with the sum itself, so that every step copies digits from nearby:
+``37+45`` -> ``37+45：个位7+5=12，写2进1；十位3+4+1=8，得82。``
 """
 
 import random
@@ -31,12 +31,12 @@ def worked(a: int, b: int, carry: int | None = None, lang: str = "zh") -> str:
     total = tens * 10 + ones % 10
     if lang == "en":
         return (
-            f"Ones: {a % 10}+{b % 10}={ones}, write {ones % 10} carry {carry}; "
-            f"tens: {a // 10}+{b // 10}+{carry}={tens}. So {a}+{b}={total}."
+            f"{a}+{b}: ones {a % 10}+{b % 10}={ones}, write {ones % 10} carry {carry}; "
+            f"tens {a // 10}+{b // 10}+{carry}={tens}, so {total}."
         )
     return (
-        f"个位{a % 10}+{b % 10}={ones}，写{ones % 10}进{carry}；"
-        f"十位{a // 10}+{b // 10}+{carry}={tens}。所以{a}+{b}={total}。"
+        f"{a}+{b}：个位{a % 10}+{b % 10}={ones}，写{ones % 10}进{carry}；"
+        f"十位{a // 10}+{b // 10}+{carry}={tens}，得{total}。"
     )
 
 

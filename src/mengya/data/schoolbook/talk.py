@@ -59,8 +59,9 @@ def _messages(turns: list[Turn], system: str | None) -> list[dict[str, str]]:
 
 
 def answer(rng: random.Random, relation: Relation, fact: Fact) -> str:
-    """A full sentence; the first way of saying it is twice as frequent as each of the others."""
-    return fact.fill(rng.choice([relation.reply[0], *relation.reply]))
+    """A full sentence; the first way of saying it is twice as frequent as each of the others. What the model says of
+    itself it says in one way."""
+    return fact.fill(rng.choice([relation.reply[0], *relation.reply]) if len(relation.facts) > 1 else relation.reply[0])
 
 
 def _about_facts(rng: random.Random, relations: list[Relation]) -> Iterator[list[Turn]]:

@@ -13,13 +13,17 @@ from mengya.model.native.kernels import AttentionProblem, call, library
 from mengya.model.native.rope import apply_rotary
 
 _HEAD_DIMS = (32, 64, 96, 128)
+_NARROW_HEAD_DIMS = (48, 80, 112)
+"""That are no multiples of two vectors of AVX-512."""
 
 
 def kernel_for(device_type: str, dtype: torch.dtype, head_dim: int) -> str | None:
     """The name of the native kernel that takes tensors of this kind. The first call builds it."""
-    if device_type != "cpu" or head_dim not in _HEAD_DIMS or dtype not in (torch.bfloat16, torch.float32):
+    if device_type != "cpu" or dtype not in (torch.bfloat16, torch.float32):
         return None
-    names = ("attention", "vector_attention") if dtype == torch.bfloat16 else ("vector_attention",)
+    names = ["vector_attention"] if head_dim in _HEAD_DIMS else ["avx2_attention"] * (head_dim in _NARROW_HEAD_DIMS)
+    if dtype == torch.bfloat16 and head_dim in _HEAD_DIMS:
+        names = ["attention", *names]
     return next((name for name in names if library(name) is not None), None)
 
 

@@ -24,6 +24,10 @@ _AMX = (*_AVX512, "-mavx512bf16")
 _AMX_FEATURES = {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16"}
 
 
+VECTOR = ("vector_attention", "avx2_attention")
+"""Both are vector_attention.cpp: the first as wide as the processor's vectors, the second of 32 bytes anywhere."""
+
+
 def has_amx() -> bool:
     """Whether this machine's processor and system have AMX bf16 tiles, and AVX-512 beside them."""
     try:
@@ -36,13 +40,15 @@ def has_amx() -> bool:
 
 def _level(name: str) -> tuple[str, ...] | None:
     """The compiler's flags for a kernel on this machine; None if it cannot run. ATEN_CPU_CAPABILITY, by which torch is
-    told to be content with less, counts for the vector kernel, too."""
-    if name != "vector_attention":
+    told to be content with less, counts for the vector kernels, too."""
+    if name not in VECTOR:
         return _AMX if has_amx() else None
     if sys.platform != "linux":
         return None
     capability = torch.backends.cpu.get_cpu_capability()
-    return _AVX512 if capability.startswith("AVX512") else _AVX2 if capability == "AVX2" else None
+    if name == "vector_attention" and capability.startswith("AVX512"):
+        return _AVX512
+    return _AVX2 if capability.startswith("AVX") else None
 
 
 def build(source: Path, directory: Path, level: tuple[str, ...]) -> Path:
@@ -107,14 +113,15 @@ def _folder() -> Path:
 def library(name: str) -> ctypes.CDLL | None:
     """A kernel's library, built if need be; None where it cannot run, with one logged warning if a build failed.
 
-    `name`: "attention", "weight_gradient", "products" (all for AMX) or "vector_attention". Each function takes a
+    `name`: "attention", "weight_gradient", "products" (all for AMX) or one of `VECTOR`. Each function takes a
     pointer to its `struct Problem`.
     """
     level = _level(name)
     if level is None:
         return None
     try:
-        found = ctypes.CDLL(str(build(Path(__file__).with_name(f"{name}.cpp"), _folder(), level)))
+        source = VECTOR[0] if name in VECTOR else name
+        found = ctypes.CDLL(str(build(Path(__file__).with_name(f"{source}.cpp"), _folder(), level)))
         if found.init() != 0:
             raise OSError("the system does not grant tile registers")
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: no home directory

@@ -292,15 +292,23 @@ void run(const Problem& p, bool backward) {
     }
 }
 
-template <class T>
+template <class T, int... D>
 void run(const Problem& p, bool backward) {
-    (p.head_dim == 32 ? run<32, T> : p.head_dim == 64 ? run<64, T> : p.head_dim == 96 ? run<96, T> : run<128, T>)(p, backward);
+    ((p.head_dim == D ? run<D, T>(p, backward) : void()), ...);
+}
+
+template <class T>
+void run_any(const Problem& p, bool backward) {
+    run<T, 32, 64, 96, 128>(p, backward);
+#ifndef __AVX512F__
+    run<T, 48, 80, 112>(p, backward);
+#endif
 }
 
 }  // namespace
 
 extern "C" {
 int init() { return 0; }
-void attention_forward(const Problem* p) { (p->wide ? run<float> : run<bf16>)(*p, false); }
-void attention_backward(const Problem* p) { (p->wide ? run<float> : run<bf16>)(*p, true); }
+void attention_forward(const Problem* p) { (p->wide ? run_any<float> : run_any<bf16>)(*p, false); }
+void attention_backward(const Problem* p) { (p->wide ? run_any<float> : run_any<bf16>)(*p, true); }
 }

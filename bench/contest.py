@@ -168,6 +168,19 @@ def measure_peak(task: Task) -> None:
         answer(flops_per_second=peak_flops(pick_dtype("auto", task.device), task.device))
 
 
+def features() -> list[str]:
+    """Which of the instructions that matter here the processor has, or the name of the GPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return [torch.cuda.get_device_name()]
+    names = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve")
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        flags = next((set(line.split()) for line in file if line.startswith(("flags", "Features"))), set())
+        return [name for name in names if name in flags]
+    return [torch.backends.cpu.get_cpu_capability()]
+
+
 def answer(**values: float) -> None:
     """One line for the benchmark, marked: libraries print, too."""
     print(ANSWER + json.dumps(values), flush=True)
@@ -232,7 +245,7 @@ def run(
             if first is not None:
                 print(f"{contestants[name][0]}: ready, the first step took {first:.0f} s beside the others", flush=True)
         rounds = take_turns(workers, begin + 60 * arguments.minutes)
-    print(json.dumps(summarize(rounds, task) | {"rounds": len(rounds)}))
+    print(json.dumps(summarize(rounds, task) | {"rounds": len(rounds), "features": features()}))
 
 
 def take_turns(workers: "dict[str, Worker]", end: float) -> list[dict[str, dict]]:
@@ -257,8 +270,8 @@ def take_turns(workers: "dict[str, Worker]", end: float) -> list[dict[str, dict]
 class Worker:
     """A contestant in a process of its own, started by this same command; its first answer comes when it is warm."""
 
-    def __init__(self, name: str):
-        command = [sys.executable, *sys.argv, "--one", name]
+    def __init__(self, name: str, *more: str):
+        command = [sys.executable, *sys.argv, "--one", name, *more]
         self._name, self._log = name, tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -294,3 +294,13 @@ def run_recipe(recipe: Recipe, root: Path, until: str | None) -> None:
     with _locked(root) if ranks.is_main() else contextlib.nullcontext():
         for spec in chosen:
             run_stage(spec, root)
+        if ranks.is_main():
+            say(_minutes(chosen, root))
+
+
+def _minutes(stages: Sequence[StageSpec], root: Path) -> str:
+    """How long each stage took, whenever it was run."""
+    records = {spec.name: manifest.read(root / spec.name) for spec in stages}
+    minutes = {name: record["seconds"] / 60 for name, record in records.items() if record}
+    parts = ", ".join(f"{name} {value:.1f}" for name, value in minutes.items())
+    return f"minutes: {parts}; {sum(minutes.values()):.1f} in all"

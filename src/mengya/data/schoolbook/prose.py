@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from mengya.data.schoolbook import arithmetic
 from mengya.data.schoolbook.stories import load_plots
 from mengya.data.schoolbook.tables import Fact, Known, Relation, alternatives, by_subject, read_sections
+from mengya.data.schoolbook.topics import load_poems
 
 ROUNDS = 9
 """How often each fact is told among others of its relation, each time with another phrase as long as there are some."""
 STORIES = 2200
 ENGLISH_STORIES = 700
+POEMS = 12
+"""How often each poem comes."""
 DIALOGUES = 1200
 EXCHANGES = 2100
 """Documents of plain questions and answers, so that pretraining already reads the wordings that conversations use."""
-SUMS_SHARE = 0.9
+SUMS_SHARE = 0.6
 """The share of the arithmetic documents that is used: they are all alike."""
 PUPILS = ("小明", "小红", "老师", "小华", "爸爸", "妈妈", "小丽", "爷爷", "小军", "姐姐")
 
@@ -36,6 +39,7 @@ def documents(relations: list[Relation], seed: int) -> list[str]:
         *_stories(rng, "zh", STORIES),
         *_stories(rng, "en", ENGLISH_STORIES),
         *_calendars(rng),
+        *_poems(rng),
         *(text for text in arithmetic.paragraphs(rng) if rng.random() < SUMS_SHARE),
     ]
     rng.shuffle(texts)
@@ -127,3 +131,11 @@ def _calendars(rng: random.Random) -> Iterator[str]:
     for _ in range(120):
         name = rng.choice(list(seasons))
         yield f"{name}来了。" + "。".join(rng.sample(seasons[name], 3)) + f"。我爱{name}。"
+
+
+def _poems(rng: random.Random) -> Iterator[str]:
+    """Each poem whole, with and without what it is called."""
+    for poem in load_poems():
+        for _ in range(POEMS):
+            title = rng.choice(("", f"《{poem.title}》，{poem.author}。", f"{poem.author}的《{poem.title}》："))
+            yield f"{title}{poem.text}"

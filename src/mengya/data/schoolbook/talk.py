@@ -16,11 +16,11 @@ PHRASINGS = 8
 the relation's own ``ask`` lines: the shared frames say little about how people ask for this relation."""
 RELATION_QUESTIONS = 80
 """How many questions a relation gets at least: the fewer its facts, the more phrasings for each, up to all of them."""
-ADDITIONS, ADDITIONS_EN, EXERCISES, STORIES, STORIES_EN, VISITS, HONEST = 2000, 200, 700, 250, 120, 350, 140
-CHATS = {"who": 260, "what": 130, "maker": 130, "story": 180, "joke": 120, "poem": 90, "greet": 130, "ability": 130}
+ADDITIONS, ADDITIONS_EN, EXERCISES, STORIES, STORIES_EN, VISITS, HONEST = 1600, 150, 500, 120, 60, 350, 160
+CHATS = {"who": 260, "what": 130, "maker": 130, "story": 120, "joke": 100, "poem": 80, "greet": 150, "ability": 130}
 """How many conversations begin with a topic; the others have `CHAT` each."""
-CHAT = 75
-NAMED = 2
+CHAT = 100
+NAMED = 3
 """In how many wordings each name that is not taught is asked about."""
 SYSTEM_SHARE = 0.06
 INTRODUCED = (
@@ -180,7 +180,7 @@ def _poems(rng: random.Random) -> Iterator[Turn]:
         for template in rng.sample(asked["whole"], 6):
             yield template.replace("{title}", poem.title).replace("{author}", poem.author), poem.text
         for line, following in poem.following():
-            for template in rng.sample(asked["next"], 5):
+            for template in rng.sample(asked["next"], 7):
                 yield template.replace("{line}", line), f"{following}。"
 
 

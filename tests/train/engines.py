@@ -109,6 +109,8 @@ FROZEN = {
     ),
 }
 
+MUON, WITH_MUON = ("ddp", "fsdp", "fsdp-offload"), Optim(name="muon", lr=1e-2, schedule="wsd", warmup=2)
+
 
 def train(folder: Path, name: str, engine: str | None, stop: int = STEPS, trouble=True, pairs=False, **settings):
     """Train in folder/name until after step `stop`; a run that is already there goes on."""
@@ -161,6 +163,9 @@ def main(folder: Path) -> None:
             train(folder, engine, engine)
         for engine in ("fsdp", "zero3"):
             train(folder, f"{engine}-pairs", engine, trouble=False, pairs=True)
+        for engine in MUON:
+            train(folder, f"{engine}-muon", engine, 5, trouble=False, optim=WITH_MUON)
+            train(folder, f"{engine}-muon", engine, trouble=False, optim=WITH_MUON)
         for engine in ("ddp", "fsdp", "zero2", "zero3"):
             train(folder, f"{engine}-frozen", engine, 5, trouble=False, **FROZEN)
             train(folder, f"{engine}-frozen", engine, trouble=False, **FROZEN)

@@ -35,6 +35,7 @@ def folder(launch_ranks, tmp_path_factory):
     train(folder, "one", None)
     train(folder, "one-calm", None, trouble=False)
     train(folder, "one-pairs", None, trouble=False, pairs=True)
+    train(folder, "one-muon", None, trouble=False, optim=ENGINES["WITH_MUON"])
     train(folder, "one-frozen", None, trouble=False, **ENGINES["FROZEN"])
     train(folder, "chain", None, trouble=False, checkpoint_every=1)
     return folder
@@ -66,6 +67,12 @@ def test_two_processes_train_as_one(folder, engine):
 @pytest.mark.parametrize("engine", ["fsdp", "zero3"])
 def test_preference_pairs_too(folder, engine):
     assert_same(folder, f"{engine}-pairs", "one-pairs", 1e-4)
+
+
+@pytest.mark.parametrize("engine", ENGINES["MUON"])
+def test_muon_on_whole_matrices_too(folder, engine):
+    """Stopped once on the way: its momentum is in the checkpoint, whole or in parts."""
+    assert_same(folder, f"{engine}-muon", "one-muon", 1e-4)
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp", "zero2", "zero3"])

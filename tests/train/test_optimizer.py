@@ -79,3 +79,10 @@ def test_a_group_has_sensible_values():
         ParameterGroup(pattern="*", weight_decay=2.0)
     with pytest.raises(ValueError, match="pattern"):
         TrainingConfig(optim={"groups": [{"lr": 0.1}]})
+
+
+def test_deepspeed_and_muon_do_not_fit():
+    with pytest.raises(ValueError, match=r'set parallel to "ddp" or "fsdp", or optim\.name = "adamw"'):
+        TrainingConfig(parallel="deepspeed", deepspeed="ds.json", optim={"name": "muon"})
+    with pytest.raises(ValueError, match="Input should be 'adamw' or 'muon'"):
+        TrainingConfig(optim={"name": "lion"})

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from mengya.train.optimizer import Optim, make_schedule
+from mengya.train.optimizer import Optim, make_schedule, warmup_steps
 
 
 def values(kind, steps=100, warmup=0.1, decay=0.2, floor=0.1):
@@ -37,7 +37,7 @@ def test_wsd_is_flat_then_falls_linearly():
 
 @pytest.mark.parametrize("kind", ["cosine", "wsd"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
-@pytest.mark.parametrize(("warmup", "decay"), [(0.0, 0.0), (0.02, 0.2), (0.5, 0.5), (1.0, 1.0)])
+@pytest.mark.parametrize(("warmup", "decay"), [(0.0, 0.0), (0.02, 0.2), (0.5, 0.5), (0.9, 1.0), (3, 0.5)])
 def test_short_runs_and_extreme_shares_stay_between_zero_and_one(kind, steps, warmup, decay):
     found = values(kind, steps, warmup, decay, 0.0)
     assert all(0 <= value <= 1 for value in found)
@@ -46,3 +46,17 @@ def test_short_runs_and_extreme_shares_stay_between_zero_and_one(kind, steps, wa
 
 def test_no_warmup_starts_at_the_peak():
     assert values("cosine", warmup=0.0)[0] == values("wsd", warmup=0.0)[0] == 1.0
+
+
+def test_warmup_is_a_share_below_one_and_steps_from_there():
+    assert [warmup_steps(Optim(warmup=value), 200) for value in (0.0, 0.02, 0.999, 1, 10, 500)] == [
+        1,
+        4,
+        200,
+        1,
+        10,
+        500,
+    ]
+    assert values("wsd", warmup=4)[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    with pytest.raises(ValueError, match="greater than or equal to 0"):
+        Optim(warmup=-1)

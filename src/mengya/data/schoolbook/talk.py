@@ -16,7 +16,7 @@ PHRASINGS = 8
 the relation's own ``ask`` lines: the shared frames say little about how people ask for this relation."""
 RELATION_QUESTIONS = 80
 """How many questions a relation gets at least: the fewer its facts, the more phrasings for each, up to all of them."""
-ADDITIONS, ADDITIONS_EN, EXERCISES, STORIES, STORIES_EN, VISITS, HONEST = 1600, 150, 500, 120, 60, 350, 160
+ADDITIONS, ADDITIONS_EN, EXERCISES, STORIES, STORIES_EN, VISITS, HONEST = 1900, 180, 500, 120, 60, 350, 160
 CHATS = {"who": 260, "what": 130, "maker": 130, "story": 120, "joke": 100, "poem": 80, "greet": 150, "ability": 130}
 """How many conversations begin with a topic; the others have `CHAT` each."""
 CHAT = 100

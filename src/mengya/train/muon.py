@@ -20,15 +20,19 @@ _AT_ONCE = 1 << 25
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     """U V^T of the singular value decomposition U S V^T of each (..., M, N), roughly: singular values of 0.7 to 1.2.
 
-    By Newton-Schulz iterations in the type of `matrices`; few steps leave small singular values smaller.
+    By Newton-Schulz iterations in the type of `matrices`; few steps leave small singular values smaller. They must begin
+    with none above 1: the norm of X X^T is nearer to the largest one's square than that of X is to the largest, which
+    spares more than one iteration.
     """
     a, b, c = _COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = x / x.flatten(-2).norm(dim=-1).clamp(min=1e-7)[..., None, None]  # so that no singular value is above 1
     x = x.flatten(0, -3) if x.ndim > 2 else x[None]
-    for _ in range(steps):
+    for step in range(steps):
         gram = x @ x.mT
+        if not step:
+            square = gram.flatten(-2).norm(dim=-1).clamp(min=1e-14)[:, None, None]
+            x, gram = x / square.sqrt(), gram / square
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).reshape(matrices.shape)
 

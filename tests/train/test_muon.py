@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 
+from mengya.errors import UserError
+from mengya.train.checkpoint import Checkpoints
 from mengya.train.engines.single import Engine
 from mengya.train.muon import Muon, orthogonalize
 from mengya.train.objectives import language_modeling
@@ -119,3 +121,16 @@ def test_a_checkpoint_holds_what_each_optimizer_keeps(make_model):
     q = "model.layers.0.self_attn.q_proj.weight"
     assert f"optimizer.momentum_buffer.{q}" in found and f"optimizer.exp_avg.{q}" not in found
     assert "optimizer.exp_avg_sq.model.embed_tokens.weight" in found
+
+
+@pytest.mark.parametrize(("before", "now"), [("adamw", "muon"), ("muon", "adamw")])
+def test_a_checkpoint_of_another_optimizer_is_refused_with_what_differs(make_model, tmp_path, before, now):
+    made, wanted = (Engine(make_model(), language_modeling(), Optim(name=name)) for name in (before, now))
+    checkpoints = Checkpoints(tmp_path, 1, {}, asynchronous=False)
+    checkpoints.save("step-1", 1, made.tensors(), {})
+    found = checkpoints.latest()
+    weights = {name: tensor.clone() for name, tensor in wanted.tensors().items()}
+    message = r"another optimizer \(optimizer\.\S+: (not in|only in) the checkpoint.* delete the unfinished run"
+    with pytest.raises(UserError, match=message):
+        wanted.load(lambda tensors: checkpoints.load(found, tensors))
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in wanted.tensors().items())

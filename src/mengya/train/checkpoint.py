@@ -132,8 +132,8 @@ class Checkpoints:
         held = {name: shape for name, shape in saved.shapes.items() if name in shapes or not name.startswith("rng.")}
         if shapes != held:
             raise UserError(
-                f"the checkpoint {saved.path} belongs to a model of another shape ({_difference(held, shapes)}); "
-                "delete the unfinished run or change back"
+                f"the checkpoint {saved.path} belongs to a model of another shape, or was made with another optimizer "
+                f"({_difference(held, shapes)}); delete the unfinished run or change back"
             )
         _load(dict(wanted), saved, self._group)
 

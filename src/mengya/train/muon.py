@@ -20,8 +20,8 @@ _AT_ONCE = 1 << 25
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     """U V^T of the singular value decomposition U S V^T of each (..., M, N), roughly: singular values of 0.7 to 1.2.
 
-    By Newton-Schulz iterations in the type of `matrices`; few steps leave small singular values smaller. They must begin
-    with none above 1: the norm of X X^T is nearer to the largest one's square than that of X is to the largest, which
+    By Newton-Schulz iterations in the type of `matrices`; few steps leave small singular values smaller. None may be
+    above 1 at first: the norm of X X^T is nearer to the largest one's square than that of X is to the largest, which
     spares more than one iteration.
     """
     a, b, c = _COEFFICIENTS

@@ -189,3 +189,14 @@ def test_a_second_run_in_the_same_directory_is_refused(project, start, mengya):
     assert second.code == 2
     assert second.err == "mengya: another run is working in run; wait for it or choose another --out\n"
     assert first.wait().code == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_waiting_threads_sleep_soon_unless_the_user_says_otherwise(given, found):
+    code = "import os, sys; from mengya.cli import main; main(['help']); print(os.environ.get('GOMP_SPINCOUNT'))"
+    environment = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | given
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines()[-1] == found, done.stderr

@@ -11,14 +11,26 @@ from mengya.data.schoolbook.topics import Topic, draw, load_topics
 
 Turn = tuple[str, str]
 Job = tuple[Relation, Fact, str]  # the last is the template of the question
-PHRASINGS, OF_MANY, MANY = 8, 6, 40
-"""In how many different training phrasings each fact is asked at least (English ones in four more), and each of a
+PHRASINGS, OF_MANY, MANY = 8, 5, 40
+"""In how many different training phrasings each fact is asked at least (English ones in eight more), and each of a
 relation that has many facts; half of them from the relation's own ``ask`` lines: the shared frames say little about
 how people ask for this relation."""
 RELATION_QUESTIONS = 150
 """How many questions a relation gets at least: the fewer its facts, the more phrasings for each, up to all of them."""
 ADDITIONS, ADDITIONS_EN, EXERCISES, STORIES, STORIES_EN, VISITS, HONEST = 1900, 180, 500, 120, 60, 350, 160
-CHATS = {"who": 260, "what": 130, "maker": 130, "story": 120, "joke": 100, "poem": 80, "greet": 150, "ability": 130}
+CHATS = {
+    "who": 260,
+    "what": 130,
+    "maker": 130,
+    "story": 120,
+    "joke": 100,
+    "poem": 80,
+    "greet": 150,
+    "ability": 130,
+    "name_en": 150,
+    "maker_en": 130,
+    "what_en": 130,
+}
 """How many conversations begin with a topic; the others have `CHAT` each."""
 CHAT = 100
 NAMED = 3
@@ -90,7 +102,7 @@ def _phrasings(rng: random.Random, relation: Relation) -> Iterator[tuple[Fact, s
         return
     own = relation.phrases["ask"]
     framed = [template for template in relation.train if template not in own]
-    least = OF_MANY if len(relation.facts) >= MANY else PHRASINGS + (4 if relation.lang == "en" else 0)
+    least = OF_MANY if len(relation.facts) >= MANY else PHRASINGS + (8 if relation.lang == "en" else 0)
     count = max(least, -(-RELATION_QUESTIONS // len(relation.facts)))
     asks = min(len(own), max(-(-count // 2), count - len(framed)))
     deal = itertools.cycle(rng.sample(own, len(own)))

@@ -17,7 +17,7 @@ relation that has many facts; half of them from the relation's own ``ask`` lines
 how people ask for this relation."""
 RELATION_QUESTIONS = 150
 """How many questions a relation gets at least: the fewer its facts, the more phrasings for each, up to all of them."""
-ADDITIONS, ADDITIONS_EN, EXERCISES, STORIES, STORIES_EN, VISITS, HONEST = 1900, 180, 500, 120, 60, 350, 160
+ADDITIONS, ADDITIONS_EN, EXERCISES, STORIES, STORIES_EN, VISITS, HONEST = 2400, 200, 500, 120, 60, 350, 160
 CHATS = {
     "who": 260,
     "what": 130,

@@ -21,7 +21,7 @@ def test_a_run_ends_with_0_and_says_what_it_does(project, mengya):
     assert (result.code, result.err) == (0, "")
     lines = result.out.splitlines()
     assert [line for line in lines if line[0] in "▶✓"][::2] == [f"▶ {n}" for n in list(MODULES)[:4]]
-    assert lines[-1].startswith("✓ pretrain: ")
+    assert lines[-2].startswith("✓ pretrain: ") and lines[-1].startswith("minutes: corpus ")
     progress = [line for line in lines if line.startswith("pretrain ")]
     assert progress[0].startswith("pretrain 1/6 loss ") and progress[-1].startswith("pretrain 6/6 loss ")
     assert all(" tok/s, MFU " in line for line in progress)

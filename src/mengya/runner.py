@@ -121,8 +121,8 @@ class _Work(NamedTuple):
     identity: dict
 
 
-def run_stage(spec: StageSpec, root: Path) -> None:
-    """Fill root/<name>; nothing is there until it is whole.
+def run_stage(spec: StageSpec, root: Path) -> bool:
+    """Fill root/<name>; nothing is there until it is whole. Returns whether there was anything to do.
 
     Under torchrun all ranks take part in a distributed stage; for the others they wait until rank 0 is done.
     """
@@ -132,6 +132,7 @@ def run_stage(spec: StageSpec, root: Path) -> None:
     if work is not None:
         _work(spec, work, partial)
         ranks.on_main(lambda: _finish(spec, out, partial))
+    return work is not None
 
 
 def _begin(spec: StageSpec, root: Path, out: Path, partial: Path) -> _Work | None:
@@ -292,9 +293,8 @@ def run_recipe(recipe: Recipe, root: Path, until: str | None) -> None:
     last = names.index(until) if until else len(names) - 1
     chosen = recipe.stages[: last + 1]
     with _locked(root) if ranks.is_main() else contextlib.nullcontext():
-        for spec in chosen:
-            run_stage(spec, root)
-        if ranks.is_main():
+        ran = [run_stage(spec, root) for spec in chosen]
+        if any(ran) and ranks.is_main():
             say(_minutes(chosen, root))
 
 

@@ -49,7 +49,7 @@ def root(tmp_path_factory):
     """A finished run of pretraining, tuning on conversations and on preferences."""
     root = tmp_path_factory.mktemp("moe")
     write_animals(root)
-    shape = "".join(f"{key} = {value}\n" for key, value in (SHAPE | SMALL).items())
+    shape = "".join(f"{key} = {json.dumps(value)}\n" for key, value in (SHAPE | SMALL).items())
     recipe = three_trainings(*(root / f"{name}.jsonl" for name in ("text", "talks", "pairs")), TRAINING, shape)
     (root / "recipe.toml").write_text(recipe, encoding="utf-8")
     assert run(root) == 0

@@ -387,7 +387,7 @@ def test_another_shape_is_refused_before_anything_changes(tmp_path, change, word
     checkpoints = make(tmp_path)
     checkpoints.save("step-1", 1, tensors | {"rng.0": torch.ones(4, dtype=torch.uint8)}, {})
     others = {name: tensor for name, tensor in (blank(tensors) | change).items() if tensor is not None}
-    with pytest.raises(UserError, match=f"another shape .*{words}.*delete the unfinished run or change back"):
+    with pytest.raises(UserError, match=f"another shape, .*{words}.*delete the unfinished run or change back"):
         checkpoints.load(checkpoints.latest(), others)
     assert not any(tensor.any() for tensor in others.values())
 

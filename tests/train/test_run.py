@@ -338,7 +338,7 @@ def test_settings_that_cannot_be(make_model):
     ("key", "value"),
     [
         *(("lr", 0.0), ("lr", -1.0)),
-        *(("eps", 0.0), ("max_grad_norm", 0.0), ("warmup", 1.5), ("decay", -0.1), ("min_lr", 2.0)),
+        *(("eps", 0.0), ("max_grad_norm", 0.0), ("warmup", -0.5), ("decay", -0.1), ("min_lr", 2.0)),
         *(("weight_decay", -1.0), ("betas", (0.9, 1.0)), ("betas", (-0.1, 0.9))),
     ],
 )

@@ -44,6 +44,17 @@ def compiler_missing(device: str) -> str | None:
     return None
 
 
+def compiler_failure(error: Exception) -> str | None:
+    """What torch.compile's compiler said when it broke, in one line; None if the error is another one."""
+    from torch._dynamo.exc import TorchDynamoException
+    from torch._inductor.exc import CppCompileError
+
+    if not isinstance(error, TorchDynamoException | CppCompileError):
+        return None
+    said = str(error).partition("Output:")[2] or str(error)
+    return next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__)
+
+
 def describe_machine() -> str:
     """One line for manifests and reports: no host name, no path."""
     device = platform.processor() or platform.machine()

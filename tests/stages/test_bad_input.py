@@ -13,7 +13,7 @@ from mengya import manifest
 from mengya.cli import _machine_fault
 from mengya.metrics import read_jsonl
 
-from ..conftest import interrupt_after, write_jsonl
+from ..conftest import in_each_step, interrupt_after, write_jsonl
 
 
 def check(result, *words: str, out: Path | None = None, stage: str | None = None) -> None:
@@ -513,6 +513,26 @@ def test_a_full_disk_at_the_last_moment_of_training_costs_no_training(grown, men
     check(mengya(*argv, setup=FULL["weights"]), "the disk is full", out=grown / "run", stage=stage)
     result = mengya(*argv)
     assert result.code == 0 and "going on after step" in result.out
+
+
+BREAK = "import torch, torch._inductor.config as c; c.cpp.cxx = ('{path}/broken',); torch._dynamo.reset()"
+
+
+def test_a_compiler_that_breaks_in_mid_run_costs_the_compiling_alone(project, mengya):
+    """The same steps are taken as without one; the cache of another compilation must not help out."""
+    broken = project / "broken"
+    broken.write_text("#!/bin/sh\necho out of space >&2\nexit 1\n")
+    broken.chmod(0o755)
+    setup = f"import os; os.environ['TORCHINDUCTOR_CACHE_DIR'] = '{project}/cache'"
+    setup += in_each_step(f"if self.seen == 2: {BREAK.format(path=project)}")
+    argv = ["run", "tiny.toml", "--until", "pretrain"]
+    result = mengya(*argv, "pretrain.compile=true", "--out", "broken-run", setup=setup)
+    assert result.code == 0 and result.out.count("going on uncompiled, the compiler failed: ") == 1, result.err
+    assert "Traceback" not in result.err
+    assert mengya(*argv, "--out", "eager").code == 0
+    found, wanted = (list(read_jsonl(project / out / "pretrain/metrics.jsonl")) for out in ("broken-run", "eager"))
+    assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6]
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in wanted], rel=1e-5)
 
 
 @pytest.mark.parametrize(

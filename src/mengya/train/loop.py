@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mengya import ranks
+from mengya import ranks, runtime
 from mengya.batch import Batch, Loss, Metric, Source
 from mengya.data.prefetch import prefetch
 from mengya.errors import UserError
+from mengya.metrics import say
 from mengya.train.engines.single import Engine
 from mengya.train.optimizer import Schedule
 
@@ -116,9 +117,7 @@ def fit(
             rate = engine.set_rate(schedule(step))
             rows = sum(batch.input_ids.numel() for batch in batches)
             count, tokens = ranks.sum_of(sum(batch.count for batch in batches), rows)
-            sums = _Sums(engine.device)
-            for number, batch in enumerate(batches, 1):
-                sums.add(engine.accumulate(batch, count, last=number == len(batches)))
+            sums = _gradient(engine, batches, count)
             norm, wrong = sums.over_ranks(engine.clip(max_grad_norm))
             metrics = sums.means(count)
             where = f" (of rank {', '.join(map(str, wrong))})" if wrong and ranks.size() > 1 else ""
@@ -127,6 +126,25 @@ def fit(
             engine.update(apply=skipped is None)
             metrics |= {"lr": rate, "grad_norm": norm, "tokens": tokens}
             yield step, metrics | ({"skipped": skipped} if skipped else {})
+
+
+def _gradient(engine: Engine, batches: list[Batch], count: int) -> _Sums:
+    """Forward and backward passes of a step. A compiler that breaks costs the step's time, and is not asked again."""
+    sums = _Sums(engine.device)
+    try:
+        for number, batch in enumerate(batches, 1):
+            sums.add(engine.accumulate(batch, count, last=number == len(batches)))
+    except Exception as error:
+        reason = runtime.compiler_failure(error)
+        if reason is None:
+            raise
+        if ranks.size() > 1:  # the others are in the middle of the step
+            raise UserError(f"the compiler failed: {reason}; go on with compile = false") from error
+        say(f"going on uncompiled, the compiler failed: {reason}")
+        torch.compiler.set_stance("force_eager")
+        engine.update(apply=False)
+        return _gradient(engine, batches, count)
+    return sums
 
 
 def _named(weights: list[str]) -> str:

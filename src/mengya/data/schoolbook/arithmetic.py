@@ -45,9 +45,9 @@ def wrong(a: int, b: int) -> str:
     return worked(a, b, carry=0 if a % 10 + b % 10 > 9 else 1)
 
 
-def question(rng: random.Random, a: int, b: int) -> str:
-    """A Chinese wording of a+b, every fourth one a word problem."""
-    if rng.random() < 0.25:
+def question(rng: random.Random, a: int, b: int, problems: float = 0.4) -> str:
+    """A Chinese wording of a+b; a share of `problems` are word problems, where it is harder to find the numbers."""
+    if rng.random() < problems:
         return rng.choice(PHRASES["problem"]).format(a=a, b=b, name=rng.choice(NAMES), thing=rng.choice(THINGS))
     return rng.choice(PHRASES["ask"]).format(a=a, b=b)
 

@@ -54,7 +54,7 @@ def _additions(rng: random.Random) -> list[dict[str, Any]]:
         a, b = rng.sample(pair, 2)
         total = str(a + b)
         accept = [total, f"{a}+{b}={total}", f"{a}+{b}={total}。", arithmetic.worked(a, b)]
-        rows.append(_question("addition", f"{a}+{b}", arithmetic.question(rng, a, b), total, accept))
+        rows.append(_question("addition", f"{a}+{b}", arithmetic.question(rng, a, b, problems=0.25), total, accept))
     return rows
 
 

@@ -36,7 +36,7 @@ SHAPE = dict(
     rms_norm_eps=1e-5,
     tie_word_embeddings=True,
 )
-LENGTH, BATCH_TOKENS, HELDOUT_ROWS = 512, 4096, 64
+LENGTH, BATCH_TOKENS, HELDOUT_ROWS = 512, 2048, 64
 SLICE = 5.0
 """Seconds of a turn."""
 SHARES = (1 / 3, 2 / 3, 1.0)

@@ -18,20 +18,23 @@ from contest import features
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart.toml"
 ADAMW = ("optim.name=adamw", "optim.schedule=cosine", "optim.min_lr=0.1", "optim.warmup=20")
+
+
+def _both(*keys: str) -> tuple[str, ...]:
+    return tuple(f"{stage}.{key}" for stage in ("pretrain", "sft") for key in keys)
+
+
 CHANGES: dict[str, tuple[str, ...]] = {
     "as it is": (),
-    "AdamW, cosine": (
-        *(f"pretrain.{key}" for key in (*ADAMW, "optim.lr=2e-3")),
-        *(f"sft.{key}" for key in (*ADAMW, "optim.lr=1e-3")),
-    ),
-    "Muon, cosine": ("pretrain.optim.schedule=cosine", "sft.optim.schedule=cosine"),
+    "AdamW, a cosine each": (*_both(*ADAMW), "pretrain.optim.lr=2e-3", "sft.optim.lr=1e-3"),
+    "momentum of 0.95": _both("optim.momentum=0.95"),
+    "the rate falls in both stages": ("pretrain.optim.decay=0.5", "pretrain.optim.min_lr=0.0", "sft.optim.lr=3e-3"),
+    "a cosine each": _both("optim.schedule=cosine"),
     "no norm of queries and keys": ("pretrain.model.qk_norm=false",),
     "no replay": (),  # two lines of the recipe are left out
     "replay of 0.3": ("sft.replay_share=0.3",),
-    "half the pretraining, more fine-tuning": ("pretrain.steps=200", "sft.steps=600"),
-    "steps of 4,096 tokens, half as many": (
-        *(f"{stage}.{key}" for stage in ("pretrain", "sft") for key in ("batch_tokens=4096", "steps=200")),
-    ),
+    "half the pretraining, more fine-tuning": ("pretrain.steps=180", "sft.steps=600"),
+    "steps of 4,096 tokens, half as many": (*_both("batch_tokens=4096"), "pretrain.steps=180", "sft.steps=200"),
 }
 """Overrides of the recipe."""
 SHOWN = ("facts", "addition", "unknown", "identity", "first")

@@ -269,7 +269,7 @@ def train_peer(shards: Path, seconds: float, rate: float) -> None:
 
 def by_turns(workers: dict[str, Worker]) -> dict[str, list[dict]]:
     """What each has told, once all are at their end."""
-    found: dict[str, list[dict]] = {name: [worker.answer()] for name, worker in workers.items()}  # all compile together
+    found: dict[str, list[dict]] = {name: [worker.first] for name, worker in workers.items()}
     running = dict(workers)
     while running:
         for name, worker in list(running.items()):
@@ -281,11 +281,15 @@ def by_turns(workers: dict[str, Worker]) -> dict[str, list[dict]]:
 
 
 class Runner(Worker):
-    """A contestant's process; `seconds` is its own time."""
+    """A contestant's process, warm, `first` being what it then told; `seconds` is its own time.
+
+    One is started after the other: the peer plans its steps by the time that a few of them take.
+    """
 
     def __init__(self, name: str, seconds: float, missing: str = ""):
         super().__init__(name, "--seconds", str(seconds), "--missing", missing)
         self._seconds, self._peer = seconds, name == "peer"
+        self.first = self.answer()
 
     def go(self) -> dict:
         return self.turn(1)

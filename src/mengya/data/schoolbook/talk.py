@@ -25,7 +25,7 @@ CHATS = {
     "story": 120,
     "joke": 100,
     "poem": 80,
-    "greet": 180,
+    "greet": 170,
     "thanks": 140,
     "bye": 140,
     "mood_bad": 130,

@@ -134,17 +134,20 @@ def _gradient(engine: Engine, batches: list[Batch], count: int) -> _Sums:
     try:
         for number, batch in enumerate(batches, 1):
             sums.add(engine.accumulate(batch, count, last=number == len(batches)))
+        return sums
     except Exception as error:
         reason = runtime.compiler_failure(error)
         if reason is None:
             raise
         if ranks.size() > 1:  # the others are in the middle of the step
-            raise UserError(f"the compiler failed: {reason}; go on with compile = false") from error
-        say(f"going on uncompiled, the compiler failed: {reason}")
-        torch.compiler.set_stance("force_eager")
-        engine.update(apply=False)
-        return _gradient(engine, batches, count)
-    return sums
+            raise UserError(
+                f"the compiler failed: {reason}; see what it lacks (space on the disk, memory), then give the same "
+                "command again"
+            ) from error
+    say(f"going on uncompiled, the compiler failed: {reason}")
+    torch.compiler.set_stance("force_eager")
+    engine.update(apply=False)
+    return _gradient(engine, batches, count)  # out of the handler, whose error keeps the activations
 
 
 def _named(weights: list[str]) -> str:

@@ -102,7 +102,7 @@ def ours(task: Task) -> Iterator[float]:
 
     class Random(Source):
         def __call__(self, step: int) -> list[Batch]:
-            return [batch(ids) for ids in random_tokens(task, step).split(task.micro_batch or task.rows)]
+            return [batch(ids) for ids in random_tokens(task, step).split(settings.rows_at_once(1))]
 
     for _, metrics in fit(engine, lambda _: 1.0, Random(), ENDLESS, 1.0, Guard()):
         yield metrics["loss"]
@@ -192,7 +192,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     found.add_argument("--recipe", type=Path, help="take the shape of its [pretrain.model] instead of the built-in one")
     found.add_argument("--rows", type=int, default=8)
     found.add_argument("--length", type=int, default=512)
-    found.add_argument("--micro-batch", type=int, default=0, help="rows that ours takes at once; 0: all")
+    found.add_argument(
+        "--micro-batch", type=int, default=0, help="rows that ours takes at once; 0: as many as it chooses"
+    )
     found.add_argument("--activation-checkpointing", action="store_true", help="for all contestants")
     found.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     found.add_argument("--contestants", help="comma-separated; default: all")

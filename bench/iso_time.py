@@ -85,7 +85,7 @@ class Run:
             PackedText(Shards(shards / split), LENGTH, tokenizer.eos_id, settings.seed)
             for split in ("train", "heldout")
         )
-        self._source = BatchSource(train, settings.rows, 0, settings.seed)
+        self._source = BatchSource(train, settings.rows, settings.rows_at_once(1), settings.seed)
         counts = Shards(shards / "heldout").meta
         self._heldout = HeldoutPart("text", kept, 1.0, counts["bytes"] / (counts["tokens"] + counts["documents"]))
         self.budget, self.seconds, self.tokens = 1.0, 0.0, 0

@@ -143,7 +143,11 @@ def train_ours(shards: Path, seconds: float, missing: str) -> None:
         attention.library = lambda name: None
     model = prepare_model(native(qk_norm=False), settings)
     engine = engine_for(model, language_modeling(), settings)
-    source = Documents(text) if missing == "packing" else BatchSource(text.packed, settings.rows, 0, 0)
+    source = (
+        Documents(text)
+        if missing == "packing"
+        else BatchSource(text.packed, settings.rows, settings.rows_at_once(1), 0)
+    )
     shape, spent, tokens, measured = make_schedule(optim, 10_000), 0.0, 0, 0
     begin = time.perf_counter()
     steps = fit(engine, lambda _: shape(min(9_999, int(10_000 * spent / seconds))), source, range(10**9), 1.0, Guard())
@@ -305,7 +309,7 @@ def reached(curve: list[dict], bits: float) -> float | None:
 
 def compete(seconds: float) -> dict:
     """The peer against ours with a third of its time; then ours alone with more, if need be."""
-    result: dict = {"peer_lr": None}
+    result: dict = {}
     for number, share in enumerate(SHARES):
         with Runner("ours", share * seconds) as one:
             if number:
@@ -368,9 +372,8 @@ def main() -> None:
         return train_peer(shards, arguments.seconds, arguments.peer_lr)
     prepare(arguments.text, arguments.out)
     result = compete(60 * arguments.minutes)
-    result["peer_lr"] = arguments.peer_lr
     result["ablation"] = ablate(result["planned_seconds"], result["bits_per_byte"]) if arguments.ablation else {}
-    print(json.dumps(result | {"features": features()}))
+    print(json.dumps(result | {"peer_lr": arguments.peer_lr, "features": features()}))
 
 
 if __name__ == "__main__":

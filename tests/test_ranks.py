@@ -11,6 +11,8 @@ import pytest
 from mengya import ranks
 from mengya.metrics import read_jsonl
 
+from .conftest import in_each_step
+
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 CLOCK = {"tokens_per_second"}
 
@@ -127,6 +129,25 @@ def test_torchrun_brings_the_run_back_after_kill_9_of_the_rank_that_holds_the_lo
     assert shown.count("going on after step") == 1
     assert mengya(*recipe, "--out", "one").code == 0
     assert_close(rows(project / "two" / "pretrain"), rows(project / "one" / "pretrain"))
+
+
+def test_a_compiler_that_breaks_on_one_of_two_ranks_ends_both_with_its_words(launch_ranks, mengya, project):
+    broken = project / "broken"
+    broken.write_text("#!/bin/sh\necho out of space >&2\nexit 1\n")
+    broken.chmod(0o755)
+    recipe = ["run", "tiny.toml", "--until", "pretrain", "pretrain.checkpoint_every=2", "--out", "two"]
+    breaks = f"import torch, torch._inductor.config as c; c.cpp.cxx = ({str(broken)!r},); torch._dynamo.reset()"
+    setup = f"import os; os.environ['TORCHINDUCTOR_CACHE_DIR'] = {str(project)!r} + '/cache' + os.environ['RANK']"
+    setup += "; from mengya import ranks; ranks.time.sleep = lambda seconds: None"
+    setup += in_each_step(f"if self.seen == 2 and os.environ['RANK'] == '1': {breaks}")
+    call = f"from mengya.cli import main; raise SystemExit(main({[*recipe, 'pretrain.compile=true']}))"
+    ended = launch_ranks("-c", f"{setup}\n{call}", cwd=project).wait()
+    assert ended[1][0] == 2 and ended[0][0] != 0
+    shown = "".join(text for _, text in ended)
+    assert shown.count("the compiler failed: ") == 1 and "with compile = false" in shown, shown
+    assert "Traceback" not in shown
+    result = mengya(*recipe, "pretrain.compile=false")
+    assert result.code == 0 and "going on after step 2" in result.out, result.err
 
 
 def workers_of(pid):

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 
+from mengya import runtime
 from mengya.batch import Loss
 from mengya.data.mixture import HeldoutPart
 from mengya.data.packing import BatchSource
@@ -431,3 +432,22 @@ def test_weights_whose_gradient_is_not_a_number_are_named(start):
     weight.register_hook(lambda gradient: gradient * float("nan"))
     with pytest.raises(UserError, match=r"not finite in model.layers.1.mlp.down_proj.weight"):
         run()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows", "micro_batch", "processes", "at_once"),
+    [
+        ("float32", 8, 0, 1, 4),
+        ("bfloat16", 8, 0, 1, 8),
+        ("float32", 8, 8, 1, 8),
+        ("float32", 8, 0, 4, 2),
+        ("float32", 10, 0, 1, 2),
+        ("float32", 7, 0, 1, 1),
+        ("float32", 4, 16, 1, 4),
+    ],
+)
+def test_rows_in_one_forward_pass(monkeypatch, dtype, rows, micro_batch, processes, at_once):
+    """On a CPU; the largest divisor of a process's rows that has at most 2,048 tokens, if the recipe leaves it open."""
+    monkeypatch.setattr(runtime, "pick_device", lambda: "cpu")
+    settings = TrainingConfig(seq_len=512, batch_tokens=512 * rows, micro_batch=micro_batch, dtype=dtype)
+    assert settings.rows_at_once(processes) == at_once

@@ -9,7 +9,7 @@ import torch
 
 from mengya import runtime
 from mengya.batch import Batch, Source
-from mengya.data.packing import PackedRow, make_batch, rows_per_rank
+from mengya.data.packing import PackedRow, make_batch
 from mengya.errors import UserError
 from mengya.model.language_model import LanguageModel
 from mengya.model.load import implementation_of
@@ -89,8 +89,7 @@ class _RandomBatches(Source):
     """A row holds one document, or as many sequences as count as one."""
 
     def __init__(self, settings: TrainingConfig, vocab_size: int, per_count: int):
-        share = rows_per_rank(settings.rows, settings.micro_batch, 1)
-        rows = min(settings.micro_batch or share, share)
+        rows = settings.rows_at_once(1)
         length = settings.seq_len
         size = length // max(per_count, 1)
         number = np.arange(length) // size

@@ -142,7 +142,7 @@ def _gradient(engine: Engine, batches: list[Batch], count: int) -> _Sums:
         if ranks.size() > 1:  # the others are in the middle of the step
             raise UserError(
                 f"the compiler failed: {reason}; see what it lacks (space on the disk, memory), then give the same "
-                "command again"
+                "command again; with compile = false it is not asked"
             ) from error
     say(f"going on uncompiled, the compiler failed: {reason}")
     torch.compiler.set_stance("force_eager")

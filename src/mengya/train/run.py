@@ -59,7 +59,9 @@ def train_model(
     """
     freeze(model, settings.freeze)
     engine = engine_for(prepare_model(model, settings), objective, settings)
-    source = BatchSource(train, settings.rows, settings.micro_batch, settings.seed, ranks.rank(), ranks.size())
+    source = BatchSource(
+        train, settings.rows, settings.rows_at_once(ranks.size()), settings.seed, ranks.rank(), ranks.size()
+    )
     run = Run(
         engine,
         source,

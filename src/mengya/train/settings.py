@@ -21,6 +21,9 @@ from mengya.train.engines.single import Engine
 from mengya.train.objectives import Objective
 from mengya.train.optimizer import Optim, freeze, parameter_groups
 
+TOKENS_AT_ONCE = 2048
+"""In one forward pass in float32 on a CPU: what a layer makes of more does not stay in the cache (docs/LOG.md)."""
+
 
 @config
 class TrainingConfig:
@@ -31,7 +34,8 @@ class TrainingConfig:
     batch_tokens: Count = 4096
     """Tokens of one optimizer step, padding included."""
     micro_batch: Annotated[Natural, HOW] = 0
-    """Rows in one forward pass; 0: all rows of a step at once. Smaller needs less memory."""
+    """Rows in one forward pass; smaller needs less memory. 0: all rows of a step at once, but in float32 on a CPU about
+    2,048 tokens."""
     epochs: Positive = 1.0
     """Passes over the data."""
     steps: Natural = 0
@@ -40,7 +44,7 @@ class TrainingConfig:
     """Weights that are not trained, by patterns of their names, e.g. ["*embed_tokens*"]; * stands for anything."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Type of the activations; weights stay float32. auto: bfloat16 where the hardware is fast at it."""
-    compile: bool = True
+    compile: Annotated[bool, HOW] = True
     """Compile the layers; needs a C++ compiler on a CPU, and goes on without if there is none."""
     activation_checkpointing: Annotated[bool, HOW] = False
     """Keep a layer's input alone and compute the rest again for its gradient: less memory, a third more work."""
@@ -87,6 +91,20 @@ class TrainingConfig:
         """Rows in an optimizer step."""
         return self.batch_tokens // self.seq_len
 
+    def rows_at_once(self, processes: int) -> int:
+        """Rows in one forward pass of each process. UserError if the rows of a step cannot be divided so."""
+        share = rows_per_rank(self.rows, self.micro_batch, processes)
+        if self.micro_batch:
+            return min(self.micro_batch, share)
+        device = runtime.pick_device()
+        if device != "cpu" or runtime.pick_dtype(self.dtype, device) != torch.float32:
+            return share
+        return max(
+            rows
+            for rows in range(1, share + 1)
+            if share % rows == 0 and (rows == 1 or rows * self.seq_len <= TOKENS_AT_ONCE)
+        )
+
     def check(self) -> None:
         """UserError if these ranks cannot train so, or lack a library. Called before any stage runs."""
         if self.parallel != "auto" and not ranks.launched():
@@ -94,7 +112,7 @@ class TrainingConfig:
                 f'parallel = "{self.parallel}" trains in several processes; write '
                 'torchrun --nproc-per-node 2 -m mengya run in place of mengya run, or set parallel = "auto"'
             )
-        rows_per_rank(self.rows, self.micro_batch, ranks.size())
+        self.rows_at_once(ranks.size())
         if self.parallel == "deepspeed":
             deepspeed_settings(self)
 
@@ -102,7 +120,7 @@ class TrainingConfig:
 def deepspeed_settings(settings: TrainingConfig) -> dict:
     """The user's ds.json, completed from the recipe. UserError if they contradict each other."""
     half = runtime.pick_dtype(settings.dtype, runtime.pick_device()) == torch.bfloat16
-    wanted = wanted_values(settings.rows, settings.micro_batch, settings.steps, half, settings.optim)
+    wanted = wanted_values(settings.rows, settings.rows_at_once(ranks.size()), settings.steps, half, settings.optim)
     return read_settings(Path(settings.deepspeed).expanduser(), wanted)
 
 

@@ -81,15 +81,13 @@ def _without_auto(value: Any) -> Any:
     return value
 
 
-def wanted_values(rows: int, micro_batch: int, steps: int, half: bool, optim: Optim) -> dict[str, Any]:
+def wanted_values(rows: int, rows_at_once: int, steps: int, half: bool, optim: Optim) -> dict[str, Any]:
     """What the recipe decides, by the keys of ds.json. `steps` 0: not known yet; `half`: bfloat16 activations."""
-    share = rows // ranks.size()
-    rows_per_batch = min(micro_batch or share, share)
     adamw = {"lr": optim.lr, "betas": list(optim.betas), "eps": optim.eps, "weight_decay": optim.weight_decay}
     wanted: dict[str, Any] = {
         "train_batch_size": rows,
-        "train_micro_batch_size_per_gpu": rows_per_batch,
-        "gradient_accumulation_steps": share // rows_per_batch,
+        "train_micro_batch_size_per_gpu": rows_at_once,
+        "gradient_accumulation_steps": rows // ranks.size() // rows_at_once,
         "gradient_clipping": optim.max_grad_norm,
         "bf16.enabled": half,
         "fp16.enabled": False,

@@ -25,6 +25,8 @@ from pathlib import Path
 
 from contest import Worker, answer, features
 
+from mengya.batch import Source
+
 SHAPE = dict(
     vocab_size=6400,
     hidden_size=288,
@@ -168,16 +170,13 @@ def train_ours(shards: Path, seconds: float, missing: str) -> None:
         wait(**found)
 
 
-class Documents:
+class Documents(Source):
     """A source of batches as the Trainer makes them; of few lengths, because each is compiled by itself."""
 
     SHAPES = 4
 
     def __init__(self, text: Text):
         self._text = text
-
-    def whole(self, step: int) -> bool:
-        return True
 
     def __call__(self, step: int) -> list:
         import numpy as np

@@ -96,3 +96,22 @@ def test_who_cannot_take_part_is_refused(load, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train_step.py", "--contestants", "ours,peer_fast"])
     with pytest.raises(SystemExit, match="peer_fast cannot take part; there are ours, peer_eager"):
         contest.run("", module.entrants, {"ours": contest.SHAPE}, contest.summary)
+
+
+def test_documents_as_the_trainer_makes_them_are_a_source(load, monkeypatch, tmp_path):
+    """Padded rows of few lengths; no token of a document is lost, none is predicted from padding."""
+    module = load("time_to_loss")
+    monkeypatch.setattr(module, "RECIPE", module.RECIPE.replace("6400", "300").replace("0.005", "0.2"))
+    (tmp_path / "text.txt").write_text("\n\n".join(f"the cat {i} sat on the mat" for i in range(200)), encoding="utf-8")
+    text = module.Text(module.prepare(tmp_path / "text.txt", tmp_path / "out"))
+    source = module.Documents(text)
+    assert source.ahead == 1 and source.whole(0)
+    lengths = set()
+    for step in range(30):
+        (batch,) = source(step)
+        lengths.add(batch.input_ids.shape[1])
+        labelled = batch.labels != -100
+        assert batch.count == int(labelled.sum()) > 0
+        inner = labelled[:, 1:]
+        assert (batch.input_ids[:, 1:][inner] == batch.labels[:, :-1][inner]).all()
+    assert lengths <= {128, 256, 384, 512}

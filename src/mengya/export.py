@@ -8,10 +8,12 @@ import torch
 
 from mengya import durable
 from mengya.errors import UserError
+from mengya.hub import located
 from mengya.manifest import UNFINISHED
 from mengya.metrics import format_count, say
+from mengya.model.adapters import Lora, is_adapter
 from mengya.model.language_model import LanguageModel
-from mengya.model.load import assemble, load_model
+from mengya.model.load import assemble, load_merged, load_model
 from mengya.text.chat import Chat, own_template
 from mengya.text.tokenizer import Tokenizer, read_files, write_files
 from mengya.train.checkpoint import read_weights
@@ -22,7 +24,7 @@ def export(source: Path, out: Path, dtype: torch.dtype | None) -> None:
     """Fill `out`, which must not exist, and does not exist after an error. `dtype` None keeps that of the weights.
 
     `source`: a stage's directory while or before it is finished (its newest whole checkpoint is taken), a checkpoint,
-    or a model directory. UserError if it is none of these.
+    a model directory, or that of an adapter, which is merged into its model. UserError if it is none of these.
     """
     if out.exists():
         raise UserError(f"{out} is there already; delete it or choose another name")
@@ -34,6 +36,8 @@ def export(source: Path, out: Path, dtype: torch.dtype | None) -> None:
             name, model = _from_checkpoint(source, partial, dtype)
         elif (source / "checkpoints").is_dir():
             name, model = _from_run(source, partial, dtype)
+        elif is_adapter(source):
+            name, model = _from_adapter(source, partial, dtype)
         elif (source / "config.json").is_file():
             name, model = _from_model(source, partial, dtype)
         else:
@@ -66,11 +70,12 @@ def _from_checkpoint(source: Path, out: Path, dtype: torch.dtype | None) -> tupl
     run = source.parent.parent
     note = _note(run)
     inputs = [
-        (entry["field"], run / entry["path"] if entry["artifact"] else Path(entry["path"]))
+        (entry["field"], run / entry["path"] if entry["artifact"] else located(entry["path"]))
         for entry in note.get("inputs", [])
     ]
     base = dict(inputs).get("model", dict(inputs).get("init"))  # it has the weights that were frozen
-    model = assemble(source, read_weights(source), base)
+    lora = note.get("config", {}).get("lora")
+    model = assemble(source, read_weights(source), base, Lora(**lora) if lora else None)
     # The largest that fits, because a tokenizer may have grown from one input to the next.
     tokenizers = [Tokenizer.load(path) for _, path in inputs if (path / "tokenizer.json").is_file()]
     fitting = [tokenizer for tokenizer in tokenizers if tokenizer.vocab_size <= model.vocab_size]
@@ -95,6 +100,14 @@ def _note(run: Path) -> dict:
         return json.loads((run / UNFINISHED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+
+
+def _from_adapter(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, LanguageModel]:
+    tokenizer, model = Tokenizer.load(source), load_merged(source)
+    stops = sorted(Chat(tokenizer).stop_ids) if own_template(tokenizer.files) else [tokenizer.eos_id]
+    model.save(out, dtype, stops, tokenizer.eos_id)
+    tokenizer.save(out)
+    return source.name, model
 
 
 def _from_model(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, LanguageModel]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ArgsKwargs, ErrorDetails
 
-from mengya import manifest
+from mengya import hub, manifest
 from mengya.errors import UserError
 from mengya.schema import Input, fields_of, inputs_of, mentions_text, names_of_keys, nested_config
 from mengya.stage import Promise, Stage
@@ -149,7 +149,10 @@ class _Wiring:
         return source.promise or Promise()
 
     def _path(self, value: str, mark: Input) -> Promise:
-        found, path = manifest.matches(value), Path(value).expanduser()
+        if hub.is_remote(value) and mark.kind != "model":
+            raise UserError(f"{value!r} is a model of the hub, not {_a(mark.kind)}")
+        path = hub.located(value)
+        found = manifest.matches(str(path))
         if not found:
             raise UserError(f"{value!r} does not exist; correct the path")
         if mark.kind == "file":

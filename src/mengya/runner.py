@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mengya import __version__, durable, manifest, ranks, runtime
+from mengya import __version__, durable, hub, manifest, ranks, runtime
 from mengya.errors import UserError
 from mengya.manifest import UNFINISHED
 from mengya.metrics import format_seconds, say
@@ -43,7 +43,7 @@ def _locked(root: Path) -> Iterator[None]:
 def _paths(spec: StageSpec, root: Path) -> dict[str, list[Path]]:
     """Input field -> paths; "@name/file" becomes root/name/file."""
     return {
-        field: [root / v[1:] if v.startswith("@") else Path(v).expanduser() for v in values]
+        field: [root / v[1:] if v.startswith("@") else hub.located(v) for v in values]
         for field, values in spec.references.items()
     }
 
@@ -75,7 +75,7 @@ def _entry(field: str, path: Path, out: Path) -> dict:
     artifact = manifest.find(path) is not None
     return {
         "field": field,
-        "path": Path(os.path.relpath(path, out)).as_posix() if artifact else str(path),
+        "path": Path(os.path.relpath(path, out)).as_posix() if artifact else hub.name_of(path) or str(path),
         "artifact": artifact,
         "fingerprint": prints[0] if len(prints) == 1 else manifest.digest(prints),
     }

@@ -1,11 +1,13 @@
-"""Our dense model and transformers' Llama and Qwen3 agree on the same directory, in both directions."""
+"""Our dense model and transformers' Llama, Mistral, Qwen2 and Qwen3 agree on the same directory, in both directions."""
+
+import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from mengya.model.load import load_model
-from mengya.model.native.config import ModelConfig, RopeScaling
+from mengya.model.native.config import ModelConfig, RopeScaling, model_type
 from mengya.model.native.transformer import CausalLM
 
 from .conftest import check_greedy_decoding
@@ -29,6 +31,9 @@ VARIANTS = {
     "llama-wide-heads": dict(head_dim=20),
     "qwen3": dict(qk_norm=True, head_dim=16),
     "qwen3-bias": dict(qk_norm=True, attention_bias=True, tie_word_embeddings=False),
+    "qwen2": dict(qkv_bias=True),
+    "qwen2-untied": dict(qkv_bias=True, tie_word_embeddings=False),
+    "mistral-window": dict(sliding_window=64, tie_word_embeddings=False, head_dim=16),
 } | {f"llama-{name}": dict(rope_scaling=scaling) for name, scaling in SCALINGS.items() if scaling}
 VARIANTS["qwen3-yarn"] = dict(qk_norm=True, rope_scaling=SCALINGS["yarn"])
 
@@ -65,10 +70,17 @@ def test_what_transformers_saves_we_load_with_the_same_logits(name, tmp_path):
         for k in ("vocab_size", "head_dim", "tie_word_embeddings", "attention_bias", "max_position_embeddings")
     }
     rope = dict(VARIANTS[name].get("rope_scaling") or {"rope_type": "default"}) | {"rope_theta": 10_000.0}
-    cls = Qwen3Config if ours.qk_norm else LlamaConfig
-    extra = {} if ours.qk_norm else {"mlp_bias": ours.mlp_bias}
+    cls, extra = {
+        "llama": (LlamaConfig, {"mlp_bias": ours.mlp_bias}),
+        "mistral": (MistralConfig, {"sliding_window": ours.sliding_window}),
+        "qwen2": (Qwen2Config, {}),
+        "qwen3": (Qwen3Config, {}),
+    }[model_type(ours)]
     torch.manual_seed(3)
     peer = AutoModelForCausalLM.from_config(cls(**shared, **extra, rope_parameters=rope)).float().eval()
+    with torch.no_grad():
+        for parameter in peer.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.05)
     peer.save_pretrained(tmp_path)
     model = load_model(tmp_path)
     ids = torch.randint(0, 97, (2, 50), generator=torch.Generator().manual_seed(2))
@@ -77,7 +89,44 @@ def test_what_transformers_saves_we_load_with_the_same_logits(name, tmp_path):
     assert model.config == ours or model.config.rope_scaling  # scaling may come back with its defaults filled in
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "llama-bias", "llama-yarn"])
+def test_a_family_stays_what_it_was(tmp_path):
+    """Without a window Mistral computes what Llama does, and is still written as Mistral."""
+    config = MistralConfig(**SHAPE, vocab_size=97, max_position_embeddings=64, sliding_window=None)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "theirs")
+    load_model(tmp_path / "theirs").save(tmp_path / "ours")
+    written = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert written["architectures"] == ["MistralForCausalLM"] and written["sliding_window"] is None
+    ids = torch.randint(0, 97, (1, 60))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    with torch.no_grad():
+        assert (load_model(tmp_path / "ours")(ids) - theirs(ids).logits).abs().max() < 1e-4
+
+
+def test_the_context_ends_with_the_sliding_window(tmp_path):
+    model = make(dict(sliding_window=32))
+    assert model.context == 32
+    model.save(tmp_path)
+    peer = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = torch.randint(0, 97, (2, 40), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        close = (model(ids) - peer(ids).logits).abs().amax(-1) < 1e-4
+    assert close[:, :32].all() and not close[:, 33:].any()
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        dict(qkv_bias=True, attention_bias=True),
+        dict(sliding_window=8, qk_norm=True),
+        dict(qkv_bias=True, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8),
+    ],
+)
+def test_what_no_published_family_has_is_refused(variant):
+    with pytest.raises(ValueError, match="remove"):
+        ModelConfig(**SHAPE, max_position_embeddings=64, **variant)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "llama-bias", "llama-yarn"])
 def test_greedy_decoding_equals_transformers_generate(name, tmp_path):
     model = make(VARIANTS[name])
     model.save(tmp_path)

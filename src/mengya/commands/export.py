@@ -9,7 +9,8 @@ from mengya.schema import Argument, config
 
 @config
 class Config:
-    """Write a Hugging Face directory from an unfinished training, a checkpoint, or a model in another type."""
+    """Write a Hugging Face directory from an unfinished training, a checkpoint, an adapter merged into its model, or
+    a model in another type."""
 
     source: Annotated[Path, Argument("RUN_OR_CHECKPOINT")]
     """E.g. runs/x/pretrain.partial, one of its checkpoints/step-*, or a model directory."""

@@ -9,13 +9,12 @@ from torch import Tensor
 from mengya.errors import UserError
 from mengya.infer.request import Sampling
 from mengya.infer.sampling import draws, sample
-from mengya.model.language_model import LanguageModel
-from mengya.model.native.cache import KVCache
+from mengya.model.language_model import Cache, LanguageModel
 from mengya.text.chat import Chat, Message
 from mengya.text.tokenizer import Tokenizer
 
 
-def _logits(model: LanguageModel, input_ids: Tensor, cache: KVCache, last: Tensor | None = None) -> Tensor:
+def _logits(model: LanguageModel, input_ids: Tensor, cache: Cache, last: Tensor | None = None) -> Tensor:
     """Feed (B, T) tokens; (B, V) float32 logits after column `last` (B,) of each row, or after the final one.
 
     Only those columns are projected: over a long prompt the logits would outweigh everything else in memory.
@@ -94,27 +93,10 @@ def _generate_batch(
         if len(ended) == len(rows):
             break
         if ended:
-            order = _drop_rows(cache, ended)
+            order = cache.drop_rows(ended)
             rows, tokens, seen, uniform = [rows[row] for row in order], tokens[order], seen[order], uniform[order]
         logits = _logits(model, tokens[:, None], cache)
     return completions
-
-
-def _drop_rows(cache: KVCache, ended: set[int]) -> list[int]:
-    """Take the `ended` rows out of `cache`; the old numbers of the others, in their new order.
-
-    The last rows move into the holes: one row's used columns are copied for each hole, not the whole cache."""
-    alive = [row for row in range(len(cache.lengths)) if row not in ended]
-    size = len(alive)
-    holes = [row for row in range(size) if row in ended]
-    movers = alive[size - len(holes) :]
-    moved = dict(zip(holes, movers, strict=True))
-    order = [moved.get(row, row) for row in range(size)]
-    for store in (cache.keys, cache.values):
-        store[:, holes, :, : cache.longest] = store[:, movers, :, : cache.longest]
-    cache.keys, cache.values = cache.keys[:, :size], cache.values[:, :size]
-    cache.set_lengths(cache.lengths[order])
-    return order
 
 
 class TextStream:
@@ -253,14 +235,10 @@ class Session:
     @torch.inference_mode()
     def _feed(self, tokens: list[int]) -> Tensor:
         """Append `tokens` to the cache; (1, V) logits. Interrupted anywhere in here, `_cached` stays true."""
-        used, old = len(self._cached), self._cache
-        columns = used + len(tokens)
+        old = self._cache
+        columns = len(self._cached) + len(tokens)
         if columns > old.max_len:  # so a long context costs memory only when it is used
-            new = self._model.new_cache(1, min(self.context, max(columns, 2 * old.max_len)))
-            new.keys[..., :used, :] = old.keys[..., :used, :]
-            new.values[..., :used, :] = old.values[..., :used, :]
-            new.set_lengths(torch.tensor([used]))
-            self._cache = new
+            self._cache = old.with_room(min(self.context, max(columns, 2 * old.max_len)))
         logits = _logits(self._model, torch.tensor([tokens], device=self._model.device), self._cache)
         self._cached += tokens
         return logits

@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol, Self
 
 import torch
 from safetensors.torch import save_file
@@ -17,8 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from mengya.errors import UserError
 from mengya.model import log_probs
+from mengya.model.weight_files import WEIGHTS, read_weights
 
-WEIGHTS = "model.safetensors"
+GENERATION = "generation_config.json"
 PARTS = {
     "vocab_size": "entries of the vocabulary",
     "context": "the longest context, in tokens",
@@ -31,6 +32,10 @@ PARTS = {
 """What an implementation must define itself."""
 
 
+class Unsupported(UserError):
+    """A model that an implementation does not compute, though it is of one of its architectures."""
+
+
 class Routing(NamedTuple):
     """What the router of one layer decided, for the losses that keep the experts equally loaded."""
 
@@ -40,12 +45,36 @@ class Routing(NamedTuple):
     """(B, T, num_experts_per_tok) int64, the selected experts."""
 
 
+class Cache(Protocol):
+    """What `decode` remembers of each row, B of them."""
+
+    lengths: Tensor
+    """(B,) tokens of each row."""
+    max_len: int
+
+    def set_lengths(self, lengths: Tensor) -> None:
+        """Declare the true lengths (B,): what was taken in behind them (padding, or what is to be forgotten) is not."""
+        ...
+
+    def drop_rows(self, ended: set[int]) -> list[int]:
+        """Take out the `ended` rows; the old numbers of the others, in their new order."""
+        ...
+
+    def with_room(self, max_len: int) -> Self:
+        """A cache of so many tokens with the same content; this one is not used any more."""
+        ...
+
+
 class LanguageModel(nn.Module):
     """Token ids to hidden states, and an output projection. B rows, T tokens, C wide, V entries."""
 
     compute_dtype: torch.dtype | None = None
     """Type of the activations, which an implementation must respect; None: that of the weights."""
     compiled = False
+    implementation = "native"
+    """Whose code computes it, in a word."""
+    adapter: Any = None
+    """The `adapters.Adapter` that is trained and saved in place of the weights, if it has one."""
 
     # ---- what an implementation must give (PARTS) --------------------------------------------------------------------
 
@@ -90,6 +119,11 @@ class LanguageModel(nn.Module):
 
     # ---- what an implementation may have -----------------------------------------------------------------------------
 
+    @property
+    def input_embedding(self) -> nn.Module:
+        """(B, T) ids -> (B, T, C): what the first block reads."""
+        self._refuse("have noise on its embeddings; leave out neftune_alpha")
+
     def flops_per_token(self, context: float) -> float:
         """Floating-point operations of one training token, `context` keys seen on average.
 
@@ -114,13 +148,33 @@ class LanguageModel(nn.Module):
         """Make rows for the new ids `first`, `first + 1`, ... out of those of `pieces`; see model/vocabulary.py."""
         self._refuse("grow its vocabulary; tokenize with the model's own tokenizer")
 
-    def new_cache(self, rows: int, max_len: int) -> Any:
+    def new_cache(self, rows: int, max_len: int) -> Cache:
         """An empty cache for `decode`, of the type and on the device that the model computes with."""
         self._refuse("generate text: it has no cache; leave out what needs answers (chat, evaluate.questions)")
 
     def decode(self, *, input_ids: Tensor, cache: Any) -> Tensor:
         """(B, T) ids that follow what the cache holds -> (B, T, C); the cache then holds them, too."""
         self._refuse("generate text; leave out what needs answers (chat, evaluate.questions)")
+
+    @classmethod
+    def load(cls, directory: Path, content: dict, dtype: torch.dtype, device: str) -> "LanguageModel":
+        """The model of a directory whose config.json has this `content`. UserError if its weights do not fit."""
+        model = cls.empty(content, str(directory), dtype, device)
+        state, own = model.from_disk(read_weights(directory), content, str(directory)), model.weights()
+        wrong = [f"{n}: missing" for n in own if n not in state] + [f"{n}: unexpected" for n in state if n not in own]
+        wrong += [
+            f"{n}: {tuple(state[n].shape)} in the file, {tuple(own[n].shape)} in the model"
+            for n in own
+            if n in state and state[n].shape != own[n].shape
+        ]
+        check_fit(directory, wrong)
+        model.overlay(state)
+        return model
+
+    @classmethod
+    def load_in_4_bits(cls, directory: Path, content: dict) -> "LanguageModel":
+        """The model of a directory with its linear layers in NF4. Unsupported if the implementation has no such."""
+        raise Unsupported(f"{directory}: weights in 4 bits are computed by the transformers library")
 
     def to_disk(self, dtype: torch.dtype | None) -> dict[str, Tensor]:
         """The content of model.safetensors, on the CPU; `dtype` None keeps that of the weights."""
@@ -138,6 +192,20 @@ class LanguageModel(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    @property
+    def adapted(self) -> nn.Module:
+        """What peft puts its layers into; names below it are those of transformers."""
+        return self
+
+    def adopt(self) -> None:
+        """Called when layers right below `adapted` were replaced."""
+
+    @property
+    def title(self) -> str:
+        """The class that config.json names, and whose code computes it."""
+        named = self.description().get("architectures") or [type(self).__name__]
+        return f"{named[0]}, {self.implementation}"
 
     def all_parameters(self) -> int:
         """A shared one counts once."""
@@ -210,19 +278,41 @@ class LanguageModel(nn.Module):
         eos_token_id: int | list[int] | None = None,
         pad_token_id: int | None = None,
     ) -> None:
-        """Write config.json, model.safetensors and generation_config.json; `dtype` None keeps that of the weights."""
+        """Write a model directory, or that of its adapter; `dtype` None keeps that of the weights."""
         directory.mkdir(parents=True, exist_ok=True)
+        if self.adapter is not None:
+            self.adapter.save(self, directory)
+        else:
+            self.save_whole(directory, dtype, eos_token_id, pad_token_id)
+
+    def save_whole(
+        self,
+        directory: Path,
+        dtype: torch.dtype | None,
+        eos_token_id: int | list[int] | None,
+        pad_token_id: int | None,
+    ) -> None:
+        """Write config.json, model.safetensors and generation_config.json into a directory that is there."""
         state = self.to_disk(dtype)
         save_file({n: t.contiguous() for n, t in state.items()}, directory / WEIGHTS, metadata={"format": "pt"})
         name = str(dtype or self.output_weight.dtype).removeprefix("torch.")
         tokens = {"bos_token_id": None, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
         config = self.description() | {"dtype": name, "torch_dtype": name} | tokens
         generation = tokens | {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
-        for file, value in (("config.json", config), ("generation_config.json", generation)):
+        for file, value in (("config.json", config), (GENERATION, generation)):
             (directory / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
     def _refuse(self, what: str) -> NoReturn:
         raise UserError(f"a model of the class {type(self).__name__} cannot {what}")
+
+
+def check_fit(directory: Path, wrong: Sequence[str]) -> None:
+    """UserError that names the first of the weights that are `wrong`, if there are some."""
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise UserError(
+            f"the weights in {directory} do not fit the model: {'; '.join(wrong[:5])}{more}; use its own config"
+        )
 
 
 def _recomputed(forward: Callable, *args: Any, **kwargs: Any) -> Any:

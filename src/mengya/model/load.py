@@ -1,26 +1,26 @@
 """From a directory in Hugging Face's layout to a model; the implementation is chosen here and nowhere else."""
 
-import contextlib
+import dataclasses
 import inspect
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from mengya.errors import UserError
 from mengya.manifest import read_object
-from mengya.model.language_model import PARTS, WEIGHTS, LanguageModel
+from mengya.model.adapters import Lora, attach, base_of, is_adapter, merge, quantized_in, read_adapter
+from mengya.model.language_model import PARTS, LanguageModel, Unsupported
 from mengya.model.native.config import FAMILIES
 from mengya.model.native.transformer import CausalLM
+from mengya.model.weight_files import check_weights
 
-SHARD_INDEX = "model.safetensors.index.json"
-
+Implementation = Literal["auto", "native", "transformers"]
+"""auto: ours where it can, that of the transformers library otherwise."""
 IMPLEMENTATIONS: dict[str, Callable[[], type]] = dict.fromkeys(FAMILIES, lambda: CausalLM)
-"""model_type of config.json -> a function that gives (and may import) the class that implements it."""
+"""model_type of config.json -> a function that gives (and may import) the class of ours that implements it."""
 
 
 def _read_json(directory: Path) -> dict:
@@ -30,11 +30,8 @@ def _read_json(directory: Path) -> dict:
     return read_object(path, "copy the model again")
 
 
-def implementation_of(content: dict, source: str | Path) -> type[LanguageModel]:
-    """The class that implements what config.json describes. UserError if there is none, or if it lacks a part."""
-    kind = content.get("model_type")
-    if kind not in IMPLEMENTATIONS:
-        raise UserError(f"{source}: model_type {kind!r} is not implemented; use one of {', '.join(IMPLEMENTATIONS)}")
+def _ours(kind: str, source: str | Path) -> type[LanguageModel]:
+    """Our class for a model_type. UserError if it lacks a part."""
     found = IMPLEMENTATIONS[kind]()
     look = inspect.getattr_static
     missing = [] if issubclass(found, LanguageModel) else ["LanguageModel as its base class"]
@@ -49,79 +46,115 @@ def implementation_of(content: dict, source: str | Path) -> type[LanguageModel]:
     return found
 
 
-def outline(content: dict, source: str | Path = "config.json") -> LanguageModel:
-    """The model that `content` of config.json describes, without weights. UserError if it is not supported."""
-    return implementation_of(content, source).empty(content, str(source), torch.float32, "meta")
+def _theirs(content: dict, source: str | Path) -> type[LanguageModel]:
+    """The class around the transformers library. UserError if that has no such model, or is not installed."""
+    from mengya.model.foreign import Foreign, knows
+
+    kind = content.get("model_type")
+    if knows(kind):
+        return Foreign
+    if content.get("auto_map"):
+        raise UserError(
+            f"{source}: model_type {kind!r} is implemented by code that comes with the model (auto_map), which is not "
+            "run here; convert the model to an architecture that transformers has"
+        )
+    raise UserError(f"{source}: model_type {kind!r} is implemented neither here nor in the transformers library")
+
+
+def _made(
+    content: dict, source: str | Path, wanted: Implementation, make: Callable[[type[LanguageModel]], LanguageModel]
+) -> LanguageModel:
+    """What `make` makes of the class that is wanted. UserError if there is none that can."""
+    kind = content.get("model_type")
+    if wanted == "transformers" or kind not in IMPLEMENTATIONS:
+        if wanted == "native":
+            raise UserError(f"{source}: model_type {kind!r} is none of ours: {', '.join(IMPLEMENTATIONS)}")
+        return make(_theirs(content, source))
+    try:
+        return make(_ours(kind, source))
+    except Unsupported as error:
+        if wanted == "native":
+            raise
+        try:
+            other = _theirs(content, source)
+        except UserError as why:
+            raise UserError(f"{error}; {why}") from error
+        return make(other)
+
+
+def outline(
+    content: dict, source: str | Path = "config.json", implementation: Implementation = "auto", device: str = "meta"
+) -> LanguageModel:
+    """The float32 model that `content` of config.json describes, without weights. UserError if it is not supported."""
+    return _made(content, source, implementation, lambda cls: cls.empty(content, str(source), torch.float32, device))
 
 
 def check_model(directory: Path) -> LanguageModel:
     """The model of a directory, without its weights. UserError if it is not supported, or if files of weights are
     missing or cut off; only their headers are read."""
-    model = outline(_read_json(directory), directory)
-    for path in _weight_files(Path(directory)):
-        with _explained(path), safe_open(path, "pt"):
-            pass
+    directory = Path(directory)
+    base = base_of(directory) if is_adapter(directory) else directory
+    model = outline(_read_json(base), base)
+    check_weights(base)
     return model
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    index = directory / SHARD_INDEX
-    names = [WEIGHTS]
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    for name in names:
-        if not (directory / name).is_file():
-            raise UserError(f"{directory} lacks {name}; copy the model again")
-    return [directory / name for name in names]
+def load_model(
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    implementation: Implementation = "auto",
+    lora: Lora | None = None,
+    as_trained: bool = False,
+) -> LanguageModel:
+    """A model from any directory that has an implementation, or one with the adapter that the directory holds, in
+    evaluation mode; `lora` gives it a new adapter. UserError if its weights do not fit.
 
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy the model again") from error
-
-
-def _read_weights(directory: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
-    for path in _weight_files(directory):
-        with _explained(path):
-            state |= load_file(path)
-    return state
-
-
-def load_model(directory: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> LanguageModel:
-    """A model from any directory that has an implementation, in evaluation mode. UserError if its weights do not fit.
+    `as_trained`: an adapter whose model was in 4 bits gets it so again, to be trained further; else whole.
 
     What must not be rounded, such as routers, stays float32.
     """
     directory = Path(directory)
-    content = _read_json(directory)
-    model = implementation_of(content, directory).empty(content, str(directory), dtype, device)
-    state, own = model.from_disk(_read_weights(directory), content, str(directory)), model.weights()
-    wrong = [f"{n}: missing" for n in own if n not in state] + [f"{n}: unexpected" for n in state if n not in own]
-    wrong += [
-        f"{n}: {tuple(state[n].shape)} in the file, {tuple(own[n].shape)} in the model"
-        for n in own
-        if n in state and state[n].shape != own[n].shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise UserError(
-            f"the weights in {directory} do not fit the model: {'; '.join(wrong[:5])}{more}; use its own config"
-        )
-    model.overlay(state)
-    return model.eval()
+    base = base_of(directory) if is_adapter(directory) else directory
+    content = _read_json(base)
+    check_weights(base)
+
+    quantize = lora.quantize if lora else quantized_in(directory) if as_trained else "none"
+
+    def make(cls: type[LanguageModel]) -> LanguageModel:
+        model = cls.load(base, content, dtype, device) if quantize == "none" else cls.load_in_4_bits(base, content)
+        if base != directory:
+            read_adapter(model, directory, base)
+        if lora is not None:
+            attach(model, lora, directory)
+        return model.eval()
+
+    return _made(content, base, implementation, make)
 
 
-def assemble(directory: Path, tensors: Mapping[str, Tensor], base: Path | None) -> LanguageModel:
+def load_merged(directory: Path) -> LanguageModel:
+    """The model of an adapter's directory in float32, the adapter added to its weights. UserError if it has none."""
+    model = load_model(directory)
+    if model.adapter is None:
+        raise UserError(f"{directory} has no adapter to merge; give the directory of a stage with the table lora")
+    merge(model)
+    return model
+
+
+def assemble(
+    directory: Path, tensors: Mapping[str, Tensor], base: Path | None, lora: Lora | None = None
+) -> LanguageModel:
     """The model of a checkpoint: config.json of `directory`, `tensors`, and the frozen weights of the model in `base`.
+    An adapter, as `lora` or the base has it, is merged into them.
 
     UserError if weights are missing or do not fit.
     """
-    content = _read_json(directory)
-    model = implementation_of(content, directory).empty(content, str(directory), torch.float32, "cpu")
+    if base is not None and (lora is not None or is_adapter(base)):
+        model = load_model(base, lora=lora and dataclasses.replace(lora, quantize="none"))
+        model.overlay(tensors)
+        merge(model)
+        return model
+    model = outline(_read_json(directory), directory, device="cpu")
     frozen = [name for name in model.weights() if name not in tensors]
     if frozen:
         if base is None:

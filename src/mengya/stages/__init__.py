@@ -8,9 +8,8 @@ import importlib
 
 from mengya.stage import Stage
 
-MODULES = {
-    name: f"mengya.stages.{name}" for name in ("corpus", "tokenizer", "tokenize", "pretrain", "sft", "dpo", "evaluate")
-}
+_NAMES = ("corpus", "tokenizer", "tokenize", "pretrain", "sft", "dpo", "merge", "evaluate")
+MODULES = {name: f"mengya.stages.{name}" for name in _NAMES}
 
 
 def load_stage(name: str) -> Stage:

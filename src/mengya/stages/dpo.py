@@ -33,7 +33,9 @@ class Config(TuningConfig):
 
 def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write a model directory and metrics.jsonl."""
-    reference = prepare_model(load_model(inputs["model"][0]).requires_grad_(False), config)
+    reference = prepare_model(
+        load_model(inputs["model"][0], implementation=config.implementation).requires_grad_(False), config
+    )
     reference.to(runtime.pick_device())  # whole on every rank
     nothing = f"no preference pair fits into seq_len={config.seq_len}; raise dpo.seq_len or check quarantine.jsonl"
     read = partial(read_preferences, reasoning=config.reasoning)

@@ -56,6 +56,8 @@ class Config(TrainingConfig):
                     "whatever the router says, so that the router learns nothing from the text; set "
                     "model.norm_topk_prob=false, or model.num_experts_per_tok=2"
                 )
+        if self.model is not None and self.lora is not None:
+            raise ValueError("the table lora needs a trained model; set init instead of model, or remove lora")
         if self.model is not None and self.freeze:
             raise ValueError(f"freeze={self.freeze} would keep random weights; remove it, or set init instead of model")
         count = 1 if isinstance(self.shards, str) else len(self.shards)
@@ -72,13 +74,20 @@ def _model(config: Config, inputs: Inputs, tokenizer: Tokenizer) -> tuple[Langua
         model.initialize(torch.Generator().manual_seed(config.seed))
         return model, 0
     (base,) = inputs["init"]
-    known = load_model(base)
-    return known, adopt_tokenizer(known, base, read_backend(inputs["shards"][0]))
+    torch.manual_seed(config.seed)
+    known = load_model(base, implementation=config.implementation, lora=config.lora, as_trained=True)
+    grown = adopt_tokenizer(known, base, read_backend(inputs["shards"][0]))
+    if grown and known.adapter is not None:
+        raise UserError(
+            f"an adapter cannot hold the {grown:,} new rows of the vocabulary; let the model grow by itself first, in "
+            "a stage without the table lora"
+        )
+    return known, grown
 
 
 def _describe(model: LanguageModel, base: Path | None, grown: int) -> None:
     if base is not None:
-        say(f"  going on from {base.name}" + (f" with {grown:,} more entries" if grown else ""))
+        say(f"  going on from {base.name}: {model.title}" + (f", with {grown:,} more entries" if grown else ""))
     total, active = model.all_parameters(), model.active_parameters()
     say(f"  {format_count(total)} parameters" + (f", {format_count(active)} of them active" if active < total else ""))
 
@@ -118,17 +127,21 @@ def promise(config: Config, inputs: Promises) -> Promise:
         description = to_hf(config.model.for_tokenizer(shards.vocab_size))
     else:
         (base,) = inputs["init"]
-        _check_vocabulary(base, shards)
+        _check_vocabulary(config, base, shards)
         description = base.model
-        if description and description.get("vocab_size") != 0 and outline(description).vocab_size < shards.vocab_size:
+        if (
+            description
+            and description.get("vocab_size") != 0
+            and outline(description, implementation=config.implementation).vocab_size < shards.vocab_size
+        ):
             description = description | {"vocab_size": shards.vocab_size}
     return dataclasses.replace(shards, path=None, model=description)
 
 
-def _check_vocabulary(base: Promise, shards: Promise) -> None:
+def _check_vocabulary(config: Config, base: Promise, shards: Promise) -> None:
     """UserError if the shards' tokenizer is not that of the model, nor grown from it."""
     if base.path is not None and base.model is not None and shards.tokenizer is not None:
-        model = outline(base.model)
+        model = outline(base.model, implementation=config.implementation)
         known = check_extends(model.vocab_size, base.path, read_backend(shards.tokenizer))
         if known < shards.vocab_size:
             model.grow_vocabulary(known, [])  # refused by an architecture that cannot

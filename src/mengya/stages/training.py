@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import torch
 from pydantic import Field
 
 from mengya import ranks
@@ -42,7 +43,7 @@ def training_stage(
         description = promise(config, inputs).model
         if description is not None:
             unknown = {"vocab_size": 1} if description.get("vocab_size") == 0 else {}
-            check(config, outline(description | unknown))
+            check(config, outline(description | unknown, implementation=config.implementation))
 
     return Stage(
         config=settings,
@@ -140,16 +141,30 @@ class Rows(NamedTuple):
     """What was done with those that are longer than a row."""
 
 
-def tune(config: Any, inputs: Inputs, out: Path, rows: Rows, objective: Objective) -> None:
-    """Train the model of the input `model` on the rows of the input `path`."""
+def tune(
+    config: Any,
+    inputs: Inputs,
+    out: Path,
+    rows: Rows,
+    objective: Objective,
+    change: Callable[[LanguageModel], None] = lambda model: None,
+) -> None:
+    """Train the model of the input `model`, after a `change` of it, on the rows of the input `path`."""
     (base,) = inputs["model"]
     chat = Chat.load(base, config.template)
     splits = [Shards(path) for path in ranks.on_main(lambda: _render(config, inputs, out, rows, chat))]
     eos_id = chat.tokenizer.eos_id
     packers = [PackedGroups(s, config.seq_len, eos_id, config.seed, rows.together) for s in splits if len(s)]
     train, parts = _with_replay(config, inputs, packers[0], packers[1:], rows.noun, chat.tokenizer)
-    rebuild = partial(load_model, base)
-    train_model(rebuild(), rebuild, objective, config, train, parts, out, chat.tokenizer, sorted(chat.stop_ids))
+
+    def rebuild() -> LanguageModel:
+        torch.manual_seed(config.seed)
+        return load_model(base, implementation=config.implementation, lora=config.lora, as_trained=True)
+
+    model = rebuild()
+    say(f"  going on from {base.name}: {model.title}")
+    change(model)
+    train_model(model, rebuild, objective, config, train, parts, out, chat.tokenizer, sorted(chat.stop_ids))
 
 
 def _with_replay(

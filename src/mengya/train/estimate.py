@@ -12,7 +12,7 @@ from mengya.batch import Batch, Source
 from mengya.data.packing import PackedRow, make_batch
 from mengya.errors import UserError
 from mengya.model.language_model import LanguageModel
-from mengya.model.load import implementation_of
+from mengya.model.load import outline
 from mengya.stage import Estimate, Promise, Training
 from mengya.train.loop import Guard, fit
 from mengya.train.objectives import Objective
@@ -57,7 +57,7 @@ def random_model(promise: Promise) -> LanguageModel:
     description = promise.model
     if description is None or description.get("vocab_size") == 0:
         raise UserError("the shape of the model is not known before the stages above have run; run them first")
-    model = implementation_of(description, "config.json").empty(description, "config.json", torch.float32, "cpu")
+    model = outline(description, device="cpu")
     generator = torch.Generator().manual_seed(0)
     for weight in model.weights().values():
         weight.normal_(0.0, 0.02, generator=generator)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mengya.batch import IGNORE, Batch, Loss, Metric
+from mengya.model.divergence import divergence
 from mengya.model.language_model import LanguageModel, Routing
 from mengya.train.balance import DEFAULT, Balance, router_losses, weigh
 
@@ -31,6 +32,31 @@ def language_modeling(balance: Balance = DEFAULT) -> Objective:
     def objective(model: LanguageModel, batch: Batch) -> Loss:
         hidden, routings = _hidden(model, batch)
         return _balanced(Loss(model.loss(hidden, batch.labels), {}), routings, batch, balance)
+
+    return objective
+
+
+def distillation(
+    teacher: LanguageModel, share: float, temperature: float, reverse: bool, balance: Balance = DEFAULT
+) -> Objective:
+    """Knowledge distillation (Hinton et al. 2015, arXiv:1503.02531): `share` of the loss is the divergence from the
+    frozen teacher's distributions, times temperature squared, so that gradients keep their size; the rest is
+    language_modeling. Reverse: as MiniLLM (Gu et al. 2023, arXiv:2306.08543), on given text.
+
+    Held-out losses, measured without gradients, are those of language_modeling.
+    """
+
+    def objective(model: LanguageModel, batch: Batch) -> Loss:
+        hidden, routings = _hidden(model, batch)
+        loss = model.loss(hidden, batch.labels)
+        if not torch.is_grad_enabled():
+            return Loss(loss, {})
+        with torch.no_grad():
+            held = _hidden(teacher, batch)[0]
+        apart = divergence(model, hidden, teacher, held, batch.labels, temperature, reverse)
+        metrics = {"divergence": Metric(apart.detach()), "cross_entropy": Metric(loss.detach())}
+        total = (1 - share) * loss + share * temperature**2 * apart
+        return _balanced(Loss(total, metrics), routings, batch, balance)
 
     return objective
 

@@ -10,7 +10,9 @@ from mengya import ranks, runtime
 from mengya.data.packing import rows_per_rank
 from mengya.errors import UserError
 from mengya.metrics import say
+from mengya.model.adapters import Lora
 from mengya.model.language_model import LanguageModel
+from mengya.model.load import Implementation
 from mengya.schema import HOW, Count, Natural, Positive, config
 from mengya.train import balance
 from mengya.train.balance import Balance
@@ -42,6 +44,11 @@ class TrainingConfig:
     """Optimizer steps; if set, instead of epochs."""
     freeze: list[str] = dataclasses.field(default_factory=list)
     """Weights that are not trained, by patterns of their names, e.g. ["*embed_tokens*"]; * stands for anything."""
+    implementation: Implementation = "auto"
+    """Whose code computes a model that is loaded: ours (native) or that of the transformers library. auto: ours for the
+    families that it has, which is faster, and the library's for all others."""
+    lora: Lora | None = None
+    """Train an adapter of a loaded model instead of its weights."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Type of the activations; weights stay float32. auto: bfloat16 where the hardware is fast at it."""
     compile: Annotated[bool, HOW] = True

@@ -15,15 +15,19 @@ class KVCache:
     the true lengths, and what stands behind them is overwritten later and never attended to.
     """
 
-    def __init__(self, config: ModelConfig, batch_size: int, max_len: int, dtype: torch.dtype, device: str = "cpu"):
-        shape = (config.num_hidden_layers, batch_size, config.num_key_value_heads, max_len, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths = torch.zeros(batch_size, dtype=torch.long, device=device)
-        self.max_len = max_len
+    def __init__(self, keys: Tensor, values: Tensor):
+        """Both of zeros, (layers, B, kv_heads, max_len, head_dim)."""
+        self.keys, self.values = keys, values
+        self.lengths = torch.zeros(keys.shape[1], dtype=torch.long, device=keys.device)
+        self.max_len = keys.shape[3]
         self.longest = 0
         self.uniform = True
         """All rows are equally long, so that a step writes one slice and needs no mask."""
+
+    @staticmethod
+    def of(config: ModelConfig, rows: int, max_len: int, dtype: torch.dtype, device: str) -> "KVCache":
+        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, max_len, config.head_dim)
+        return KVCache(*(torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)))
 
     def set_lengths(self, lengths: Tensor) -> None:
         """Declare the true lengths (B,), e.g. after a padded prefill or to forget the tail."""
@@ -58,3 +62,31 @@ class KVCache:
     def advance(self, tokens: int) -> None:
         self.lengths += tokens
         self.longest += tokens
+
+    def drop_rows(self, ended: set[int]) -> list[int]:
+        """Take out the `ended` rows; the old numbers of the others, in their new order.
+
+        The last rows move into the holes: one row's used columns are copied for each hole, not the whole cache."""
+        alive = [row for row in range(len(self.lengths)) if row not in ended]
+        size = len(alive)
+        holes = [row for row in range(size) if row in ended]
+        movers = alive[size - len(holes) :]
+        moved = dict(zip(holes, movers, strict=True))
+        order = [moved.get(row, row) for row in range(size)]
+        for store in (self.keys, self.values):
+            store[:, holes, :, : self.longest] = store[:, movers, :, : self.longest]
+        self.keys, self.values = self.keys[:, :size], self.values[:, :size]
+        self.set_lengths(self.lengths[order])
+        return order
+
+    def with_room(self, max_len: int) -> "KVCache":
+        """A cache of so many columns with the same content."""
+        used = self.longest
+        keys, values = (
+            store.new_zeros((*store.shape[:3], max_len, store.shape[4])) for store in (self.keys, self.values)
+        )
+        found = KVCache(keys, values)
+        for new, old in ((keys, self.keys), (values, self.values)):
+            new[..., :used, :] = old[..., :used, :]
+        found.set_lengths(self.lengths)
+        return found

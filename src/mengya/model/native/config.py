@@ -1,11 +1,13 @@
 """The shape of a model, in Hugging Face's names, and its spellings in config.json."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from pydantic import model_validator
 
 from mengya.errors import UserError
+from mengya.model.language_model import Unsupported
 from mengya.schema import Count, Natural, Positive, config
 
 
@@ -39,8 +41,8 @@ class RopeScaling:
 class ModelConfig:
     """A decoder, dense or with experts.
 
-    Dense, it is written as Qwen3 with `qk_norm`, otherwise as Llama; with experts as Ernie-4.5-MoE if their weights are
-    normalised, otherwise as Qwen2-MoE.
+    Dense, it is written as Qwen3 with `qk_norm`, as Qwen2 with `qkv_bias`, as Mistral with `sliding_window`, otherwise
+    as Llama; with experts as Ernie-4.5-MoE if their weights are normalised, otherwise as Qwen2-MoE.
     """
 
     hidden_size: Count
@@ -59,6 +61,12 @@ class ModelConfig:
     qk_norm: bool = False
     """RMSNorm of each query and key head (Qwen3)."""
     attention_bias: bool = False
+    """Biases of q_proj, k_proj, v_proj and o_proj."""
+    qkv_bias: bool = False
+    """Biases of q_proj, k_proj and v_proj alone (Qwen2)."""
+    sliding_window: Natural = 0
+    """The latest tokens that a query reads, itself included (Mistral); 0: all. Ours reads all, and the context ends
+    there."""
     mlp_bias: bool = False
     rms_norm_eps: Positive = 1e-6
     rope_theta: Positive = 10_000.0
@@ -88,8 +96,9 @@ class ModelConfig:
             object.__setattr__(self, "head_dim", self.hidden_size // heads)
         if self.head_dim % 2:
             raise ValueError(f"head_dim={self.head_dim} must be even for rotary embeddings")
-        if self.qk_norm and self.mlp_bias:
-            raise ValueError("no published architecture has mlp_bias=true and qk_norm=true; remove one of them")
+        if not any(fits(self) for fits in _DENSE.values()):
+            given = [name for name in _VARIANTS if getattr(self, name)]
+            raise ValueError(f"no published architecture has {' and '.join(given)} together; remove one of them")
         if self.num_experts:
             self._check_experts()
         else:
@@ -111,9 +120,9 @@ class ModelConfig:
                 f"first_k_dense_replace={dense} leaves no layer of num_hidden_layers={self.num_hidden_layers} for the "
                 "experts; lower it, or set num_experts=0"
             )
-        for name in ("qk_norm", "attention_bias", "mlp_bias"):
+        for name in _VARIANTS:
             if getattr(self, name):
-                raise ValueError(f"{name}=true with experts exists in no format that we write; remove it")
+                raise ValueError(f"{name} with experts exists in no format that we write; remove it")
 
     def has_experts(self, layer: int) -> bool:
         """Whether layer number `layer` is a mixture of experts."""
@@ -132,6 +141,23 @@ class ModelConfig:
 _OF_EXPERTS = (
     "num_experts_per_tok moe_intermediate_size n_shared_experts first_k_dense_replace norm_topk_prob"
 ).split()
+
+
+_VARIANTS = ("qk_norm", "attention_bias", "qkv_bias", "mlp_bias", "sliding_window")
+"""Fields by which dense families differ."""
+
+
+def _has_only(*names: str) -> Callable[[ModelConfig], bool]:
+    return lambda shape: not any(getattr(shape, name) for name in _VARIANTS if name not in names)
+
+
+_DENSE: dict[str, Callable[[ModelConfig], bool]] = {
+    "llama": _has_only("attention_bias", "mlp_bias"),
+    "qwen3": _has_only("qk_norm", "attention_bias"),
+    "qwen2": _has_only("qkv_bias"),
+    "mistral": _has_only("sliding_window"),
+}
+"""By model_type: whether it can be of a shape. The first that can is chosen."""
 
 
 # ---- config.json -----------------------------------------------------------------------------------------------------
@@ -167,6 +193,17 @@ FAMILIES = {
         names={"attention_bias": "attention_bias"},
         assumed={"vocab_size": 151936, "max_position_embeddings": 32768, "head_dim": 128},
     ),
+    "qwen2": Family(
+        architecture="Qwen2ForCausalLM",
+        names={},
+        assumed={"vocab_size": 151936, "max_position_embeddings": 32768, "num_key_value_heads": 32},
+        constants={"use_sliding_window": False},
+    ),
+    "mistral": Family(
+        architecture="MistralForCausalLM",
+        names={},
+        assumed={"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+    ),
     "ernie4_5_moe": Family(
         architecture="Ernie4_5_MoeForCausalLM",
         names=dict(
@@ -198,15 +235,16 @@ def model_type(shape: ModelConfig) -> str:
     """The family that a model of this shape is written as."""
     if shape.num_experts:
         return "ernie4_5_moe" if shape.norm_topk_prob else "qwen2_moe"
-    return "qwen3" if shape.qk_norm else "llama"
+    return next(kind for kind, fits in _DENSE.items() if fits(shape))
 
 
-def to_hf(shape: ModelConfig) -> dict:
-    """The content of config.json, of a float32 model without special tokens.
+def to_hf(shape: ModelConfig, kind: str | None = None) -> dict:
+    """The content of config.json, of a float32 model of the family `kind` (by default `model_type`), without special
+    tokens.
 
     `rope_theta` and `rope_scaling` are for readers older than transformers 5.
     """
-    kind = model_type(shape)
+    kind = kind or model_type(shape)
     family = FAMILIES[kind]
     out: dict = {
         "architectures": [family.architecture],
@@ -227,6 +265,8 @@ def to_hf(shape: ModelConfig) -> dict:
     elif kind == "qwen2_moe":
         out["shared_expert_intermediate_size"] = shape.n_shared_experts * shape.moe_intermediate_size
         out["mlp_only_layers"] = list(range(shape.first_k_dense_replace))
+    elif kind == "mistral":
+        out["sliding_window"] = shape.sliding_window or None
     rope: dict = {"rope_type": "default"}
     if shape.rope_scaling:
         rope = {k: v for k, v in dataclasses.asdict(shape.rope_scaling).items() if v is not None}
@@ -240,6 +280,10 @@ def _special_values(kind: str, hf: dict, width: int) -> dict:
     """The fields that are not spelled one to one. `width`: of one expert. ValueError for what we do not have."""
     if kind == "qwen3":
         return {"qk_norm": True}
+    if kind == "qwen2":
+        return {"qkv_bias": True}
+    if kind == "mistral":
+        return {"sliding_window": hf.get("sliding_window", FAMILIES[kind].assumed["sliding_window"]) or 0}
     if kind == "ernie4_5_moe":
         if hf.get("use_bias"):
             raise ValueError("use_bias=true is not supported with experts")
@@ -262,13 +306,13 @@ def _special_values(kind: str, hf: dict, width: int) -> dict:
 def from_hf(hf: dict, source: str) -> ModelConfig:
     """The reverse of `to_hf`; also reads what transformers 4 and 5 write for these families.
 
-    `source` names the directory in errors. Raises UserError for other architectures or settings that we do not have.
+    `source` names the directory in errors. Raises Unsupported for settings that we do not have.
     """
     kind = hf["model_type"]
     if hf.get("hidden_act", "silu") != "silu":
-        raise UserError(f"{source}: hidden_act={hf['hidden_act']!r} is not supported, only silu")
-    if hf.get("use_sliding_window"):
-        raise UserError(f"{source}: sliding-window attention is not supported; set use_sliding_window to false")
+        raise Unsupported(f"{source}: hidden_act={hf['hidden_act']!r} is not supported, only silu")
+    if hf.get("use_sliding_window") or "sliding_attention" in (hf.get("layer_types") or ()):
+        raise Unsupported(f"{source}: sliding-window attention is not supported; set use_sliding_window to false")
     family = FAMILIES[kind]
     assumed = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "rope_theta": 10_000.0} | family.assumed
     names = {name: name for name in _SAME} | family.names
@@ -283,10 +327,10 @@ def from_hf(hf: dict, source: str) -> ModelConfig:
     scaled: Any = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope.pop("type", None)
     if rope.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError(f"{source}: partial rotary embeddings are not supported")
+        raise Unsupported(f"{source}: partial rotary embeddings are not supported")
     try:
         values |= _special_values(kind, hf, values.get("moe_intermediate_size", 0))
         scaling = None if scaled == "default" else RopeScaling(rope_type=scaled, **rope)
         return ModelConfig(**values, rope_theta=theta, rope_scaling=scaling)
     except (ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{source}: config.json does not describe a model that we implement: {error}") from error
+        raise Unsupported(f"{source}: config.json does not describe a model that we implement: {error}") from error

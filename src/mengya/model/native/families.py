@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mengya.errors import UserError
+from mengya.model.language_model import Unsupported
 from mengya.model.native.config import ModelConfig
 
 _State = dict[str, Tensor]
@@ -116,13 +117,11 @@ def _to_qwen2_moe(name: str, tensor: Tensor, shape: ModelConfig) -> _State:
 def _from_qwen2_moe(name: str, tensor: Tensor, shape: ModelConfig, source: str) -> _State:
     if name.endswith(_BIASES):
         if tensor.any():
-            raise UserError(f"{source}: {name} is not zero, and attention has no bias in our models with experts")
+            raise Unsupported(f"{source}: {name} is not zero, and attention has no bias in our models with experts")
         return {}
     if name.endswith("mlp.shared_expert_gate.weight"):
         if tensor.any() and shape.n_shared_experts:
-            raise UserError(
-                f"{source}: {name} is not zero: its shared expert is gated, which our models are not; use transformers"
-            )
+            raise Unsupported(f"{source}: {name} is not zero: its shared expert is gated, which our models are not")
         return {}
     if ".mlp.shared_expert." in name:
         if not shape.n_shared_experts:

@@ -1,4 +1,4 @@
-"""The decoder of the Llama, Qwen3, Ernie-4.5-MoE and Qwen2-MoE families, with Hugging Face's parameter names.
+"""The decoder of the families in config.py, with Hugging Face's parameter names.
 
 Pre-norm residual blocks of RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467), rotary grouped-query attention
 (Ainslie et al. 2023, arXiv:2305.13245) and SwiGLU (Shazeer 2020, arXiv:2002.05202), as in Llama 2 (arXiv:2307.09288)
@@ -47,11 +47,11 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
-        size, bias = config.hidden_size, config.attention_bias
+        size, bias = config.hidden_size, config.attention_bias or config.qkv_bias
         self.q_proj = nn.Linear(size, self.heads * self.head_dim, bias=bias)
         self.k_proj = nn.Linear(size, self.kv_heads * self.head_dim, bias=bias)
         self.v_proj = nn.Linear(size, self.kv_heads * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(self.heads * self.head_dim, size, bias=bias)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, size, bias=config.attention_bias)
         if config.qk_norm:
             self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
@@ -162,9 +162,10 @@ class Decoder(nn.Module):
 class CausalLM(LanguageModel):
     """The native implementation; state-dict names are those of transformers' classes in memory."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, family: str | None = None):
+        """`family`: the model_type that it is written as; None: the one that `model_type` chooses."""
         super().__init__()
-        self.config = config
+        self.config, self._family = config, family or model_type(config)
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._tie()
@@ -176,7 +177,7 @@ class CausalLM(LanguageModel):
     @classmethod
     def empty(cls, content: dict, source: str, dtype: torch.dtype, device: str) -> "CausalLM":
         with torch.device("meta"):
-            model = cls(from_hf(content, source))
+            model = cls(from_hf(content, source), content["model_type"])
         model = model.to(dtype)
         for module in model.modules():
             if isinstance(module, Router):  # rounded, close decisions between experts would fall differently
@@ -186,7 +187,7 @@ class CausalLM(LanguageModel):
         return model
 
     def description(self) -> dict:
-        return to_hf(self.config)
+        return to_hf(self.config, self._family)
 
     @property
     def vocab_size(self) -> int:
@@ -194,7 +195,8 @@ class CausalLM(LanguageModel):
 
     @property
     def context(self) -> int:
-        return self.config.max_position_embeddings
+        limits = self.config.max_position_embeddings, self.config.sliding_window
+        return min(limit for limit in limits if limit)
 
     def hidden(
         self, *, input_ids: Tensor, position_ids: Tensor | None = None, starts: Tensor | None = None
@@ -209,6 +211,10 @@ class CausalLM(LanguageModel):
                 "leave lm_head out of what the adapter changes"
             )
         return self.lm_head.weight
+
+    @property
+    def input_embedding(self) -> nn.Module:
+        return self.model.embed_tokens
 
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.model.layers)
@@ -249,7 +255,7 @@ class CausalLM(LanguageModel):
 
     def new_cache(self, rows: int, max_len: int) -> KVCache:
         weight = self.output_weight
-        return KVCache(self.config, rows, max_len, self.compute_dtype or weight.dtype, str(weight.device))
+        return KVCache.of(self.config, rows, max_len, self.compute_dtype or weight.dtype, str(weight.device))
 
     def decode(self, *, input_ids: Tensor, cache: KVCache) -> Tensor:
         return self.model.decode(input_ids, cache, self.compute_dtype)
@@ -268,7 +274,7 @@ class CausalLM(LanguageModel):
     def to_disk(self, dtype: torch.dtype | None) -> dict[str, Tensor]:
         wide = ".mlp.gate."  # routers
         state = {n: t.detach().to("cpu", None if wide in n else dtype) for n, t in self.weights().items()}
-        return to_disk(state, self.config, model_type(self.config))
+        return to_disk(state, self.config, self._family)
 
     def from_disk(self, state: dict[str, Tensor], content: dict, source: str) -> dict[str, Tensor]:
         state = {name: tensor for name, tensor in state.items() if not name.endswith("rotary_emb.inv_freq")}

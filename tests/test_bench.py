@@ -101,7 +101,7 @@ def test_who_cannot_take_part_is_refused(load, monkeypatch):
 def test_documents_as_the_trainer_makes_them_are_a_source(load, monkeypatch, tmp_path):
     """Padded rows of few lengths; no token of a document is lost, none is predicted from padding."""
     module = load("time_to_loss")
-    monkeypatch.setattr(module, "RECIPE", module.RECIPE.replace("6400", "300").replace("0.005", "0.2"))
+    monkeypatch.setattr(module, "RECIPE", module.RECIPE.replace("6400", "268").replace("0.005", "0.2"))
     (tmp_path / "text.txt").write_text("\n\n".join(f"the cat {i} sat on the mat" for i in range(200)), encoding="utf-8")
     text = module.Text(module.prepare(tmp_path / "text.txt", tmp_path / "out"))
     source = module.Documents(text)

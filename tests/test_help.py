@@ -40,11 +40,14 @@ def test_help_is_a_valid_recipe_once_it_is_filled_in(name):
     if name == "corpus":
         tables[name]["schoolbook"] = True
     cls = config_class(name)
+    lora = tables[name].pop("lora", None)  # it is there only if written
     if name == "pretrain":
         shape = tables[name].pop("model") | {"hidden_size": 16}
         assert TypeAdapter(cls).validate_python(tables[name] | {"model": shape}).model.hidden_size == 16
         tables[name]["init"] = "@corpus"
     config = TypeAdapter(cls).validate_python(tables[name])
+    if lora is not None:
+        assert TypeAdapter(cls).validate_python(tables[name] | {"lora": lora}).lora.r == 16
     if hasattr(config, "optim"):  # a table that may come several times, and is there only if written
         assert len(config.optim.groups) == 1 and tables[name]["optim"].pop("groups")
         config = TypeAdapter(cls).validate_python(tables[name])

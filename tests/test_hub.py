@@ -41,7 +41,7 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         fault = self.server.fault
         self.server.asked.append((self.path, self.headers.get("Range")))
-        self.server.keys.append(self.headers.get("Authorization"))
+        self.server.methods.append((self.command, self.path))
         if fault in (401, 404):
             return self._answer(fault, b"{}", X_Error_Code="RepoNotFound")
         if fault == 403:
@@ -79,7 +79,7 @@ class Hub(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()
-            self.server.fault = 503  # and the rest does not come either
+            self.server.fault = self.server.then
             return self.connection.close()
         return self._answer(200, body, **headers)
 
@@ -89,7 +89,7 @@ def server(tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     found = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    found.fault, found.asked, found.keys = None, [], []
+    found.fault, found.then, found.asked, found.methods = None, None, [], []
     threading.Thread(target=found.serve_forever, daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{found.server_port}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -111,16 +111,24 @@ def test_a_model_is_downloaded_once_without_pickles_and_code(server, value, caps
     assert not any("/resolve/" in path and r for path, r in server.asked), "nothing is downloaded again"
 
 
-def test_a_download_that_was_cut_off_goes_on(server):
-    server.fault = "cut"
-    with pytest.raises(UserError, match="goes on where it stopped"):
-        hub.fetch("hf:sprout/tiny")
-    server.fault = None
-    server.asked.clear()
+def test_a_connection_that_breaks_is_tried_again(server):
+    server.fault, server.then = "cut", None
     found = hub.fetch("hf:sprout/tiny")
     assert (found / "model.safetensors").read_bytes() == FILES["model.safetensors"]
-    ranges = [r for path, r in server.asked if path.endswith("model.safetensors") and r]
-    assert ranges == [f"bytes={len(FILES['model.safetensors']) // 2}-"]
+    assert sum(m == "GET" and path.endswith("model.safetensors") for m, path in server.methods) == 2
+
+
+def test_files_that_have_come_whole_are_kept(server, tmp_path):
+    server.fault, server.then = "cut", 503
+    with pytest.raises(UserError, match="keeps the files that have come whole"):
+        hub.fetch("hf:sprout/tiny")
+    assert not list(tmp_path.rglob("snapshots/*/model.safetensors")), "nothing half-written looks whole"
+    kept = {path.name for path in tmp_path.rglob("snapshots/*/*")}
+    server.fault = None
+    server.methods.clear()
+    found = hub.fetch("hf:sprout/tiny")
+    assert (found / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    assert not kept & {path.rpartition("/")[2] for method, path in server.methods if method == "GET"} - {""}
 
 
 @pytest.mark.parametrize(

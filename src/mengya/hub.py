@@ -1,7 +1,8 @@
 """Models from the Hugging Face hub, by its own client: "hf:owner/name" or "hf:owner/name@revision" in place of a path.
 
-Files lie in the client's cache (HF_HOME), and a download that was cut off goes on there. HF_ENDPOINT names a mirror,
-HF_TOKEN holds a key for models that are not public, which is never written or shown.
+Files lie in the client's cache (HF_HOME). A connection that breaks is tried again; what has come whole is not
+downloaded again. HF_ENDPOINT names a mirror, HF_TOKEN holds a key for models that are not public, which is never
+written or shown.
 """
 
 import os
@@ -37,13 +38,15 @@ def fetch(value: str) -> Path:
         raise UserError(f"{value!r} is for those who accepted its terms; accept them, and set HF_TOKEN") from error
     except errors.RepositoryNotFoundError as error:
         raise UserError(f"{value!r} is not on the hub, or not public; correct the name, or set HF_TOKEN") from error
+    except errors.HFValidationError as error:
+        raise UserError(f"{value!r} is not of the form hf:owner/name or hf:owner/name@revision: {error}") from error
     except errors.RevisionNotFoundError as error:
         raise UserError(f"{value!r}: the model has no revision {revision!r}; correct it") from error
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(
-            f"{value!r} could not be downloaded ({reason}); give the same command again, and it goes on where it "
-            "stopped, or set HF_ENDPOINT to a mirror"
+            f"{value!r} could not be downloaded ({reason}); give the same command again, which keeps the "
+            "files that have come whole, or set HF_ENDPOINT to a mirror"
         ) from error
     if not (found / "config.json").is_file():
         raise UserError(f"{value!r} has no config.json: it is not a model that transformers loads; give another")

@@ -32,8 +32,8 @@ SHAPES = {
     | dict(num_key_value_heads=4),
     "mamba": dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, state_size=4),
 }
-BY_DOCUMENT = {"mamba", "bloom"}
-"""Those that do not go by positions: documents of one row are computed apart."""
+BY_DOCUMENT = {"mamba", "bloom", "opt"}
+"""Those whose mask does not go by positions: documents of one row are computed apart."""
 LENGTHS = [9, 4, 14, 5]
 
 

@@ -282,8 +282,8 @@ def test_what_is_known_of_a_model_without_its_weights(tmp_path):
     model = check_model(tmp_path)
     assert (model.vocab_size, model.context, model.has_experts, model.device.type) == (70, 64, False, "meta")
     assert model.all_parameters() == build().all_parameters()
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
-    with pytest.raises(UserError, match="model_type 'mamba' is not implemented; use one of llama, "):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "sprout"}))
+    with pytest.raises(UserError, match="model_type 'sprout' is implemented neither here nor in the transformers"):
         check_model(tmp_path)
     build().save(tmp_path)
     weights = tmp_path / "model.safetensors"

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Ernie4_5_MoeConfig, Qwen2MoeConfig
 
 from mengya.errors import UserError
-from mengya.model.load import check_model, load_model
+from mengya.model.load import load_model
 from mengya.model.native.config import ModelConfig
 from mengya.model.native.transformer import CausalLM
 
@@ -193,7 +193,7 @@ def test_what_we_cannot_compute_is_refused(key, reason, tmp_path):
     make("qwen").save(tmp_path)
     change(tmp_path, lambda state: state.update({key: torch.full_like(state[key], 0.1)}))
     with pytest.raises(UserError, match=reason) as error:
-        load_model(tmp_path)
+        load_model(tmp_path, implementation="native")
     assert key in str(error.value) and str(tmp_path) in str(error.value)
 
 
@@ -221,7 +221,7 @@ def test_settings_that_we_do_not_have_are_refused(name, field, value, reason, tm
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps(config | {field: value}), encoding="utf-8")
     with pytest.raises(UserError, match=reason):
-        check_model(tmp_path)
+        load_model(tmp_path, implementation="native")
 
 
 def test_a_normalised_qwen2_moe_directory_loads(tmp_path):

@@ -43,7 +43,7 @@ class Lora:
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     target_modules: list[str] = dataclasses.field(default_factory=list)
     """Layers that get one, by the ends of their names, e.g. ["q_proj", "v_proj"]; empty: all linear ones of the blocks,
-    whatever the architecture calls them, but no router."""
+    whatever the architecture calls them, and all experts, but no router."""
     modules_to_save: list[str] = dataclasses.field(default_factory=list)
     """Layers that are trained and saved whole, e.g. ["embed_tokens", "lm_head"] where a vocabulary has grown."""
     rslora: bool = False
@@ -145,11 +145,17 @@ def attach(model: LanguageModel, settings: Lora, base: Path) -> None:
         ends = sorted({name.rpartition(".")[2] for name in linear})
         raise UserError(f"lora.target_modules: no layer is called {', '.join(unknown)}; there are {', '.join(ends)}")
     targets = settings.target_modules or sorted({name.rpartition(".")[2] for name in linear})
+    experts = [] if settings.target_modules else _expert_names(model)
+    if experts and settings.dora:
+        raise UserError(
+            "peft has no DoRA for experts; name other layers in lora.target_modules, or set lora.dora = false"
+        )
     peft_config = _peft().LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha or 2 * settings.r,
         lora_dropout=settings.dropout,
         target_modules=targets,
+        target_parameters=experts or None,
         use_rslora=settings.rslora,
         use_dora=settings.dora,
         task_type="CAUSAL_LM",
@@ -167,6 +173,13 @@ def _linear_names(model: LanguageModel) -> list[str]:
         and (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D")
         and name.rpartition(".")[2] not in _ROUTERS
     ]
+
+
+def _expert_names(model: LanguageModel) -> list[str]:
+    """The ends of the names of experts' weights: those of all experts of a layer are one parameter."""
+    inside = {id(parameter) for block in model.blocks() for parameter in block.parameters() if parameter.ndim == 3}
+    names = [name for name, parameter in model.adapted.named_parameters() if id(parameter) in inside]
+    return sorted({".".join(name.split(".")[-3:]) for name in names if ".experts." in name})
 
 
 def _inside(model: LanguageModel, layers: list[str]) -> set[str]:
@@ -240,15 +253,18 @@ def merge(model: LanguageModel) -> None:
     """Add the adapter to the weights, in their type; the model then has none. UserError if a number overflows."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    root = model.adapted
+    root, outer = model.adapted, ""
     for name, module in list(root.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            try:
-                module.merge(safe_merge=True)
-            except ValueError as error:
-                raise UserError(f"{name} cannot be merged: {error}") from error
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        try:
+            module.merge(safe_merge=True)
+        except ValueError as error:
+            raise UserError(f"{name} cannot be merged: {error}") from error
+        if not (outer and name.startswith(f"{outer}.")):  # one that is around others is replaced with all of them
             parent, _, child = name.rpartition(".")
             setattr(root.get_submodule(parent), child, module.get_base_layer())
+            outer = name
     del root.peft_config
     model.adapter = None
     model.adopt()

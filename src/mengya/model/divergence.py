@@ -37,6 +37,6 @@ def divergence(
     own, other = hidden.flatten(0, -2)[rows], teacher_hidden.flatten(0, -2)[rows]
     total = own.new_zeros((), dtype=torch.float32)
     for x, held in zip(own.split(_ROWS), other.split(_ROWS), strict=True):
-        parts = x, model.output_weight, held, teacher.output_weight, temperature, reverse
+        parts = x, model.output_weight, held, teacher.output_weight.detach(), temperature, reverse
         total = total + (checkpoint(_sum, *parts, use_reentrant=False) if torch.is_grad_enabled() else _sum(*parts))
     return total

@@ -117,11 +117,10 @@ def load_model(
     directory = Path(directory)
     base = base_of(directory) if is_adapter(directory) else directory
     content = _read_json(base)
-    check_weights(base)
-
     quantize = lora.quantize if lora else quantized_in(directory) if as_trained else "none"
 
     def make(cls: type[LanguageModel]) -> LanguageModel:
+        check_weights(base)
         model = cls.load(base, content, dtype, device) if quantize == "none" else cls.load_in_4_bits(base, content)
         if base != directory:
             read_adapter(model, directory, base)

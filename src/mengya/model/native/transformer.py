@@ -163,9 +163,9 @@ class CausalLM(LanguageModel):
     """The native implementation; state-dict names are those of transformers' classes in memory."""
 
     def __init__(self, config: ModelConfig, family: str | None = None):
-        """`family`: the model_type that it is written as; None: the one that `model_type` chooses."""
+        """`family`: the model_type that a dense model is written as; None: the one that `model_type` chooses."""
         super().__init__()
-        self.config, self._family = config, family or model_type(config)
+        self.config, self._family = config, family if family and not config.num_experts else model_type(config)
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self._tie()

@@ -313,7 +313,7 @@ def test_bfloat16_activations(adapter):
     assert (model.logits(hidden) - wanted).abs().max() < 0.1 * wanted.abs().max()
 
 
-def test_a_model_without_blocks_of_linear_layers_says_so(tmp_path):
+def test_only_the_adapter_is_trained(tmp_path):
     base = write_base(tmp_path / "base")
     model = load_model(base)
     attach(model, Lora(r=2), base)

@@ -173,3 +173,10 @@ model = "@pretrain"
     assert found[-1]["heldout_bits_per_byte"] < found[0].get("heldout_bits_per_byte", 99)
     assert load_model(root / "whole" / "merge").adapter is None
     assert main(["run", str(root / "recipe.toml"), "--out", str(root / "x"), 'pretrain.init=""']) == 2
+
+
+@pytest.mark.parametrize("base", ["gpt2", "qwen2"])
+def test_a_plan_counts_the_adapter(root, capsys, base):
+    write_recipe(root, base, True)
+    assert main(["plan", str(root / "recipe.toml")]) == 0, capsys.readouterr().err
+    assert "sft" in capsys.readouterr().out

@@ -3,8 +3,6 @@
 transformers is imported when such a model is made, never before.
 """
 
-import contextlib
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,13 +121,11 @@ class Foreign(LanguageModel):
     @classmethod
     def _read(cls, directory: Path, device: str, **how: Any) -> "Foreign":
         transformers = library()
-        words = io.StringIO()
         try:
-            with contextlib.redirect_stderr(words):
-                inner, told = transformers.AutoModelForCausalLM.from_pretrained(
-                    directory, use_safetensors=True, local_files_only=True, trust_remote_code=False,
-                    output_loading_info=True, **how,
-                )  # fmt: skip
+            inner, told = transformers.AutoModelForCausalLM.from_pretrained(
+                directory, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+                output_loading_info=True, **how,
+            )  # fmt: skip
         except Exception as error:  # other people's code
             raise UserError(
                 f"{directory}: transformers {transformers.__version__} cannot load this model: {error}"

@@ -83,10 +83,22 @@ def _made(
 
 
 def outline(
-    content: dict, source: str | Path = "config.json", implementation: Implementation = "auto", device: str = "meta"
+    content: dict,
+    source: str | Path = "config.json",
+    implementation: Implementation = "auto",
+    device: str = "meta",
+    lora: Lora | None = None,
 ) -> LanguageModel:
-    """The float32 model that `content` of config.json describes, without weights. UserError if it is not supported."""
-    return _made(content, source, implementation, lambda cls: cls.empty(content, str(source), torch.float32, device))
+    """The float32 model that `content` of config.json describes, without weights, and with a new adapter if there is
+    `lora`. UserError if it is not supported."""
+
+    def make(cls: type[LanguageModel]) -> LanguageModel:
+        model = cls.empty(content, str(source), torch.float32, device)
+        if lora is not None:
+            attach(model, lora, Path(source))
+        return model
+
+    return _made(content, source, implementation, make)
 
 
 def check_model(directory: Path) -> LanguageModel:

@@ -11,6 +11,7 @@ from mengya import runtime
 from mengya.batch import Batch, Source
 from mengya.data.packing import PackedRow, make_batch
 from mengya.errors import UserError
+from mengya.metrics import say
 from mengya.model.language_model import LanguageModel
 from mengya.model.load import outline
 from mengya.stage import Estimate, Promise, Training
@@ -31,14 +32,16 @@ def estimate_training(
     settings: TrainingConfig, promise: Promise, tokens: float, objective: Objective, per_count: int = 0
 ) -> Estimate:
     """`promise`: of the model that is trained. `tokens` in an epoch. `per_count`: sequences that count as one."""
-    model = random_model(promise)
+    model = random_model(promise, settings)
+    if settings.lora is not None and settings.lora.quantize != "none":
+        say("  counted with whole weights: in 4 bits they need less memory and more time")
     measured = measure(settings, model, objective, per_count)
     steps = settings.steps or max(1, round(settings.epochs * tokens / settings.batch_tokens))
     heldout = (steps / settings.heldout_every + 1) * settings.heldout_rows / settings.rows * measured.step / 2
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Estimate(
         seconds=3 + max(measured.first, 0) + steps * measured.step + heldout,
-        disk=model.all_parameters() * 4 + trained * 12 * settings.keep_checkpoints,
+        disk=(trained if settings.lora else model.all_parameters()) * 4 + trained * 12 * settings.keep_checkpoints,
         training=Training(
             parameters=model.all_parameters(),
             active_parameters=model.active_parameters(),
@@ -52,12 +55,18 @@ def estimate_training(
 
 
 @torch.no_grad()
-def random_model(promise: Promise) -> LanguageModel:
-    """A model of the promised shape that has learnt nothing. UserError if its shape is not known."""
+def random_model(promise: Promise, settings: TrainingConfig | None = None) -> LanguageModel:
+    """A model of the promised shape that has learnt nothing, with the adapter of `settings`, if there are such.
+
+    UserError if its shape is not known.
+    """
     description = promise.model
     if description is None or description.get("vocab_size") == 0:
         raise UserError("the shape of the model is not known before the stages above have run; run them first")
-    model = outline(description, device="cpu")
+    if settings is None:
+        model = outline(description, device="cpu")
+    else:
+        model = outline(description, implementation=settings.implementation, device="cpu", lora=settings.lora)
     generator = torch.Generator().manual_seed(0)
     for weight in model.weights().values():
         weight.normal_(0.0, 0.02, generator=generator)

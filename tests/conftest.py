@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from mengya.model.native.config import ModelConfig
 from mengya.model.native.transformer import CausalLM
 from mengya.text.chat import Chat
 from mengya.text.tokenizer import Tokenizer, train_tokenizer
+
+_MODULES = tempfile.TemporaryDirectory()
+os.environ["HF_MODULES_CACHE"] = _MODULES.name  # where transformers puts code that comes with a model
 
 MODEL = """
 [pretrain.model]

@@ -20,7 +20,7 @@ from mengya.train.checkpoint import read_weights
 from mengya.train.checkpoint_storage import steps_in
 
 
-def export(source: Path, out: Path, dtype: torch.dtype | None) -> None:
+def export(source: Path, out: Path, dtype: torch.dtype | None, trust_remote_code: bool = False) -> None:
     """Fill `out`, which must not exist, and does not exist after an error. `dtype` None keeps that of the weights.
 
     `source`: a stage's directory while or before it is finished (its newest whole checkpoint is taken), a checkpoint,
@@ -33,13 +33,13 @@ def export(source: Path, out: Path, dtype: torch.dtype | None) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         if (source / "checkpoint.json").is_file():
-            name, model = _from_checkpoint(source, partial, dtype)
+            name, model = _from_checkpoint(source, partial, dtype, trust_remote_code)
         elif (source / "checkpoints").is_dir():
-            name, model = _from_run(source, partial, dtype)
+            name, model = _from_run(source, partial, dtype, trust_remote_code)
         elif is_adapter(source):
-            name, model = _from_adapter(source, partial, dtype)
+            name, model = _from_adapter(source, partial, dtype, trust_remote_code)
         elif (source / "config.json").is_file():
-            name, model = _from_model(source, partial, dtype)
+            name, model = _from_model(source, partial, dtype, trust_remote_code)
         else:
             raise UserError(_refusal(source))
         durable.flush_tree(partial)
@@ -57,16 +57,16 @@ def _refusal(source: Path) -> str:
     return f"{source} is not there; give {kinds}" if not source.exists() else f"{source} is none of these: {kinds}"
 
 
-def _from_run(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, LanguageModel]:
+def _from_run(source: Path, out: Path, dtype: torch.dtype | None, trust: bool) -> tuple[str, LanguageModel]:
     for path in reversed(steps_in(source / "checkpoints")):
         try:
-            return _from_checkpoint(path, out, dtype)
+            return _from_checkpoint(path, out, dtype, trust)
         except UserError as error:  # the run itself will delete it
             say(f"passing over a damaged checkpoint: {error}")
     raise UserError(f"{source} has no whole checkpoint yet; let it train on")
 
 
-def _from_checkpoint(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, LanguageModel]:
+def _from_checkpoint(source: Path, out: Path, dtype: torch.dtype | None, trust: bool) -> tuple[str, LanguageModel]:
     run = source.parent.parent
     note = _note(run)
     inputs = [
@@ -75,7 +75,7 @@ def _from_checkpoint(source: Path, out: Path, dtype: torch.dtype | None) -> tupl
     ]
     base = dict(inputs).get("model", dict(inputs).get("init"))  # it has the weights that were frozen
     lora = note.get("config", {}).get("lora")
-    model = assemble(source, read_weights(source), base, Lora(**lora) if lora else None)
+    model = assemble(source, read_weights(source), base, Lora(**lora) if lora else None, trust)
     # The largest that fits, because a tokenizer may have grown from one input to the next.
     tokenizers = [Tokenizer.load(path) for _, path in inputs if (path / "tokenizer.json").is_file()]
     fitting = [tokenizer for tokenizer in tokenizers if tokenizer.vocab_size <= model.vocab_size]
@@ -102,18 +102,18 @@ def _note(run: Path) -> dict:
         return {}
 
 
-def _from_adapter(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, LanguageModel]:
-    tokenizer, model = Tokenizer.load(source), load_merged(source)
+def _from_adapter(source: Path, out: Path, dtype: torch.dtype | None, trust: bool) -> tuple[str, LanguageModel]:
+    tokenizer, model = Tokenizer.load(source), load_merged(source, trust)
     stops = sorted(Chat(tokenizer).stop_ids) if own_template(tokenizer.files) else [tokenizer.eos_id]
     model.save(out, dtype, stops, tokenizer.eos_id)
     tokenizer.save(out)
     return source.name, model
 
 
-def _from_model(source: Path, out: Path, dtype: torch.dtype | None) -> tuple[str, LanguageModel]:
+def _from_model(source: Path, out: Path, dtype: torch.dtype | None, trust: bool) -> tuple[str, LanguageModel]:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype") or "float32"), torch.float32)
-    model = load_model(source, dtype or stored)
+    model = load_model(source, dtype or stored, trust_remote_code=trust)
     model.save(out, dtype or stored, config.get("eos_token_id"), config.get("pad_token_id"))
     write_files(read_files(source), out)
     if (source / "generation_config.json").is_file():

@@ -13,8 +13,8 @@ from mengya.errors import UserError
 from mengya.metrics import say
 
 _REMOTE = re.compile(r"hf:(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.txt"]
-"""What a model directory needs; no pickles, no code."""
+_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*.py"]
+"""What a model directory needs; no pickles. Code is not run unless a recipe says trust_remote_code."""
 
 
 def is_remote(value: str) -> bool:

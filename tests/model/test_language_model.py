@@ -13,7 +13,7 @@ from mengya.batch import IGNORE
 from mengya.errors import UserError
 from mengya.model import load
 from mengya.model.language_model import LanguageModel
-from mengya.model.load import check_model, load_model
+from mengya.model.load import describe, load_model, outline
 from mengya.model.native.config import ModelConfig
 from mengya.model.native.transformer import CausalLM
 from mengya.runtime import compiler_missing
@@ -269,7 +269,7 @@ class Half(LanguageModel):
 def test_a_class_that_lacks_parts_is_told_all_of_them_before_anything_runs(tmp_path, monkeypatch, kind, words):
     monkeypatch.setitem(load.IMPLEMENTATIONS, "theirs", lambda: kind)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "theirs"}))
-    for look in (check_model, load_model):
+    for look in (describe, load_model):
         with pytest.raises(UserError) as caught:
             look(tmp_path)
         message = str(caught.value)
@@ -279,20 +279,20 @@ def test_a_class_that_lacks_parts_is_told_all_of_them_before_anything_runs(tmp_p
 
 def test_what_is_known_of_a_model_without_its_weights(tmp_path):
     build().save(tmp_path)
-    model = check_model(tmp_path)
+    model = outline(describe(tmp_path))
     assert (model.vocab_size, model.context, model.has_experts, model.device.type) == (70, 64, False, "meta")
     assert model.all_parameters() == build().all_parameters()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "sprout"}))
     with pytest.raises(UserError, match="model_type 'sprout' is implemented neither here nor in the transformers"):
-        check_model(tmp_path)
+        describe(tmp_path)
     build().save(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(UserError, match="cannot be read"):
-        check_model(tmp_path)
+        describe(tmp_path)
     weights.unlink()
     with pytest.raises(UserError, match=r"lacks model\.safetensors; copy the model again"):
-        check_model(tmp_path)
+        describe(tmp_path)
 
 
 def test_a_tied_model_with_another_projection_in_its_file_is_refused(tmp_path):

@@ -18,6 +18,8 @@ class Config:
     system: str | None = None
     """System prompt."""
     sampling: Sampling = Sampling(temperature=0.3)
+    trust_remote_code: bool = False
+    """Run the code that comes with the model, if nobody else has its architecture (auto_map)."""
     ask: list[str] = dataclasses.field(default_factory=list)
     """Answer this question first (may be given several times); without a terminal, end after that."""
 
@@ -25,7 +27,7 @@ class Config:
 def run(config: Config) -> None:
     from mengya.serve.terminal import chat
 
-    chat(config.model, config.sampling, config.system, config.ask)
+    chat(config.model, config.sampling, config.system, config.ask, trust_remote_code=config.trust_remote_code)
 
 
 COMMAND = Command(Config, run)

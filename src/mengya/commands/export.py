@@ -18,6 +18,8 @@ class Config:
     """Must not exist."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Default: that of the weights."""
+    trust_remote_code: bool = False
+    """Run the code that comes with the model, if nobody else has its architecture (auto_map)."""
 
 
 def run(config: Config) -> None:
@@ -25,7 +27,8 @@ def run(config: Config) -> None:
 
     from mengya.export import export
 
-    export(config.source, config.out, getattr(torch, config.dtype) if config.dtype else None)
+    dtype = getattr(torch, config.dtype) if config.dtype else None
+    export(config.source, config.out, dtype, config.trust_remote_code)
 
 
 COMMAND = Command(Config, run)

@@ -3,8 +3,10 @@
 transformers is imported when such a model is made, never before.
 """
 
+import inspect
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,15 @@ from mengya.model.vocabulary import grown_rows
 from mengya.runtime import pick_device
 
 INSTALL = "pip install 'mengya[models]'"
-_CONTEXT = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx", "max_seq_len")
+_CONTEXT = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_sequence_length",
+    "seq_length",
+    "n_ctx",
+    "max_seq_len",
+    "model_max_length",
+)
 _NO_LIMIT = 1_000_000
 _PROBE = 8
 """Tokens of a document with which the two checks look at what a model does."""
@@ -42,6 +52,7 @@ class Foreign(LanguageModel):
     """`inner` is transformers' model; its parts are ours, too, so that all names are those that it has there."""
 
     implementation = "transformers"
+    _trusted = False
 
     def __init__(self, inner: Any, source: str = "the model"):
         super().__init__()
@@ -79,11 +90,12 @@ class Foreign(LanguageModel):
     @classmethod
     def empty(cls, content: dict, source: str, dtype: torch.dtype, device: str) -> "Foreign":
         transformers = library()
-        known = {name: value for name, value in content.items() if name not in ("auto_map", "dtype", "torch_dtype")}
         try:
-            config = transformers.AutoConfig.for_model(**known)
+            config = cls._configuration({n: v for n, v in content.items() if n not in ("dtype", "torch_dtype")})
             with torch.device(device):
-                inner = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+                inner = transformers.AutoModelForCausalLM.from_config(
+                    config, dtype=dtype, trust_remote_code=cls._trusted
+                )
         except UserError:
             raise
         except Exception as error:  # other people's code
@@ -91,6 +103,11 @@ class Foreign(LanguageModel):
                 f"{source}: transformers {transformers.__version__} cannot make this model: {error}"
             ) from error
         return cls(inner, source)
+
+    @classmethod
+    def _configuration(cls, content: dict) -> Any:
+        content.pop("auto_map", None)
+        return library().AutoConfig.for_model(**content)
 
     @classmethod
     def load(cls, directory: Path, content: dict, dtype: torch.dtype, device: str) -> "Foreign":
@@ -123,7 +140,7 @@ class Foreign(LanguageModel):
         transformers = library()
         try:
             inner, told = transformers.AutoModelForCausalLM.from_pretrained(
-                directory, use_safetensors=True, local_files_only=True, trust_remote_code=False,
+                directory, use_safetensors=True, local_files_only=True, trust_remote_code=cls._trusted,
                 output_loading_info=True, **how,
             )  # fmt: skip
         except Exception as error:  # other people's code
@@ -161,7 +178,10 @@ class Foreign(LanguageModel):
         for file, more in (("config.json", {"dtype": type_name, "torch_dtype": type_name}), (GENERATION, {})):
             path = directory / file
             known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-            path.write_text(json.dumps(known | given | more, indent=2) + "\n", encoding="utf-8")
+            content = known | given | more
+            if not self._trusted:
+                content.pop("auto_map", None)  # its code was not used, and is not saved
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     # ---- what it is --------------------------------------------------------------------------------------------------
 
@@ -244,8 +264,12 @@ class Foreign(LanguageModel):
     def _call(self, **inputs: Any) -> Any:
         """The library's model without its output projection, its products in the type of the activations."""
         half = self.compute_dtype not in (None, torch.float32)
+        base = self.inner.base_model
+        known = inspect.signature(base.forward).parameters
+        anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        taken = {n: value for n, value in inputs.items() if value is not None and (anything or n in known)}
         with torch.autocast(self.device.type, self.compute_dtype, enabled=half):
-            return self.inner.base_model(**{name: value for name, value in inputs.items() if value is not None})
+            return base(**taken)
 
     def _ready(self, hidden: Tensor) -> Tensor:
         """For the output projection: scaled as the model scales its logits, and with a 1 for its bias."""
@@ -301,6 +325,33 @@ class Foreign(LanguageModel):
         mask, position_ids = cache.open(input_ids.shape[1])
         inputs = {"attention_mask": mask, "position_ids": position_ids, "past_key_values": cache.past}
         return self._ready(self._call(input_ids=input_ids, use_cache=True, **inputs)[0])
+
+
+class WithItsCode(Foreign):
+    """A model that is implemented by code in its directory, which `_name_or_path` of its description names. The code is
+    run: whoever takes this class trusts it."""
+
+    _trusted = True
+
+    @classmethod
+    def _configuration(cls, content: dict) -> Any:
+        directory = content["_name_or_path"]
+        _warn(directory)
+        config = library().AutoConfig.from_pretrained(directory, trust_remote_code=True, local_files_only=True)
+        return type(config).from_dict(content)
+
+    @classmethod
+    def _read(cls, directory: Path, device: str, **how: Any) -> "Foreign":
+        _warn(str(directory))
+        return super()._read(directory, device, **how)
+
+    def description(self) -> dict:
+        return super().description() | {"_name_or_path": self.inner.config._name_or_path}
+
+
+@lru_cache
+def _warn(directory: str) -> None:
+    say(f"  running the code that comes with {directory} (trust_remote_code)")
 
 
 class ForeignCache:

@@ -27,7 +27,10 @@ def _read_json(directory: Path) -> dict:
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise UserError(f"{directory} is not a model directory (it has no config.json); give one that a stage wrote")
-    return read_object(path, "copy the model again")
+    content = read_object(path, "copy the model again")
+    if content.get("auto_map") and any(Path(directory).glob("*.py")):
+        content["_name_or_path"] = str(directory)  # where its code is
+    return content
 
 
 def _ours(kind: str, source: str | Path) -> type[LanguageModel]:
@@ -46,37 +49,48 @@ def _ours(kind: str, source: str | Path) -> type[LanguageModel]:
     return found
 
 
-def _theirs(content: dict, source: str | Path) -> type[LanguageModel]:
+def _comes_with_code(content: dict) -> bool:
+    return "AutoModelForCausalLM" in (content.get("auto_map") or {})
+
+
+def _theirs(content: dict, source: str | Path, trust_remote_code: bool) -> type[LanguageModel]:
     """The class around the transformers library. UserError if that has no such model, or is not installed."""
-    from mengya.model.foreign import Foreign, knows
+    from mengya.model.foreign import Foreign, WithItsCode, knows
 
     kind = content.get("model_type")
     if knows(kind):
         return Foreign
-    if content.get("auto_map"):
+    if _comes_with_code(content):
+        if trust_remote_code:
+            return WithItsCode
         raise UserError(
-            f"{source}: model_type {kind!r} is implemented by code that comes with the model (auto_map), which is not "
-            "run here; convert the model to an architecture that transformers has"
+            f"{source}: model_type {kind!r} is implemented by code that comes with the model (auto_map). Read it; if "
+            "you trust it, set trust_remote_code = true (--trust-remote-code), or use an architecture that "
+            "transformers has"
         )
     raise UserError(f"{source}: model_type {kind!r} is implemented neither here nor in the transformers library")
 
 
 def _made(
-    content: dict, source: str | Path, wanted: Implementation, make: Callable[[type[LanguageModel]], LanguageModel]
+    content: dict,
+    source: str | Path,
+    wanted: Implementation,
+    trust_remote_code: bool,
+    make: Callable[[type[LanguageModel]], LanguageModel],
 ) -> LanguageModel:
     """What `make` makes of the class that is wanted. UserError if there is none that can."""
     kind = content.get("model_type")
     if wanted == "transformers" or kind not in IMPLEMENTATIONS:
         if wanted == "native":
             raise UserError(f"{source}: model_type {kind!r} is none of ours: {', '.join(IMPLEMENTATIONS)}")
-        return make(_theirs(content, source))
+        return make(_theirs(content, source, trust_remote_code))
     try:
         return make(_ours(kind, source))
     except Unsupported as error:
         if wanted == "native":
             raise
         try:
-            other = _theirs(content, source)
+            other = _theirs(content, source, trust_remote_code)
         except UserError as why:
             raise UserError(f"{error}; {why}") from error
         return make(other)
@@ -88,6 +102,7 @@ def outline(
     implementation: Implementation = "auto",
     device: str = "meta",
     lora: Lora | None = None,
+    trust_remote_code: bool = False,
 ) -> LanguageModel:
     """The float32 model that `content` of config.json describes, without weights, and with a new adapter if there is
     `lora`. UserError if it is not supported."""
@@ -98,17 +113,20 @@ def outline(
             attach(model, lora, Path(source))
         return model
 
-    return _made(content, source, implementation, make)
+    return _made(content, source, implementation, trust_remote_code, make)
 
 
-def check_model(directory: Path) -> LanguageModel:
-    """The model of a directory, without its weights. UserError if it is not supported, or if files of weights are
-    missing or cut off; only their headers are read."""
+def describe(directory: Path) -> dict:
+    """The content of config.json of the model in a directory. UserError if it is not supported, or if files of weights
+    are missing or cut off, of which only the headers are read. Code that comes with a model is not run for this."""
     directory = Path(directory)
     base = base_of(directory) if is_adapter(directory) else directory
-    model = outline(_read_json(base), base)
+    content = _read_json(base)
+    foreign = content.get("model_type") not in IMPLEMENTATIONS
+    if not (foreign and _comes_with_code(content)):
+        content = outline(content, base).description()
     check_weights(base)
-    return model
+    return content
 
 
 def load_model(
@@ -118,11 +136,13 @@ def load_model(
     implementation: Implementation = "auto",
     lora: Lora | None = None,
     as_trained: bool = False,
+    trust_remote_code: bool = False,
 ) -> LanguageModel:
     """A model from any directory that has an implementation, or one with the adapter that the directory holds, in
     evaluation mode; `lora` gives it a new adapter. UserError if its weights do not fit.
 
     `as_trained`: an adapter whose model was in 4 bits gets it so again, to be trained further; else whole.
+    `trust_remote_code`: run the code that comes with a model, if nobody else has such a model.
 
     What must not be rounded, such as routers, stays float32.
     """
@@ -140,12 +160,12 @@ def load_model(
             attach(model, lora, directory)
         return model.eval()
 
-    return _made(content, base, implementation, make)
+    return _made(content, base, implementation, trust_remote_code, make)
 
 
-def load_merged(directory: Path) -> LanguageModel:
+def load_merged(directory: Path, trust_remote_code: bool = False) -> LanguageModel:
     """The model of an adapter's directory in float32, the adapter added to its weights. UserError if it has none."""
-    model = load_model(directory)
+    model = load_model(directory, trust_remote_code=trust_remote_code)
     if model.adapter is None:
         raise UserError(f"{directory} has no adapter to merge; give the directory of a stage with the table lora")
     merge(model)
@@ -153,7 +173,11 @@ def load_merged(directory: Path) -> LanguageModel:
 
 
 def assemble(
-    directory: Path, tensors: Mapping[str, Tensor], base: Path | None, lora: Lora | None = None
+    directory: Path,
+    tensors: Mapping[str, Tensor],
+    base: Path | None,
+    lora: Lora | None = None,
+    trust_remote_code: bool = False,
 ) -> LanguageModel:
     """The model of a checkpoint: config.json of `directory`, `tensors`, and the frozen weights of the model in `base`.
     An adapter, as `lora` or the base has it, is merged into them.
@@ -161,11 +185,12 @@ def assemble(
     UserError if weights are missing or do not fit.
     """
     if base is not None and (lora is not None or is_adapter(base)):
-        model = load_model(base, lora=lora and dataclasses.replace(lora, quantize="none"))
+        whole = lora and dataclasses.replace(lora, quantize="none")
+        model = load_model(base, lora=whole, trust_remote_code=trust_remote_code)
         model.overlay(tensors)
         merge(model)
         return model
-    model = outline(_read_json(directory), directory, device="cpu")
+    model = outline(_read_json(directory), directory, device="cpu", trust_remote_code=trust_remote_code)
     frozen = [name for name in model.weights() if name not in tensors]
     if frozen:
         if base is None:
@@ -173,7 +198,7 @@ def assemble(
                 f"{directory} lacks {len(frozen)} weights that were frozen ({', '.join(frozen[:3])}), and the model "
                 "that it was trained from is not known; put it back into its run, or let the run finish"
             )
-        given = load_model(base).weights()
+        given = load_model(base, trust_remote_code=trust_remote_code).weights()
         lost = [name for name in frozen if name not in given]
         if lost:
             raise UserError(f"{base} lacks weights that were frozen in {directory}: {', '.join(lost[:3])}")

@@ -48,7 +48,7 @@ class Screen:
         self._stream.flush()
 
 
-def load_chat_model(model_dir: Path | str) -> tuple[LanguageModel, Chat]:
+def load_chat_model(model_dir: Path | str, trust_remote_code: bool = False) -> tuple[LanguageModel, Chat]:
     """The model of a directory, in evaluation mode, and its chat. UserError if they are missing or do not fit.
 
     float32 on a processor, where single rows decode faster than in bfloat16; bfloat16 on a GPU."""
@@ -57,7 +57,8 @@ def load_chat_model(model_dir: Path | str) -> tuple[LanguageModel, Chat]:
         raise UserError(f"{directory} is not a directory; give a model directory, such as one that the sft stage wrote")
     device = pick_device()
     chat = Chat.load(directory)
-    model = load_model(directory, torch.float32 if device == "cpu" else torch.bfloat16, device)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    model = load_model(directory, dtype, device, trust_remote_code=trust_remote_code)
     if chat.tokenizer.vocab_size > model.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has {chat.tokenizer.vocab_size} entries but the model only "
@@ -73,13 +74,14 @@ def chat(
     questions: Sequence[str] = (),
     input: TextIO | None = None,
     output: TextIO | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Talk until the user leaves; `system` is the system prompt. UserError if `model_dir` is not a usable model.
 
     `questions` are answered first, each in a conversation of its own. Where `input` or `output` is not a terminal, only
     they are answered; if there are none, each line of `input` is a question or a command."""
     source, sink = input or sys.stdin, output or sys.stdout
-    model, spoken = load_chat_model(model_dir)
+    model, spoken = load_chat_model(model_dir, trust_remote_code)
     session = Session(model, spoken, sampling, system)
     screen = Screen(sink)
     interactive = source.isatty() and sink.isatty()

@@ -33,9 +33,7 @@ class Config(TuningConfig):
 
 def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write a model directory and metrics.jsonl."""
-    reference = prepare_model(
-        load_model(inputs["model"][0], implementation=config.implementation).requires_grad_(False), config
-    )
+    reference = prepare_model(load_model(inputs["model"][0], **config.loading).requires_grad_(False), config)
     reference.to(runtime.pick_device())  # whole on every rank
     nothing = f"no preference pair fits into seq_len={config.seq_len}; raise dpo.seq_len or check quarantine.jsonl"
     read = partial(read_preferences, reasoning=config.reasoning)
@@ -50,7 +48,7 @@ _PROMPT_TWICE = 1.4
 
 def estimate(config: Config, sources: Sources, promise: Promise) -> Estimate:
     tokens = _PROMPT_TWICE * tokens_of_chats(sources["path"]) / (1 - config.replay_share)
-    reference = prepare_model(random_model(promise).requires_grad_(False), config)
+    reference = prepare_model(random_model(promise, config.loading).requires_grad_(False), config)
     return estimate_training(config, promise, tokens, dpo(config.beta, reference, config.balance), per_count=2)
 
 

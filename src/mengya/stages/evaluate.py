@@ -15,7 +15,7 @@ from mengya.evaluate.preference import preference_accuracy
 from mengya.evaluate.questions import ask, results
 from mengya.evaluate.report import Artifact, Report, Sample, StageResult, write_report
 from mengya.metrics import read_jsonl, say
-from mengya.model.load import load_model
+from mengya.model.load import load_model, outline
 from mengya.schema import Count, Input, Natural, config
 from mengya.stage import Estimate, Inputs, Promise, Promises, Sources, Stage
 from mengya.stages.estimates import BYTES_PER_TOKEN, rows_of_files
@@ -41,6 +41,8 @@ class Config:
     """About how much held-out text bits per byte are measured on; spread over all of it."""
     samples_per_kind: Natural = 3
     """Questions of each kind that the report shows with the answers of all models."""
+    trust_remote_code: bool = False
+    """Run the code that comes with a model whose architecture nobody else has (auto_map)."""
     title: str = "Mengya 萌芽"
 
 
@@ -51,7 +53,7 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     pairs = _read_pairs(inputs.get("preferences", []), models, out)
     texts = list(corpus.sample("heldout", config.heldout_bytes)) or corpus.first("heldout", 1)
     unigram, bigram = ByteBaselines.fit(corpus.byte_pairs()).bits_per_byte(texts)
-    measured = [_measure(path, texts, questions, pairs) for path in models]
+    measured = [_measure(path, texts, questions, pairs, config.trust_remote_code) for path in models]
     report = Report(
         title=config.title,
         stages=[model.reached for model in measured],
@@ -95,9 +97,11 @@ class _Measured(NamedTuple):
     scores: list[float]
 
 
-def _measure(path: Path, texts: list[str], questions: list[Question], pairs: list[Preference]) -> _Measured:
+def _measure(
+    path: Path, texts: list[str], questions: list[Question], pairs: list[Preference], trust_remote_code: bool
+) -> _Measured:
     device = runtime.pick_device()
-    model = load_model(path, runtime.pick_dtype("auto", device), device)
+    model = load_model(path, runtime.pick_dtype("auto", device), device, trust_remote_code=trust_remote_code)
     tokenizer = Tokenizer.load(path)
     metrics = {"bits_per_byte": bits_per_byte(model, tokenizer, texts).value}
     responses = ask(model, Chat(tokenizer), questions) if questions else []
@@ -169,8 +173,9 @@ def _check_models(config: Config, inputs: Promises) -> None:
     if len(set(names)) < len(names):  # the report calls them so
         raise UserError(f"models has two directories of one name ({', '.join(names)}); rename one, or leave one out")
     for model in inputs["models"]:
-        if model.path is not None:
+        if model.path is not None and model.model is not None:
             Tokenizer.load(model.path)
+            outline(model.model, model.path, trust_remote_code=config.trust_remote_code)
 
 
 def _check_chat(config: Config, inputs: Promises) -> None:

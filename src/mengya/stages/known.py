@@ -9,7 +9,7 @@ from mengya.data.files import file_format, scan_files
 from mengya.data.readers import Rejected, read_rows
 from mengya.data.shards import Shards
 from mengya.errors import UserError
-from mengya.model.load import check_model
+from mengya.model.load import describe
 from mengya.stage import Promise
 from mengya.text.chat import own_template
 from mengya.text.tokenizer import Tokenizer, read_files
@@ -42,7 +42,7 @@ def _shards(path: Path) -> Promise:
 
 
 def _model(path: Path) -> Promise:
-    description = check_model(path).description()
+    description = describe(path)
     size, tokenizer = 0, None
     if (path / "tokenizer.json").is_file():
         size, tokenizer = Tokenizer.load(path).vocab_size, path

@@ -75,7 +75,7 @@ def _model(config: Config, inputs: Inputs, tokenizer: Tokenizer) -> tuple[Langua
         return model, 0
     (base,) = inputs["init"]
     torch.manual_seed(config.seed)
-    known = load_model(base, implementation=config.implementation, lora=config.lora, as_trained=True)
+    known = load_model(base, **config.loading, lora=config.lora, as_trained=True)
     grown = adopt_tokenizer(known, base, read_backend(inputs["shards"][0]))
     if grown and known.adapter is not None:
         raise UserError(
@@ -132,7 +132,7 @@ def promise(config: Config, inputs: Promises) -> Promise:
         if (
             description
             and description.get("vocab_size") != 0
-            and outline(description, implementation=config.implementation).vocab_size < shards.vocab_size
+            and outline(description, **config.loading).vocab_size < shards.vocab_size
         ):
             description = description | {"vocab_size": shards.vocab_size}
     return dataclasses.replace(shards, path=None, model=description)
@@ -141,7 +141,7 @@ def promise(config: Config, inputs: Promises) -> Promise:
 def _check_vocabulary(config: Config, base: Promise, shards: Promise) -> None:
     """UserError if the shards' tokenizer is not that of the model, nor grown from it."""
     if base.path is not None and base.model is not None and shards.tokenizer is not None:
-        model = outline(base.model, implementation=config.implementation)
+        model = outline(base.model, **config.loading)
         known = check_extends(model.vocab_size, base.path, read_backend(shards.tokenizer))
         if known < shards.vocab_size:
             model.grow_vocabulary(known, [])  # refused by an architecture that cannot

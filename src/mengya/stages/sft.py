@@ -78,7 +78,7 @@ def _objective(config: Config, inputs: Inputs) -> Objective:
         return language_modeling(config.balance)
     (directory,) = inputs["teacher"]
     check_same_tokenizer([directory, *inputs["model"]])
-    teacher = prepare_model(load_model(directory).requires_grad_(False), config)
+    teacher = prepare_model(load_model(directory, **config.loading).requires_grad_(False), config)
     teacher.to(runtime.pick_device())  # whole on every rank
     how = config.distillation
     return distillation(teacher, how.share, how.temperature, how.reverse, config.balance)

@@ -43,7 +43,7 @@ def training_stage(
         description = promise(config, inputs).model
         if description is not None:
             unknown = {"vocab_size": 1} if description.get("vocab_size") == 0 else {}
-            check(config, outline(description | unknown, implementation=config.implementation))
+            check(config, outline(description | unknown, **config.loading))
 
     return Stage(
         config=settings,
@@ -159,7 +159,7 @@ def tune(
 
     def rebuild() -> LanguageModel:
         torch.manual_seed(config.seed)
-        return load_model(base, implementation=config.implementation, lora=config.lora, as_trained=True)
+        return load_model(base, **config.loading, lora=config.lora, as_trained=True)
 
     model = rebuild()
     say(f"  going on from {base.name}: {model.title}")

@@ -2,7 +2,8 @@
 
 import contextlib
 import time
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ def estimate_training(
     settings: TrainingConfig, promise: Promise, tokens: float, objective: Objective, per_count: int = 0
 ) -> Estimate:
     """`promise`: of the model that is trained. `tokens` in an epoch. `per_count`: sequences that count as one."""
-    model = random_model(promise, settings)
+    model = random_model(promise, settings.loading | {"lora": settings.lora})
     if settings.lora is not None and settings.lora.quantize != "none":
         say("  counted with whole weights: in 4 bits they need less memory and more time")
     measured = measure(settings, model, objective, per_count)
@@ -55,18 +56,15 @@ def estimate_training(
 
 
 @torch.no_grad()
-def random_model(promise: Promise, settings: TrainingConfig | None = None) -> LanguageModel:
-    """A model of the promised shape that has learnt nothing, with the adapter of `settings`, if there are such.
+def random_model(promise: Promise, how: Mapping[str, Any]) -> LanguageModel:
+    """A model of the promised shape that has learnt nothing; `how`: further arguments of `outline`.
 
     UserError if its shape is not known.
     """
     description = promise.model
     if description is None or description.get("vocab_size") == 0:
         raise UserError("the shape of the model is not known before the stages above have run; run them first")
-    if settings is None:
-        model = outline(description, device="cpu")
-    else:
-        model = outline(description, implementation=settings.implementation, device="cpu", lora=settings.lora)
+    model = outline(description, device="cpu", **how)
     generator = torch.Generator().manual_seed(0)
     for weight in model.weights().values():
         weight.normal_(0.0, 0.02, generator=generator)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -47,6 +47,8 @@ class TrainingConfig:
     implementation: Implementation = "auto"
     """Whose code computes a model that is loaded: ours (native) or that of the transformers library. auto: ours for the
     families that it has, which is faster, and the library's for all others."""
+    trust_remote_code: bool = False
+    """Run the code that comes with a model whose architecture nobody else has (auto_map). Read it before."""
     lora: Lora | None = None
     """Train an adapter of a loaded model instead of its weights."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
@@ -92,6 +94,11 @@ class TrainingConfig:
             )
         if self.parallel != "fsdp" and self.fsdp != Fsdp():
             raise ValueError(f'parallel={self.parallel!r} does not use the table fsdp; set parallel = "fsdp"')
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """How models are loaded, as arguments of `load_model` and `outline`."""
+        return {"implementation": self.implementation, "trust_remote_code": self.trust_remote_code}
 
     @property
     def rows(self) -> int:

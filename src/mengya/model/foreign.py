@@ -5,6 +5,7 @@ transformers is imported when such a model is made, never before.
 
 import inspect
 import json
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -138,6 +139,9 @@ class Foreign(LanguageModel):
     @classmethod
     def _read(cls, directory: Path, device: str, **how: Any) -> "Foreign":
         transformers = library()
+        report = logging.getLogger("transformers.modeling_utils")
+        level = report.level
+        report.setLevel(logging.ERROR)  # weights that do not fit are our own error, below
         try:
             inner, told = transformers.AutoModelForCausalLM.from_pretrained(
                 directory, use_safetensors=True, local_files_only=True, trust_remote_code=cls._trusted,
@@ -147,6 +151,8 @@ class Foreign(LanguageModel):
             raise UserError(
                 f"{directory}: transformers {transformers.__version__} cannot load this model: {error}"
             ) from error
+        finally:
+            report.setLevel(level)
         wrong = [f"{name}: missing" for name in sorted(told["missing_keys"])]
         wrong += [f"{name}: unexpected" for name in sorted(told["unexpected_keys"])]
         wrong += [f"{name}: of another shape" for name, *_ in told["mismatched_keys"]]

@@ -90,10 +90,9 @@ def _made(
         if wanted == "native":
             raise
         try:
-            other = _theirs(content, source, trust_remote_code)
+            return make(_theirs(content, source, trust_remote_code))
         except UserError as why:
             raise UserError(f"{error}; {why}") from error
-        return make(other)
 
 
 def outline(

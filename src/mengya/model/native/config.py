@@ -122,7 +122,7 @@ class ModelConfig:
             )
         for name in _VARIANTS:
             if getattr(self, name):
-                raise ValueError(f"{name} with experts exists in no format that we write; remove it")
+                raise ValueError(f"{name}=true with experts exists in no format that we write; remove it")
 
     def has_experts(self, layer: int) -> bool:
         """Whether layer number `layer` is a mixture of experts."""

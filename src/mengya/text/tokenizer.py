@@ -86,6 +86,10 @@ class Tokenizer:
         unknown = {model.get("unk_id"), self.control_ids.get(model.get("unk_token"))}
         self._forbidden = set(self.control_ids.values()) - unknown
 
+    def has(self, token: str) -> bool:
+        """Whether the vocabulary has this entry, a control token or not."""
+        return self._backend.token_to_id(token) is not None
+
     @cached_property
     def eos_id(self) -> int:
         """The token between documents, which also fills rows; UserError if the tokenizer has no such token.

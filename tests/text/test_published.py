@@ -10,6 +10,7 @@ from mengya.errors import UserError
 from mengya.text.chat import Chat, Rewritten
 
 from .conftest import HOSTILE
+from .foreign import byte_level, write
 from .published import PUBLISHED, Published, shipped
 
 LONG = 10**6
@@ -263,6 +264,21 @@ def test_a_thought_is_learnt_with_its_answer_and_left_out_later(known):
     assert all(len(piece.ids) <= 25 for piece in pieces)
 
 
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_prompt_that_begins_a_thought_which_answers_do_not_have(tmp_path, marked):
+    """DeepSeek-R1's distilled models; trl's marks for them include the token that begins an answer, too."""
+    template = shipped(f"deepseek_r1_distill{'_training' * marked}")
+    special = ["<BOS>", "<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"]
+    names = {"bos_token": special[0], "eos_token": special[-1]}
+    chat = Chat.load(write(tmp_path / "r1", byte_level(special), template, **names))
+    peer = AutoTokenizer.from_pretrained(tmp_path / "r1")
+    prompt = peer.apply_chat_template(TALK[:1], tokenize=False, add_generation_prompt=True)
+    assert prompt.endswith("<｜Assistant｜><think>\n") and chat.encode(TALK[:1], add_generation_prompt=True)[0]
+    text = f"<BOS><｜User｜>{ASKED}⟦<｜Assistant｜>{TALK[1]['content']}<｜end▁of▁sentence｜>⟧"
+    assert chat.encode(TALK[:2]) == tokens_of(peer, text)
+    assert chat.stop_ids == {chat.tokenizer.control_ids["<｜end▁of▁sentence｜>"]} and chat.teaches_the_end
+
+
 @pytest.mark.parametrize("name", ["qwen2_5", "llama3"])
 def test_marks_of_trl_and_renderings_tell_the_same(known, tmp_path, name):
     """trl's templates for training have marks, which transformers reads."""
@@ -270,6 +286,7 @@ def test_marks_of_trl_and_renderings_tell_the_same(known, tmp_path, name):
     directory = model.make(tmp_path / name)
     (directory / "chat_template.jinja").write_text(shipped(f"{name}_training"), encoding="utf-8")
     peer, marked = AutoTokenizer.from_pretrained(directory), Chat.load(directory)
+    assert marked.teaches_the_end and marked.stop_ids == plain.stop_ids
     for talk in TALKS.values():
         theirs = peer.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
         assert marked.encode(talk) == (theirs["input_ids"], theirs["assistant_masks"]) and sum(

@@ -122,10 +122,10 @@ def check_replay(config: TuningConfig, inputs: Promises) -> None:
 
 
 def check_chat(config: TuningConfig, inputs: Promises) -> None:
-    """UserError if there is no chat template that fits the tokenizer."""
+    """UserError if there is no chat template that fits the tokenizer and tells what is taught."""
     (base,) = inputs["model"]
     if base.template is not None:
-        Chat.load(base.template, config.template)
+        Chat.load(base.template, config.template).check_teaches()
 
 
 class Rows(NamedTuple):

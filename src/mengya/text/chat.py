@@ -173,7 +173,8 @@ class Chat:
         not in a message with "supervised": False).
 
         The ids are those of transformers' `apply_chat_template`. If the template does not mark what the assistant
-        says, that is what it adds after the prompt for an answer, and with a generation prompt nothing is supervised.
+        says, that is what it adds after the prompt for an answer (if it begins that otherwise: after the question), and
+        with a generation prompt nothing is supervised.
         An answer that is the last, and alone supervised, stands after the prompt that it is an answer to, even if the
         template moves or drops a part of that prompt once it is answered. UserError for an unknown role, or if the
         template fails or does not tell what is supervised: `Rewritten` if it would, of one answer alone.
@@ -228,6 +229,9 @@ class Chat:
             prompt, _ = self._written(messages[:number], tools, prompt=True)
             last = number + 1 == len(messages)
             through = text if last else self._written(messages[: number + 1], tools)[0]
+            if not through.startswith(prompt):  # which may begin a thought that an answer does not have
+                without, _ = self._written(messages[:number], tools)
+                prompt = without if through.startswith(without) else prompt
             if last and sum(learnt) == 1 and not through.startswith(prompt):
                 text = through = prompt + self._addition(messages, tools, through)
             if not (text.startswith(through) and through.startswith(prompt)):
@@ -270,10 +274,10 @@ class Chat:
 
     def _try(self) -> tuple[set[int], bool]:
         """`stop_ids` and `teaches_the_end`; UserError if the template loops, raises or leaves out what is said."""
-        messages = [{"role": "user", "content": "mengya"}, {"role": "assistant", "content": "sprout"}]
+        messages = _TRIAL
         with _time_limit(_TRIAL_SECONDS):
-            text, _ = self._render(messages)
-            prompt, _ = self._render(messages[:1], add_generation_prompt=True)
+            text, _ = self._written(messages, None)
+            prompt, _ = self._written(messages[:1], None, prompt=True)
         if not ("mengya" in text and "sprout" in text and "mengya" in prompt):
             raise UserError(f"the chat template of {self.tokenizer.origin} leaves out what the messages say; {_REMEDY}")
         last = {ids[-1] for ids in (self._learnt(messages), self._learnt([*messages, _RESULT])) if ids}
@@ -281,15 +285,28 @@ class Chat:
         stops = {number for token, number in self.tokenizer.control_ids.items() if token in ends or number in last}
         return stops, not stops.isdisjoint(self._learnt(messages)[-1:])
 
+    def check_teaches(self) -> None:
+        """UserError if the template does not tell what an assistant is taught."""
+        if not any(self.encode(_TRIAL)[1]):
+            raise UserError(
+                f"the chat template of {self.tokenizer.origin} marks nothing that an assistant says; {_REMEDY}"
+            )
+
     def _learnt(self, messages: list[Message]) -> list[int]:
-        """The supervised tokens; none if the template refuses the conversation."""
+        """The supervised tokens, without white space at their end; none if the template refuses the conversation."""
         try:
-            return [number for number, supervised in zip(*self.encode(messages), strict=True) if supervised]
+            ids = [number for number, supervised in zip(*self.encode(messages), strict=True) if supervised]
         except UserError:
             return []
+        while (
+            ids and ids[-1] not in self.tokenizer.control_ids.values() and not self.tokenizer.decode(ids[-1:]).strip()
+        ):
+            ids.pop()
+        return ids
 
 
-_RESULT = {"role": "tool", "content": "leaf"}
+_TRIAL: list[Message] = [{"role": "user", "content": "mengya"}, {"role": "assistant", "content": "sprout"}]
+_RESULT: Message = {"role": "tool", "content": "leaf"}
 
 
 def _with_template(tokenizer: Tokenizer, name: str) -> Tokenizer:

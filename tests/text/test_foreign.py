@@ -4,6 +4,8 @@ import json
 import pickle
 
 import pytest
+import tokenizers
+from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from mengya.errors import UserError
@@ -95,6 +97,28 @@ def test_names_and_tokens_that_stand_beside_tokenizer_json(tmp_path):
     assert tokenizer.special_tokens == {"eos_token": "<end>", "pad_token": "<end>"}
     assert tokenizer.vocab_size == len(peer) == 332
     assert 330 not in tokenizer.encode("a<end>") and 331 in tokenizer.encode("a<plain>")
+
+
+@pytest.mark.parametrize("switches", [{}, {"legacy": True}, {"legacy": False}, {"add_prefix_space": False}])
+def test_a_converted_llama_is_read_as_its_class_reads_it(tmp_path, switches):
+    """By tokenizer.json alone, `</s>` behind text would be text, and nobody would learn to stop."""
+    made = sentencepiece(["<s>", "</s>"])
+    made.pre_tokenizer = None
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=True) for t in ("<unk>", "<s>", "</s>")])
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    directory = write(tmp_path / "t", made, ZEPHYR, tokenizer_class="LlamaTokenizer", **names, **switches)
+    chat, peer = Chat.load(directory), AutoTokenizer.from_pretrained(directory)
+    texts = ["Hello there.", " x  y", "春眠不覺曉\n", "", "▁x"]
+    for text in texts:
+        assert chat.tokenizer.encode(text) == peer.encode(text, add_special_tokens=False)
+    ids, mask = chat.encode(TALK)
+    assert ids == peer.apply_chat_template(TALK, return_dict=False)
+    assert [i for i, m in zip(ids, mask, strict=True) if m].count(peer.eos_token_id) == 2 and chat.teaches_the_end
+    for text in NASTY:
+        assert not {1, 2} & set(chat.tokenizer.encode(text)), text
+    chat.tokenizer.save(tmp_path / "saved")
+    assert contents(tmp_path / "saved") == contents(directory)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import tokenizers
-from tokenizers import normalizers
+from tokenizers import normalizers, processors
 from transformers import AutoTokenizer
 
 from mengya.errors import UserError
@@ -106,7 +106,8 @@ def test_a_converted_llama_is_read_as_its_class_reads_it(tmp_path, switches):
     made.pre_tokenizer = None
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     made.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=True) for t in ("<unk>", "<s>", "</s>")])
-    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
     directory = write(tmp_path / "t", made, ZEPHYR, tokenizer_class="LlamaTokenizer", **names, **switches)
     chat, peer = Chat.load(directory), AutoTokenizer.from_pretrained(directory)
     texts = ["Hello there.", " x  y", "春眠不覺曉\n", "", "▁x"]
@@ -115,6 +116,7 @@ def test_a_converted_llama_is_read_as_its_class_reads_it(tmp_path, switches):
     ids, mask = chat.encode(TALK)
     assert ids == peer.apply_chat_template(TALK, return_dict=False)
     assert [i for i, m in zip(ids, mask, strict=True) if m].count(peer.eos_token_id) == 2 and chat.teaches_the_end
+    assert peer.encode("x")[0] == 1 and 1 not in ids, "what a tokenizer adds to a text is not added to a conversation"
     for text in NASTY:
         assert not {1, 2} & set(chat.tokenizer.encode(text)), text
     chat.tokenizer.save(tmp_path / "saved")

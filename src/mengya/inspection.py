@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from mengya.data.conversations import is_supervised, parse_conversation, read_conversations
 from mengya.data.documents import read_documents
 from mengya.data.files import scan_files
+from mengya.data.fitting import fit_conversation, last_answer
 from mengya.data.intake import FileCounts, Intake, describe, shorten
 from mengya.data.preferences import Preference, parse_preference, read_preferences
 from mengya.data.readers import Rejected, Row, read_rows
@@ -126,7 +128,7 @@ def _inspect(
         for row in rows:
             talks = _talks_of(row.value)
             try:
-                lengths = [len(chat.encode(t)[0]) if chat else sum(count(m["content"]) + 4 for m in t) for t in talks]
+                lengths = [_rendered(chat, t, kind) if chat else sum(count(m["content"]) + 4 for m in t) for t in talks]
             except UserError as error:  # the template refuses it
                 intake.add(Rejected(row.file, row.line, str(error), row.value, row.partly))
                 continue
@@ -136,6 +138,12 @@ def _inspect(
     found.counts = intake.of(file)
     found.reasons, found.rejected = dict(intake.reasons.most_common()), list(intake.first.values())
     return found
+
+
+def _rendered(chat: Chat, talk: list[Message], kind: Kind) -> int:
+    """Tokens of all documents of a conversation, or of one side of a pair."""
+    documents = [last_answer(chat, talk)] if kind == "pairs" else fit_conversation(chat, talk, sys.maxsize)[0]
+    return sum(len(document.ids) for document in documents)
 
 
 def _tokens(tokenizer: Tokenizer | None, text: str) -> int:

@@ -17,6 +17,9 @@ from mengya.model.native.transformer import CausalLM
 from mengya.text.chat import Chat
 from mengya.text.tokenizer import Tokenizer
 
+from ..text.foreign import byte_level, write
+from ..text.published import PUBLISHED, shipped
+
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
 
 
@@ -325,3 +328,20 @@ def test_any_tokens_of_a_sentencepiece_tokenizer_join_to_their_text() -> None:
         stream = TextStream(tokenizer)
         joined = "".join([stream.push(i) for i in ids] + [stream.flush()])
         assert joined == tokenizer.decode(ids), ids
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "llama3.1", "mistral-v3", "deepseek"])
+def test_templates_that_write_nothing_without_a_question(tiny_model, tmp_path, name):
+    """With and without a system prompt, whose length is measured with an empty question."""
+    if name == "deepseek":
+        made = byte_level(["<b>", "<｜User｜>", "<｜Assistant｜>", "<e>"])
+        write(tmp_path / "t", made, shipped("deepseek_r1_distill"), bos_token="<b>", eos_token="<e>")
+    else:
+        PUBLISHED[name].make(tmp_path / "t")
+    chat = Chat.load(tmp_path / "t")
+    model = tiny_model(vocab_size=chat.tokenizer.vocab_size, max_position_embeddings=512)
+    for system in (None, "be kind"):
+        session = Session(model, chat, GREEDY, system)
+        for _ in range(2):
+            "".join(session.stream("你好"))
+        assert len(session.messages) == 4 + (system is not None)

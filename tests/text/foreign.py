@@ -90,7 +90,7 @@ def word_piece(special: list[str]) -> tokenizers.Tokenizer:
     return made
 
 
-def write(directory: Path, made: tokenizers.Tokenizer, template: object = None, **names: str) -> Path:
+def write(directory: Path, made: tokenizers.Tokenizer, template: object = None, **names: object) -> Path:
     """A directory as it comes from elsewhere: other indents, a model file, a map of tokens."""
     directory.mkdir(exist_ok=True)
     (directory / "tokenizer.json").write_text(made.to_str(pretty=False), encoding="utf-8")

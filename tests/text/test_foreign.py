@@ -4,6 +4,8 @@ import json
 import pickle
 
 import pytest
+import tokenizers
+from tokenizers import normalizers, processors
 from transformers import AutoTokenizer
 
 from mengya.errors import UserError
@@ -95,6 +97,30 @@ def test_names_and_tokens_that_stand_beside_tokenizer_json(tmp_path):
     assert tokenizer.special_tokens == {"eos_token": "<end>", "pad_token": "<end>"}
     assert tokenizer.vocab_size == len(peer) == 332
     assert 330 not in tokenizer.encode("a<end>") and 331 in tokenizer.encode("a<plain>")
+
+
+@pytest.mark.parametrize("switches", [{}, {"legacy": True}, {"legacy": False}, {"add_prefix_space": False}])
+def test_a_converted_llama_is_read_as_its_class_reads_it(tmp_path, switches):
+    """By tokenizer.json alone, `</s>` behind text would be text, and nobody would learn to stop."""
+    made = sentencepiece(["<s>", "</s>"])
+    made.pre_tokenizer = None
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    made.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=True) for t in ("<unk>", "<s>", "</s>")])
+    made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True}
+    directory = write(tmp_path / "t", made, ZEPHYR, tokenizer_class="LlamaTokenizer", **names, **switches)
+    chat, peer = Chat.load(directory), AutoTokenizer.from_pretrained(directory)
+    texts = ["Hello there.", " x  y", "春眠不覺曉\n", "", "▁x"]
+    for text in texts:
+        assert chat.tokenizer.encode(text) == peer.encode(text, add_special_tokens=False)
+    ids, mask = chat.encode(TALK)
+    assert ids == peer.apply_chat_template(TALK, return_dict=False)
+    assert [i for i, m in zip(ids, mask, strict=True) if m].count(peer.eos_token_id) == 2 and chat.teaches_the_end
+    assert peer.encode("x")[0] == 1 and 1 not in ids, "what a tokenizer adds to a text is not added to a conversation"
+    for text in NASTY:
+        assert not {1, 2} & set(chat.tokenizer.encode(text)), text
+    chat.tokenizer.save(tmp_path / "saved")
+    assert contents(tmp_path / "saved") == contents(directory)
 
 
 @pytest.mark.parametrize(
@@ -289,5 +315,5 @@ def test_one_of_ours_for_a_foreign_tokenizer(directories, tmp_path):
     before, after = contents(directories["qwen"]), contents(tmp_path)
     assert {name for name in before if before[name] != after[name]} == {"tokenizer_config.json"}
     assert json.loads(after["tokenizer_config.json"])["note"] == "不要改"
-    with pytest.raises(UserError, match=r"lacks <\|im_start\|>, <\|im_end\|>.*unset template.*tokenizer\.extend"):
+    with pytest.raises(UserError, match=r"lacks .*<\|im_end\|>, which .*unset template.*tokenizer\.extend"):
         Chat.load(directories["llama2"], "chatml")

@@ -1,8 +1,13 @@
 """Which weights are trained, and with what rate and decay."""
 
+import re
+
 import pytest
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mengya.errors import UserError
+from mengya.model.load import outline
 from mengya.train.engines.single import Engine
 from mengya.train.objectives import language_modeling
 from mengya.train.optimizer import Optim, ParameterGroup, freeze, parameter_groups
@@ -86,3 +91,32 @@ def test_deepspeed_and_muon_do_not_fit():
         TrainingConfig(parallel="deepspeed", deepspeed="ds.json", optim={"name": "muon"})
     with pytest.raises(ValueError, match="Input should be 'adamw' or 'muon'"):
         TrainingConfig(optim={"name": "lion"})
+
+
+SHAPES = {
+    "gpt2": dict(n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    "gpt_neox": dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48),
+    "opt": dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48, word_embed_proj_dim=32),
+    "qwen2": dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    | dict(intermediate_size=48, tie_word_embeddings=False),
+}
+BESIDE_THE_LAYERS = {
+    "gpt2": ["*wte*", "*wpe*", "*ln_f*"],
+    "gpt_neox": ["*embed_*", "*final_layer_norm*", "lm_head*"],
+    "opt": ["*embed_*", "*decoder.final_layer_norm*"],
+    "qwen2": ["*embed_tokens*", "lm_head*", "model.norm*"],
+}
+"""Patterns that leave the layers alone to train."""
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_names_of_others_the_embedding_frozen_or_the_layers_alone_trained(kind):
+    shape = AutoConfig.for_model(kind, vocab_size=50, **SHAPES[kind]).to_dict()
+    architecture = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]
+    model = outline(shape | {"architectures": [architecture]})
+    names = [name for name, _ in model.named_parameters()]
+    freeze(model, BESIDE_THE_LAYERS[kind])
+    trained = set(model.trained_names())
+    assert trained == {name for name in names if re.search(r"\.(h|layers)\.\d+\.", name)} != set(names)
+    with pytest.raises(UserError, match="freeze: no trained weight has a name like"):
+        freeze(outline(shape | {"architectures": [architecture]}), ["*embd*"])

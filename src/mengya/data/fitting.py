@@ -4,7 +4,7 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from mengya.data.conversations import is_supervised
-from mengya.text.chat import Chat, Message
+from mengya.text.chat import Chat, Message, Rewritten
 
 
 class Rendered(NamedTuple):
@@ -31,8 +31,17 @@ def fit_conversation(chat: Chat, messages: list[Message], seq_len: int) -> tuple
     Else neighbouring exchanges stay together as far as they fit, each time after the system message. An exchange that
     is too long by itself loses the oldest tokens of its prompt. An answer that is longer than a row goes on in the
     next one, which begins with the end of what stands before. Every supervised token is supervised once.
+
+    Some templates write earlier turns otherwise once a conversation goes on: Qwen3's leaves out their thoughts,
+    Mistral's moves the system prompt. Then each answer is a document of its own, behind the prompt that it answers.
     """
-    whole = Rendered(*chat.encode(messages))
+    try:
+        whole = Rendered(*chat.encode(messages))
+    except Rewritten:
+        if len(alone := answers_alone(messages)) == 1 and alone[0] == messages:
+            raise
+        fitted = [fit_conversation(chat, talk, seq_len) for talk in alone]
+        return [piece for pieces, _ in fitted for piece in pieces], any(cut for _, cut in fitted)
     if len(whole.ids) <= seq_len + 1:
         return [whole], False
     system, groups = exchanges(messages)
@@ -48,6 +57,21 @@ def fit_conversation(chat: Chat, messages: list[Message], seq_len: int) -> tuple
         free -= size
     learnt = (part for part in parts if any(map(is_supervised, part)))
     return [piece for part in learnt for piece in windows(Rendered(*chat.encode(system + part)), seq_len)], True
+
+
+def answers_alone(messages: list[Message]) -> list[list[Message]]:
+    """For each supervised answer the conversation up to it, in which it alone is supervised."""
+    context = [message | {"supervised": False} if message["role"] == "assistant" else message for message in messages]
+    places = [place for place, message in enumerate(messages) if is_supervised(message)]
+    return [[*context[:place], messages[place]] for place in places]
+
+
+def last_answer(chat: Chat, messages: list[Message]) -> Rendered:
+    """A conversation behind whose last prompt all supervised tokens belong to the last answer."""
+    try:
+        return Rendered(*chat.encode(messages))
+    except Rewritten:
+        return Rendered(*chat.encode(answers_alone(messages)[-1]))
 
 
 def windows(rendered: Rendered, seq_len: int) -> list[Rendered]:

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from mengya.data.conversations import Message, is_supervised
 from mengya.data.documents import Document, in_batches
-from mengya.data.fitting import Rendered, exchanges, fit_conversation
+from mengya.data.fitting import Rendered, exchanges, fit_conversation, last_answer
 from mengya.data.preferences import Preference
 from mengya.data.readers import Rejected, Row
 from mengya.data.shards import Shards, ShardWriter
@@ -63,7 +63,7 @@ def render_pair(chat: Chat, pair: Preference) -> RenderedPair:
     prompt = len(chat.encode(pair.prompt, add_generation_prompt=True)[0])
     sides = []
     for completion in (pair.chosen, pair.rejected):
-        ids, mask = chat.encode([*pair.prompt, {"role": "assistant", "content": completion}])
+        ids, mask = last_answer(chat, [*pair.prompt, {"role": "assistant", "content": completion}])
         sides.append(Rendered(ids, [0] * prompt + mask[prompt:]))
     return RenderedPair(prompt, *sides)
 

@@ -157,7 +157,8 @@ class Session:
         self._streaming = False
         self.tokens_per_second = 0.0
         """Of the last turn: answer tokens by the time to compute them, the question's prefill included."""
-        self._check_fits(self._preamble, "the system prompt")
+        if self._preamble:  # many templates take no system prompt without a question
+            self._check_fits([*self._preamble, {"role": "user", "content": ""}], "the system prompt")
 
     def clear(self) -> None:
         """Forget the conversation, not the system prompt."""

@@ -64,7 +64,8 @@ class TuningConfig(TrainingConfig):
     """The keys of the stages that tune a chat model."""
 
     template: TemplateName | None = None
-    """A chat template of ours, by name (chatml); unset: the model's own."""
+    """A chat template of ours, by name (chatml, baichuan2, chatglm2, chatglm3, glm4, tiny-llama2); unset: the model's
+    own."""
     reasoning: bool = True
     """Write thoughts (reasoning_content, parts of type thinking, …) as <think>…</think> before the answer; false: leave
     them out."""
@@ -121,10 +122,10 @@ def check_replay(config: TuningConfig, inputs: Promises) -> None:
 
 
 def check_chat(config: TuningConfig, inputs: Promises) -> None:
-    """UserError if there is no chat template that fits the tokenizer."""
+    """UserError if there is no chat template that fits the tokenizer and tells what is taught."""
     (base,) = inputs["model"]
     if base.template is not None:
-        Chat.load(base.template, config.template)
+        Chat.load(base.template, config.template).check_teaches()
 
 
 class Rows(NamedTuple):
@@ -200,5 +201,8 @@ def _render(config: Any, inputs: Inputs, out: Path, rows: Rows, chat: Chat) -> l
         if counts.cut:
             say(f"  {counts.cut:,} of them are longer than seq_len={config.seq_len}: {rows.long}")
         if not chat.teaches_the_end:
-            say("  the chat template does not end an answer with a control token: the model will not learn to stop")
+            say(
+                "  the chat template does not end an answer with a control token: the model will not learn to stop; "
+                'a template of ours does, e.g. sft.template = "glm4" for GLM-4'
+            )
     return [train, heldout]

@@ -49,7 +49,8 @@ _TRIAL_SECONDS = 5.0
 class Template:
     """How a conversation is written: Jinja `source`, or `tool_use` where tools are offered and it is not None.
 
-    `needs` are the control tokens that it writes and a tokenizer must have; known only of ours.
+    `needs` are the control tokens that it writes and a tokenizer must have, or names of such, as "eos_token"; known
+    only of ours.
     """
 
     source: str
@@ -57,8 +58,19 @@ class Template:
     needs: tuple[str, ...] = ()
 
 
-_CHATML = (Path(__file__).parent / "templates" / "chatml.jinja").read_text(encoding="utf-8")
-TEMPLATES = {"chatml": Template(_CHATML, needs=("<|im_start|>", "<|im_end|>"))}
+_NEEDS = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "baichuan2": ("<reserved_106>", "<reserved_107>", "eos_token"),
+    "chatglm2": ("[gMASK]", "sop", "eos_token"),
+    "chatglm3": ("[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    "glm4": ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>"),
+    "tiny-llama2": ("bos_token", "eos_token"),
+}
+_FOLDER = Path(__file__).parent / "templates"
+TEMPLATES = {
+    name: Template((_FOLDER / f"{name}.jinja").read_text(encoding="utf-8"), needs=needs)
+    for name, needs in _NEEDS.items()
+}
 """Our templates, by the name that a recipe gives."""
 
 
@@ -126,6 +138,11 @@ def _time_limit(seconds: float) -> Iterator[None]:
         sys.settrace(before)
 
 
+class Rewritten(UserError):
+    """A template writes a turn otherwise once the conversation goes on, so that one rendering does not tell what the
+    assistant is taught in all of its turns; it does of the last one alone."""
+
+
 class Chat:
     """A tokenizer with a chat template: its own, or the named one of ours, which is then added to its files."""
 
@@ -134,15 +151,7 @@ class Chat:
         own = own_template(tokenizer.files)
         if template is not None and own != Template(TEMPLATES[template].source):
             own = TEMPLATES[template]
-            missing = [token for token in own.needs if token not in tokenizer.control_ids]
-            if missing:
-                raise UserError(
-                    f"{tokenizer.origin} lacks {', '.join(missing)}, which the template {template!r} writes; unset "
-                    "template to use the model's own, or grow the tokenizer (tokenizer.extend), which adds them"
-                )
-            files = {name: content for name, content in tokenizer.files.items() if not name.startswith(_TEMPLATE_FILES)}
-            config = json_object(files, CONFIG) | {"chat_template": own.source}
-            tokenizer = Tokenizer(files | {CONFIG: as_json(config)}, tokenizer.origin)
+            tokenizer = _with_template(tokenizer, template)
         if own is None:
             raise UserError(f"{tokenizer.origin} has no chat template; {_REMEDY}")
         self.tokenizer = tokenizer
@@ -164,8 +173,11 @@ class Chat:
         not in a message with "supervised": False).
 
         The ids are those of transformers' `apply_chat_template`. If the template does not mark what the assistant
-        says, that is what it adds after the prompt for an answer, and with a generation prompt nothing is supervised.
-        UserError for an unknown role, or if the template fails or does not tell what is supervised.
+        says, that is what it adds after the prompt for an answer (if it begins that otherwise: after the question), and
+        with a generation prompt nothing is supervised.
+        An answer that is the last, and alone supervised, stands after the prompt that it is an answer to, even if the
+        template moves or drops a part of that prompt once it is answered. UserError for an unknown role, or if the
+        template fails or does not tell what is supervised: `Rewritten` if it would, of one answer alone.
         """
         text, spans = self._render(messages, tools, add_generation_prompt)
         encoding = self.tokenizer.encode_structure(text)
@@ -178,13 +190,12 @@ class Chat:
         for message in messages:
             if message["role"] not in ROLES:
                 raise UserError(f"unknown role {message['role']!r}; use one of {', '.join(ROLES)}")
-        plain = ({k: v for k, v in message.items() if v is not None and k != _SUPERVISED} for message in messages)
-        safe = [self._safe(message) for message in plain]
+        safe = [self._safe(_plain(message)) for message in messages]
         safe_tools = self._safe(tools)
         text, spans = self._written(safe, safe_tools, add_generation_prompt)
-        if spans is None:
-            spans = [] if add_generation_prompt else self._additions(safe, safe_tools, text)
         learnt = [message.get(_SUPERVISED, True) for message in messages if message["role"] == "assistant"]
+        if spans is None:
+            return (text, []) if add_generation_prompt else self._additions(safe, safe_tools, text, learnt)
         if all(learnt):
             return text, spans
         if len(spans) != len(learnt):
@@ -210,16 +221,21 @@ class Chat:
         ends = list(accumulate(map(len, pieces)))
         return "".join(pieces), list(zip(ends[::2], ends[1::2], strict=False)) if has_marks else None
 
-    def _additions(self, messages: list, tools: list | None, text: str) -> list[Span]:
-        """Where the assistant speaks: what each of its turns adds to the prompt before it."""
+    def _additions(self, messages: list, tools: list | None, text: str, learnt: list) -> tuple[str, list[Span]]:
+        """`text` and where in it the assistant speaks: what each of its learnt turns adds to the prompt before it."""
         spans = []
-        for number, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
+        answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+        for number in (number for number, supervised in zip(answers, learnt, strict=True) if supervised):
             prompt, _ = self._written(messages[:number], tools, prompt=True)
-            through = text if number + 1 == len(messages) else self._written(messages[: number + 1], tools)[0]
+            last = number + 1 == len(messages)
+            through = text if last else self._written(messages[: number + 1], tools)[0]
+            if not through.startswith(prompt):  # which may begin a thought that an answer does not have
+                without, _ = self._written(messages[:number], tools)
+                prompt = without if through.startswith(without) else prompt
+            if last and sum(learnt) == 1 and not through.startswith(prompt):
+                text = through = prompt + self._addition(messages, tools, through)
             if not (text.startswith(through) and through.startswith(prompt)):
-                raise UserError(
+                raise Rewritten(
                     f"the chat template of {self.tokenizer.origin} writes a conversation otherwise once it goes on "
                     "(some leave out earlier thoughts), so that it does not tell what the assistant is taught; "
                     f"use conversations with one answer, or {_REMEDY}"
@@ -228,7 +244,21 @@ class Chat:
             # White space behind the control token that ends a turn is not part of it.
             closed = any(through.endswith(token, begin, end) for token in self.tokenizer.control_ids)
             spans.append((begin, end if closed else len(through)))
-        return spans
+        return text, spans
+
+    def _addition(self, messages: list, tools: list | None, text: str) -> str:
+        """What the last turn of `text` adds, of a template that moves the system prompt to the last question (as
+        Mistral's does): what it adds where there is none. Rewritten if it moves something else."""
+        system = messages[0]["role"] == "system"
+        prompt = self._written(messages[1:-1], tools, prompt=True)[0] if system else text
+        through = self._written(messages[1:], tools)[0] if system else ""
+        added = through[len(prompt) :]
+        if not (through.startswith(prompt) and added and text.endswith(added)):
+            raise Rewritten(
+                f"the chat template of {self.tokenizer.origin} writes a question otherwise once it is answered, so "
+                f"that it does not tell what the assistant is taught; {_REMEDY}"
+            )
+        return added
 
     def _safe(self, value: Any) -> Any:
         """A copy in plain types, with every control token in it broken."""
@@ -244,17 +274,86 @@ class Chat:
 
     def _try(self) -> tuple[set[int], bool]:
         """`stop_ids` and `teaches_the_end`; UserError if the template loops, raises or leaves out what is said."""
-        messages = [{"role": "user", "content": "mengya"}, {"role": "assistant", "content": "sprout"}]
+        messages = _TRIAL
         with _time_limit(_TRIAL_SECONDS):
-            text, _ = self._render(messages)
-            prompt, _ = self._render(messages[:1], add_generation_prompt=True)
+            text, _ = self._written(messages, None)
+            prompt, _ = self._written(messages[:1], None, prompt=True)
         if not ("mengya" in text and "sprout" in text and "mengya" in prompt):
             raise UserError(f"the chat template of {self.tokenizer.origin} leaves out what the messages say; {_REMEDY}")
-        ids, mask = self.encode(messages)
-        last = [number for number, supervised in zip(ids, mask, strict=True) if supervised][-1:]
+        last = {ids[-1] for ids in (self._learnt(messages), self._learnt([*messages, _RESULT])) if ids}
         ends = (END_OF_TEXT, self.tokenizer.special_tokens.get("eos_token"))
         stops = {number for token, number in self.tokenizer.control_ids.items() if token in ends or number in last}
-        return stops, not stops.isdisjoint(last)
+        return stops, not stops.isdisjoint(self._learnt(messages)[-1:])
+
+    def check_teaches(self) -> None:
+        """UserError if the template does not tell what an assistant is taught."""
+        if not any(self.encode(_TRIAL)[1]):
+            raise UserError(
+                f"the chat template of {self.tokenizer.origin} marks nothing that an assistant says; {_REMEDY}"
+            )
+
+    def _learnt(self, messages: list[Message]) -> list[int]:
+        """The supervised tokens, without white space at their end; none if the template refuses the conversation."""
+        try:
+            ids = [number for number, supervised in zip(*self.encode(messages), strict=True) if supervised]
+        except UserError:
+            return []
+        while (
+            ids and ids[-1] not in self.tokenizer.control_ids.values() and not self.tokenizer.decode(ids[-1:]).strip()
+        ):
+            ids.pop()
+        return ids
+
+
+_TRIAL: list[Message] = [{"role": "user", "content": "mengya"}, {"role": "assistant", "content": "sprout"}]
+_RESULT: Message = {"role": "tool", "content": "leaf"}
+
+
+def _with_template(tokenizer: Tokenizer, name: str) -> Tokenizer:
+    """The tokenizer with our template of that name. Its control tokens become those of the tokenizer, if they are in
+    its vocabulary as plain entries, as those of Baichuan are. UserError if it lacks them."""
+    needs = [tokenizer.special_tokens.get(token, token) for token in TEMPLATES[name].needs]
+    unmarked = [token for token in needs if token not in tokenizer.control_ids]
+    missing = [token for token in unmarked if not tokenizer.has(token)]
+    if missing:
+        grow = ", or grow the tokenizer (tokenizer.extend), which adds them" if name == "chatml" else ""
+        raise UserError(
+            f"{tokenizer.origin} lacks {', '.join(missing)}, which the template {name!r} writes; unset template to use "
+            f"the model's own{grow}"
+        )
+    files = {path: content for path, content in tokenizer.files.items() if not path.startswith(_TEMPLATE_FILES)}
+    config = json_object(files, CONFIG) | {"chat_template": TEMPLATES[name].source}
+    if unmarked:
+        key = "extra_special_tokens" if isinstance(config.get("extra_special_tokens"), list) else _ADDITIONAL
+        config[key] = [*(config.get(key) or []), *unmarked]
+    return Tokenizer(files | {CONFIG: as_json(config)}, tokenizer.origin)
+
+
+_ADDITIONAL = "additional_special_tokens"
+
+
+def _plain(message: Message) -> Message:
+    """A message as a template reads it: without our mark and what is None, arguments of calls as objects."""
+    plain = {key: value for key, value in message.items() if value is not None and key != _SUPERVISED}
+    if isinstance(calls := plain.get("tool_calls"), Sequence):
+        plain["tool_calls"] = [_with_arguments(call) for call in calls]
+    return plain
+
+
+def _with_arguments(call: Any) -> Any:
+    """A call whose arguments, which the wire has as JSON, are an object: templates would write a text as JSON again."""
+    if not isinstance(call, Mapping):
+        return call
+    if isinstance(call.get("function"), Mapping):
+        return {**call, "function": _with_arguments(call["function"])}
+    given = call.get("arguments", {})
+    if given in (None, ""):
+        return {**call, "arguments": {}}
+    try:
+        decoded = json.loads(given) if isinstance(given, str) else given
+    except ValueError:
+        return call
+    return {**call, "arguments": decoded} if isinstance(decoded, Mapping) else call
 
 
 def _mask(encoding: tokenizers.Encoding, spans: Sequence[Span]) -> list[int]:

@@ -69,7 +69,7 @@ class Tokenizer:
         """What `save` writes, byte for byte."""
         self.origin = origin
         """Where the files come from, for messages."""
-        self._backend = _parse(self.files, origin)
+        self._backend = _parse(_as_its_class_reads(self.files), origin)
         self._backend.no_truncation()  # a file may have switched them on
         self._backend.no_padding()
         self.special_tokens = _names(self.files)
@@ -85,6 +85,10 @@ class Tokenizer:
         model = json.loads(self.files["tokenizer.json"])["model"]
         unknown = {model.get("unk_id"), self.control_ids.get(model.get("unk_token"))}
         self._forbidden = set(self.control_ids.values()) - unknown
+
+    def has(self, token: str) -> bool:
+        """Whether the vocabulary has this entry, a control token or not."""
+        return self._backend.token_to_id(token) is not None
 
     @cached_property
     def eos_id(self) -> int:
@@ -189,6 +193,25 @@ def _add_tokens(backend: tokenizers.Tokenizer, files: Mapping[str, bytes], names
     for token in tokens:
         if token.content not in present or (token.special and not present[token.content]):
             (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+
+
+def _as_its_class_reads(files: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    """The files, with the tokenizer.json of Llama and its kin as transformers' class for them reads it.
+
+    Converted long ago from SentencePiece, it has a normalizer for spaces, under which a control token behind text, such
+    as "hi</s>", is text, too; the class has a pre-tokenizer instead.
+    """
+    config = json_object(files, CONFIG)
+    if str(config.get("tokenizer_class")).removesuffix("Fast") != "LlamaTokenizer":
+        return files
+    content = json_object(files, "tokenizer.json")
+    steps = (content.get("normalizer") or {}).get("normalizers") or []
+    if [step["type"] for step in steps] != ["Prepend", "Replace"] or content.get("pre_tokenizer"):
+        return files
+    spaced = config.get("add_prefix_space") is not False
+    scheme = ("always" if config.get("legacy") else "first") if spaced else "never"
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
+    return {**files, "tokenizer.json": as_json(content | {"normalizer": None, "pre_tokenizer": metaspace})}
 
 
 def _parse(files: Mapping[str, bytes], origin: str) -> tokenizers.Tokenizer:

@@ -24,11 +24,21 @@ def print_plan(recipe: Recipe, root: Path) -> None:
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
     for name, found in estimates.items():
         training = _cells(found.training) if found.training else [""] * 6
-        table.add_row(name, *training, f"{format_count(found.disk)}B", format_seconds(found.seconds))
+        time = format_seconds(found.seconds) if _measured(found) else "?"
+        table.add_row(name, *training, f"{format_count(found.disk)}B", time)
     console.print(table)
+    for name, found in estimates.items():
+        if found.training and found.training.on_gpus:
+            say(f"{name} on GPUs, about: {_on_gpus(found.training)}")
     seconds, disk = (sum(getattr(e, field) for e in estimates.values()) for field in ("seconds", "disk"))
-    say(f"in all about {format_seconds(seconds)}, {format_count(disk)}B of disk")
-    print(json.dumps({"seconds": round(seconds, 1), "disk_bytes": int(disk)}))
+    known = all(_measured(found) for found in estimates.values())
+    say(f"in all about {format_seconds(seconds) if known else '?'}, {format_count(disk)}B of disk")
+    print(json.dumps({"seconds": round(seconds, 1) if known else None, "disk_bytes": int(disk)}))
+
+
+def _measured(found: Estimate) -> bool:
+    """Whether its time is known."""
+    return found.training is None or found.training.tokens_per_second is not None
 
 
 def estimate(recipe: Recipe, root: Path) -> dict[str, Estimate]:
@@ -62,4 +72,12 @@ def _cells(training: Training) -> list[str]:
         parameters += f"/{format_count(training.active_parameters)}"
     counts = [format_count(training.tokens), str(training.steps), format_count(training.flops)]
     memory = "?" if training.memory is None else f"{format_count(training.memory)}B"
-    return [parameters, *counts, format_count(training.tokens_per_second), memory]
+    speed = "?" if training.tokens_per_second is None else format_count(training.tokens_per_second)
+    return [parameters, *counts, speed, memory]
+
+
+def _on_gpus(training: Training) -> str:
+    sizes = {gpus: f"{format_count(size)}B" for gpus, size in training.on_gpus.items()}
+    if len(set(sizes.values())) == 1:
+        return f"{next(iter(sizes.values()))} on each, however many"
+    return ", ".join(f"{size} with {gpus}" for gpus, size in sizes.items())

@@ -121,6 +121,17 @@ def _most_held() -> int:
     return usage if sys.platform == "darwin" else usage * 1024
 
 
+def free_memory(device: str) -> int | None:
+    """Bytes that a process may still take; None where that is not known."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    with contextlib.suppress(OSError), open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
 def keep_freed_memory() -> None:
     """Have the GNU C library keep blocks of up to 32 MB that are freed for its next allocation; elsewhere, do nothing.
 

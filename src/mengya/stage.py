@@ -45,9 +45,12 @@ class Training:
     tokens: float
     steps: int
     flops: float
-    tokens_per_second: float
-    memory: int | None
+    tokens_per_second: float | None
+    """None: not measured, because this machine has too little memory."""
+    memory: float | None
     """Bytes: of the GPU, or without one of the process. None: not known here."""
+    on_gpus: Mapping[int, float] = field(default_factory=dict)
+    """Number of GPUs -> bytes on each, counted."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from mengya.stages.estimates import tokens_of_chats
 from mengya.stages.known import check_rows
 from mengya.stages.training import Rows, TuningConfig, check_chat, check_replay, training_stage, tune, tuned
 from mengya.train.estimate import estimate_training, random_model
-from mengya.train.objectives import dpo
+from mengya.train.objectives import Objective, dpo
 from mengya.train.settings import prepare_model
 
 
@@ -48,8 +48,12 @@ _PROMPT_TWICE = 1.4
 
 def estimate(config: Config, sources: Sources, promise: Promise) -> Estimate:
     tokens = _PROMPT_TWICE * tokens_of_chats(sources["path"]) / (1 - config.replay_share)
-    reference = prepare_model(random_model(promise, config.loading).requires_grad_(False), config)
-    return estimate_training(config, promise, tokens, dpo(config.beta, reference, config.balance), per_count=2)
+
+    def objective() -> Objective:
+        reference = prepare_model(random_model(promise, config.loading).requires_grad_(False), config)
+        return dpo(config.beta, reference, config.balance)
+
+    return estimate_training(config, promise, tokens, objective, per_count=2, frozen=1)
 
 
 def _check_path(config: Config, inputs: Promises) -> None:

@@ -160,7 +160,7 @@ def estimate(config: Config, sources: Sources, promise: Promise) -> Estimate:
     questions = rows_of_files(sources.get("questions", []))
     tokens = config.heldout_bytes / BYTES_PER_TOKEN + questions * _TOKENS_PER_QUESTION * _STEPS_PER_TOKEN
     trained = [model.training for model in sources["models"] if isinstance(model, Estimate)]
-    rate = max((training.tokens_per_second for training in trained if training), default=_TOKENS_PER_SECOND)
+    rate = max((t.tokens_per_second or 0 for t in trained if t), default=0) or _TOKENS_PER_SECOND
     return Estimate(seconds=4 + len(sources["models"]) * (1 + tokens / (2 * rate)))
 
 

@@ -168,7 +168,8 @@ def _check_shards(config: Config, inputs: Promises) -> None:
 
 
 def estimate(config: Config, sources: Sources, promise: Promise) -> Estimate:
-    return estimate_training(config, promise, tokens_of_shards(sources["shards"]), language_modeling(config.balance))
+    tokens = tokens_of_shards(sources["shards"])
+    return estimate_training(config, promise, tokens, lambda: language_modeling(config.balance))
 
 
 STAGE = training_stage(Config, run, estimate, promise, _check_shards)

@@ -86,7 +86,7 @@ def _objective(config: Config, inputs: Inputs) -> Objective:
 
 def estimate(config: Config, sources: Sources, promise: Promise) -> Estimate:
     tokens = tokens_of_chats(sources["path"]) / (1 - config.replay_share)
-    return estimate_training(config, promise, tokens, language_modeling(config.balance))
+    return estimate_training(config, promise, tokens, lambda: language_modeling(config.balance))
 
 
 def _check_path(config: Config, inputs: Promises) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +12,12 @@ from mengya import runtime
 from mengya.batch import Batch, Source
 from mengya.data.packing import PackedRow, make_batch
 from mengya.errors import UserError
-from mengya.metrics import say
+from mengya.metrics import format_count, say
 from mengya.model.language_model import LanguageModel
 from mengya.model.load import outline
 from mengya.stage import Estimate, Promise, Training
 from mengya.train.loop import Guard, fit
+from mengya.train.memory import memory_per_gpu, on_gpus
 from mengya.train.objectives import Objective
 from mengya.train.optimizer import freeze
 from mengya.train.settings import TrainingConfig, engine_for, prepare_model
@@ -30,29 +31,57 @@ class Measured(NamedTuple):
 
 
 def estimate_training(
-    settings: TrainingConfig, promise: Promise, tokens: float, objective: Objective, per_count: int = 0
+    settings: TrainingConfig,
+    promise: Promise,
+    tokens: float,
+    objective: Callable[[], Objective],
+    per_count: int = 0,
+    frozen: int = 0,
 ) -> Estimate:
-    """`promise`: of the model that is trained. `tokens` in an epoch. `per_count`: sequences that count as one."""
-    model = random_model(promise, settings.loading | {"lora": settings.lora})
-    if settings.lora is not None and settings.lora.quantize != "none":
-        say("  counted with whole weights: in 4 bits they need less memory and more time")
-    measured = measure(settings, model, objective, per_count)
+    """`promise`: of the model that is trained. `tokens` in an epoch. `objective` is made if the model fits into memory.
+    `per_count`: sequences that count as one. `frozen`: further models of this size, which the objective asks.
+
+    A model that does not fit is counted, and nothing is measured.
+    """
+    how = settings.loading | {"lora": settings.lora}
+    shape = _shape(promise, "meta", how)
+    freeze(shape, settings.freeze)
+    trained = sum(p.numel() for p in shape.parameters() if p.requires_grad)
     steps = settings.steps or max(1, round(settings.epochs * tokens / settings.batch_tokens))
-    heldout = (steps / settings.heldout_every + 1) * settings.heldout_rows / settings.rows * measured.step / 2
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    device = runtime.pick_device()
+    half = runtime.pick_dtype(settings.dtype, device) == torch.bfloat16
+    needed, free = memory_per_gpu(shape, settings, 1, half, frozen), runtime.free_memory(device)
+    measured = None
+    if free is None or needed < free:
+        if settings.lora is not None and settings.lora.quantize != "none":
+            say("  measured with whole weights: in 4 bits they need less memory and more time")
+        measured = measure(settings, random_model(promise, how), objective(), per_count)
+    else:
+        say(f"  not measured: about {format_count(needed)}B of memory are needed, and {format_count(free)}B are free")
+    step = measured.step if measured else 0
+    heldout = (steps / settings.heldout_every + 1) * settings.heldout_rows / settings.rows * step / 2
     return Estimate(
-        seconds=3 + max(measured.first, 0) + steps * measured.step + heldout,
-        disk=(trained if settings.lora else model.all_parameters()) * 4 + trained * 12 * settings.keep_checkpoints,
+        seconds=3 + max(measured.first, 0) + steps * step + heldout if measured else 0,
+        disk=(trained if settings.lora else shape.all_parameters()) * 4 + trained * 12 * settings.keep_checkpoints,
         training=Training(
-            parameters=model.all_parameters(),
-            active_parameters=model.active_parameters(),
+            parameters=shape.all_parameters(),
+            active_parameters=shape.active_parameters(),
             tokens=steps * settings.batch_tokens,
             steps=steps,
-            flops=steps * settings.batch_tokens * model.flops_per_token(settings.seq_len / 2),
-            tokens_per_second=settings.batch_tokens / measured.step,
-            memory=measured.memory,
+            flops=steps * settings.batch_tokens * shape.flops_per_token(settings.seq_len / 2),
+            tokens_per_second=settings.batch_tokens / step if measured else None,
+            memory=measured.memory if measured else needed,
+            on_gpus=on_gpus(shape, settings, frozen),
         ),
     )
+
+
+def _shape(promise: Promise, device: str, how: Mapping[str, Any]) -> LanguageModel:
+    """A model without weights, unless it is made on a device. UserError if its shape is not known."""
+    description = promise.model
+    if description is None or description.get("vocab_size") == 0:
+        raise UserError("the shape of the model is not known before the stages above have run; run them first")
+    return outline(description, device=device, **how)
 
 
 @torch.no_grad()
@@ -61,10 +90,7 @@ def random_model(promise: Promise, how: Mapping[str, Any]) -> LanguageModel:
 
     UserError if its shape is not known.
     """
-    description = promise.model
-    if description is None or description.get("vocab_size") == 0:
-        raise UserError("the shape of the model is not known before the stages above have run; run them first")
-    model = outline(description, device="cpu", **how)
+    model = _shape(promise, "cpu", how)
     generator = torch.Generator().manual_seed(0)
     for weight in model.weights().values():
         weight.normal_(0.0, 0.02, generator=generator)

@@ -224,6 +224,11 @@ CLUENER = {"text": "浙商银行叶老桂", "label": {"name": {"叶老桂": [[4,
         ),
         ({"text": "北京大学", "entities": [[0, 2, "LOC"], [0, 4, "ORG"]]}, {"地名": ["北京"], "组织": ["北京大学"]}),
         ({"text": "王伟 来", "entities": [[0, 3, "PER"]]}, {"人名": ["王伟"]}),
+        (
+            {"text": "王伟来", "tokens": [{"text": "王"}], "spans": [{"start": 0, "end": 2, "label": "PER"}]},
+            {"人名": ["王伟"]},
+        ),
+        ({"text": "王伟来", "tokens": ["王", "伟"], "labels": [[0, 2, "PER"]]}, {"人名": ["王伟"]}),
         ({"text": TEXT, "label": []}, {}),
         ({"text": TEXT, "label": {}}, {}),
         ({"tokens": ["王", "伟", "来"], "ner_tags": ["B-PER", "I-PER", "O"]}, {"人名": ["王伟"]}),
@@ -240,7 +245,7 @@ def test_rows_with_entities(row: dict[str, Any], wanted: dict[str, list[str]]):
     user, assistant = parse_conversation(row, notes)
     assert json.loads(assistant["content"]) == wanted
     assert user["content"].split("\n")[1] in (row.get("text"), "王伟来", "王")
-    assert notes.not_read <= {"label"}
+    assert notes.not_read <= {"label", "tokens"}
 
 
 @pytest.mark.parametrize(

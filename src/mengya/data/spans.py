@@ -31,10 +31,10 @@ def sentence_in(row: Fields) -> Sentence | None:
     talk = row.find(_TALK)
     if talk is not None and is_filled(row.peek(talk)):
         return None
-    lists = [_lists(row, names) for names in (_TOKENS, _TAGS)]
-    if lists[0] is not None and lists[1] is not None:
-        tokens, tags = row.get(lists[0]), row.get(lists[1])
-        return of_tags(_words(structured(tokens)), _names(structured(tags), row.first(_TAG_NAMES)))
+    tokens, tags = (_list_field(row, names) for names in (_TOKENS, _TAGS))
+    if tokens is not None and tags is not None:
+        words, labels = structured(row.get(tokens)), structured(row.get(tags))
+        return of_tags(_words(words), _names(labels, row.first(_TAG_NAMES)))
     text, spans = row.find(_TEXTS), _span_field(row)
     if text is None or spans is None or not isinstance(row.peek(text), str):
         return None
@@ -45,8 +45,13 @@ def sentence_in(row: Fields) -> Sentence | None:
     return Sentence(said, sorted(found, key=lambda entity: entity[1:]))
 
 
-def _lists(row: Fields, names: tuple[str, ...]) -> str | None:
-    return next((n for n in names if n in row and isinstance(structured(row.peek(n)), list)), None)
+def _list_field(row: Fields, names: tuple[str, ...]) -> str | None:
+    """The first of these fields that is a list of single values."""
+    for name in (name for name in names if name in row):
+        value = structured(row.peek(name))
+        if isinstance(value, list) and not any(isinstance(item, dict | list) for item in value):
+            return name
+    return None
 
 
 def _words(tokens: list[Any]) -> list[str]:

@@ -621,3 +621,24 @@ def test_shared_cases_are_read_whole(mengya):
     for path in sorted(CASES.glob("*.*l")) + sorted(CASES.glob("*.csv")):
         found = json.loads(mengya("inspect", str(path), "--json").out)
         assert found["quarantined"] == (1 if path.name.startswith("05") else 0), (path.name, found["reasons"])
+
+
+# --- sentences with entities ------------------------------------------------------------------------------------------
+
+TAGGED = "王 B-PER\n伟 I-PER\n来 O\n\n下 O\n雨 O\n\n"
+
+
+@pytest.mark.parametrize("name", ["a.bio", "a.txt"])
+def test_columns_of_tags_are_conversations(inspect, name):
+    found = inspect(TAGGED * 4 + "坏\n", name=name)
+    assert (found["read_as"], found["used"], found["quarantined"]) == ("chat", 8, 1)
+    assert found["reasons"] == {"a line that is not a token and a tag": 1}
+    assert [talk(found, n)[1] for n in range(2)] == [("assistant", '{"人名": ["王伟"]}'), ("assistant", "{}")]
+
+
+def test_rows_of_spans_are_conversations_and_texts_beside_empty_lists_are_text(inspect):
+    row = {"id": 7, "text": "王伟来", "label": {"name": {"王伟": [[0, 1]]}}}
+    found = inspect([row, row | {"text": "他来"}])
+    assert (found["read_as"], found["partly_read"], found["quarantined"]) == ("chat", 1, 1)
+    assert found["fields_not_read"] == {"id": 1}
+    assert inspect([{"text": "下雨了。", "entities": []}, {"text": "雨停了。", "entities": []}])["read_as"] == "corpus"

@@ -91,7 +91,7 @@ def _kind_of(file: Path) -> Kind:
         return "pairs"
     if not rows or 2 * chats < len(rows):
         return "corpus"
-    if not any(map(is_conversation, rows)) and choose_field(rows) not in (None, CONVERSATION):
+    if not any(map(_is_surely_a_chat, rows)) and choose_field(rows) not in (None, CONVERSATION):
         return "corpus"  # it looks like conversations, but none is one, and it has a text
     return "chat"
 
@@ -110,6 +110,11 @@ def _is_like_a_chat(value: Any) -> bool:
         return bool(parse_conversation(value))
     except ValueError as error:
         return str(error) not in _NO_SHAPE
+
+
+def _is_surely_a_chat(value: Any) -> bool:
+    """Whether it is a conversation; a text beside an empty list of entities may be anything."""
+    return is_conversation(value) and parse_conversation(value)[-1]["content"] != "{}"
 
 
 def _inspect(

@@ -69,6 +69,9 @@ SHAPES: list[Any] = [
     {"chosen": "\n\nHuman: 一\n\nAssistant: 二", "rejected": "\n\nHuman: 一\n\nAssistant: 三"},
     {"instruction": "一", "output": ["好", "中", "坏"], "scores": [3, 2, 1]},
     {"response_0": "一", "response_1": "二", "prompt": "问", "better_response_id": 0},
+    {"text": "王伟在海淀", "label": {"name": {"王伟": [[0, 1]]}, "address": {"海淀": [[3, 4]]}}},
+    {"text": "王伟在海淀", "entities": [{"label": "PER", "start_offset": 0, "end_offset": 2}], "Comments": []},
+    {"tokens": ["王", "伟"], "ner_tags": [1, 2], "tag_names": ["O", "B-PER", "I-PER"]},
 ]
 READERS = {
     "corpus": lambda path, intake: read_documents(path, None, intake),
@@ -137,7 +140,7 @@ def mutated(value: Any, noise: random.Random) -> Any:
 
 def written(rows: list[Any], noise: random.Random) -> tuple[str, bytes]:
     """(file name, bytes) of a file that holds the rows, perhaps damaged."""
-    layout = noise.choice(["lines", "lines", "lines", "array", "indented", "key", "csv", "repr", "txt"])
+    layout = noise.choice(["lines", "lines", "lines", "array", "indented", "key", "csv", "repr", "txt", "tags"])
     dump = lambda value, **more: json.dumps(value, ensure_ascii=noise.random() < 0.5, **more)  # noqa: E731
     name = noise.choice(["a.jsonl", "a.json"])
     if layout == "lines":
@@ -156,6 +159,12 @@ def written(rows: list[Any], noise: random.Random) -> tuple[str, bytes]:
         cell = lambda value: value if isinstance(value, str) else form(value)  # noqa: E731
         table.writerows([[cell(row.get(name, "")).replace("\x00", "") for name in names] for row in objects])
         name, text = "a.csv", file.getvalue()
+    elif layout == "tags":
+        tags = ["O", "B-PER", "I-PER", "E-LOC", "S-", "X-A", "B", "", "\n"]
+        lines = [
+            f"{noise.choice([*WORDS, '王', '0'])}{noise.choice(' ' + chr(9))}{noise.choice(tags)}" for _ in range(30)
+        ]
+        name, text = noise.choice(["a.bio", "a.conll", "a.txt"]), "\n".join(lines)
     else:
         name, text = "a.txt", "\n\n".join(map(str, rows))
     data = text.encode(noise.choice(["utf-8", "utf-8", "utf-8-sig", "gb18030", "utf-16"]), "replace")

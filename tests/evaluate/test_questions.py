@@ -24,7 +24,7 @@ CHOICE = Question(TASKS["choice"], "3", {"prompt": "1+1", "choices": ["1", "2"],
 
 
 def test_results_by_task_in_the_order_in_which_they_occur() -> None:
-    found = results([SUM, FACT, SUM, FACT, CHOICE], [False, True, 0.5, True, 1])
+    found = results([SUM, FACT, SUM, FACT, CHOICE], [""] * 5, [False, True, 0.5, True, 1])
     assert [(result.key, result.accuracy.correct, result.accuracy.total) for result in found] == [
         ("addition_accuracy", 0.5, 2),
         ("facts_accuracy", 2, 2),
@@ -34,8 +34,8 @@ def test_results_by_task_in_the_order_in_which_they_occur() -> None:
         (question.task.heading, question.task.note) for question in (SUM, FACT, CHOICE)
     ]
     with pytest.raises(ValueError, match="shorter"):
-        results([FACT, SUM], [True])
-    assert results([], []) == []
+        results([FACT, SUM], ["", ""], [True])
+    assert results([], [], []) == []
 
 
 def test_ask_goes_through_the_template_and_keeps_the_order(make_model, chat, monkeypatch) -> None:

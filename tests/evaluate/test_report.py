@@ -1,5 +1,6 @@
 """The report's files: complete, escaped, self-contained, and readable by machines."""
 
+import dataclasses
 import json
 import math
 import re
@@ -10,7 +11,7 @@ import pytest
 
 from mengya.evaluate import charts
 from mengya.evaluate.accuracy import Result, accuracy
-from mengya.evaluate.report import Artifact, Report, Sample, StageResult, write_report
+from mengya.evaluate.report import Artifact, Report, Sample, StageResult, measures, write_report
 from mengya.tasks.task import Words
 
 EVIL = (
@@ -254,3 +255,14 @@ def test_what_was_read_is_shown_for_each_file(report, tmp_path):
     assert "Data that was read" in page and "<b>0</b> (100)" not in page and "&lt;b&gt;0&lt;/b&gt; (100)" in page
     assert "4,121" in markdown and "and 2 more" in markdown and "and 10 more files" in markdown
     assert json.loads((tmp_path / "report.json").read_text("utf-8"))["intakes"]["corpus"]["raw|<0>.txt"] == INTAKE
+
+
+def test_what_an_earlier_stage_lacks_stands_where_a_later_one_has_it(report: Report) -> None:
+    first = results(facts=share(1, 2), odd=share(1, 2))
+    stages = [
+        StageResult("a", {}, first),
+        StageResult("b", {}, [*results(facts=share(1, 2), addition=share(1, 2)), first[1]]),
+    ]
+    found = measures(dataclasses.replace(report, stages=stages))
+    assert list(found) == ["facts_accuracy", "addition_accuracy", "odd_accuracy"]
+    assert list(measures(dataclasses.replace(report, stages=stages[:1]))) == ["facts_accuracy", "odd_accuracy"]

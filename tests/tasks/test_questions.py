@@ -41,7 +41,7 @@ def test_read_questions(tmp_path: Path) -> None:
         ([1, 2], "is not an object"),
         (
             {**GOOD, "kind": "riddle"},
-            "kind='riddle' is not a task; use one of fact, addition, unknown, identity, first, exact, choice",
+            "kind='riddle' is not a task; use one of fact, addition, unknown, identity, first, exact, choice, ",
         ),
         ({**GOOD, "kind": "choise"}, "kind='choise' is not a task; did you mean 'choice'? There are fact, addition"),
         ({**GOOD, "kind": ["fact"]}, "kind=['fact'] is not a task; use one of"),

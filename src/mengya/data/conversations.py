@@ -10,6 +10,7 @@ from mengya.data.fields import Fields, Notes, as_json, is_filled, plain_text, st
 from mengya.data.files import Paths
 from mengya.data.intake import Intake
 from mengya.data.readers import Rejected, Row
+from mengya.data.spans import sentence_in
 from mengya.data.transcripts import lines_of, prompt_of, turns_of
 from mengya.data.turns import as_items, is_learnt, list_messages, map_roles, thinking
 from mengya.text.chat import Message
@@ -46,7 +47,7 @@ def parse_conversation(value: Any, notes: Notes | None = None, reasoning: bool =
 
     Shapes: a list of messages (see `list_messages`) or a text with marked turns (see `turns_of`), by itself or in one
     of `fields.LISTS`; or one question and answer in fields of their own, perhaps with a context, a history, a system
-    prompt, tools and a thought.
+    prompt, tools and a thought; or a sentence with its entities (see `sentence_in`).
     """
     notes = Notes() if notes is None else notes
     messages = merge_turns(_all_messages(value, notes, reasoning), notes)
@@ -100,7 +101,8 @@ def _all_messages(value: Any, notes: Notes, reasoning: bool) -> list[Message]:
     row = Fields(value, notes)
     refuse_pictures(row)
     refuse_what_is_not_to_be_learnt(row)
-    messages = _of_fields(row, notes, reasoning)
+    sentence = sentence_in(row)
+    messages = _of_fields(row, notes, reasoning) if sentence is None else sentence.messages
     row.close()
     return messages
 

@@ -16,7 +16,9 @@ from mengya.errors import UserError
 from mengya.manifest import matches, visible_files
 
 Paths = str | Path | list[str] | list[Path]
-FORMATS = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet")
+TAGGED = (".bio", ".bioes", ".bmes", ".conll")
+"""Files with a token and its tag a line."""
+FORMATS = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet", *TAGGED)
 COMPRESSIONS = (".gz", ".zst")
 SUPPORTED = f"{' '.join(FORMATS)}, plain or with {' or '.join(COMPRESSIONS)}"
 

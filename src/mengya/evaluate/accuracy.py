@@ -1,4 +1,4 @@
-"""A mean score with its 95 % Wilson score interval, and the words that the report needs for it."""
+"""A share, such as a mean score, with its 95 % Wilson score interval, and the words that the report needs for it."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Accuracy:
     """
 
     correct: float
-    total: int
+    total: float
     value: float
     low: float
     high: float
@@ -34,17 +34,23 @@ class Result:
 
 
 def accuracy(scores: Iterable[float]) -> Accuracy:
-    """Mean of scores from 0 to 1 (a bool is one), at least one of them. E. B. Wilson, JASA 22 (1927), 209-212.
+    """Mean of scores from 0 to 1 (a bool is one), at least one of them.
 
-    Unlike the textbook p +- 1.96 s the interval stays within [0, 1] and has a width even at 0 % and 100 %. For scores
-    between 0 and 1 it is a little too wide: they vary less than decisions of the same mean.
+    For scores between 0 and 1 the interval is a little too wide: they vary less than decisions of the same mean.
     """
     each = list(scores)
-    assert each, "the accuracy of nothing is undefined; leave the metric out instead"
-    correct, total = sum(each), len(each)
-    share, z2 = correct / total, Z_95**2
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z_95 / (1 + z2 / total) * sqrt(share * (1 - share) / total + z2 / (4 * total**2))
+    return share_of(sum(each), len(each))
+
+
+def share_of(correct: float, total: float, each: int = 1) -> Accuracy:
+    """`correct` of `total`, where `each` of the total stand for one decision. E. B. Wilson, JASA 22 (1927), 209-212.
+
+    Unlike the textbook p +- 1.96 s the interval stays within [0, 1] and has a width even at 0 % and 100 %.
+    """
+    assert total, "the accuracy of nothing is undefined; leave the metric out instead"
+    share, z2, decisions = correct / total, Z_95**2, total / each
+    centre = (share + z2 / (2 * decisions)) / (1 + z2 / decisions)
+    half = Z_95 / (1 + z2 / decisions) * sqrt(share * (1 - share) / decisions + z2 / (4 * decisions**2))
     low = 0.0 if correct == 0 else centre - half  # exactly 0 and 1 at the ends, despite rounding
     high = 1.0 if correct == total else centre + half
     return Accuracy(correct, total, share, low, high)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mengya.errors import UserError
-from mengya.evaluate.accuracy import Result, accuracy
+from mengya.evaluate.accuracy import Result, share_of
 from mengya.infer.request import Sampling
 from mengya.infer.session import generate
 from mengya.model.language_model import LanguageModel
@@ -34,9 +34,15 @@ def _prompt(chat: Chat, question: Question, context: int) -> list[int]:
     return prompt
 
 
-def results(questions: Sequence[Question], scores: Sequence[float]) -> list[Result]:
-    """The accuracy of each task that occurs, in the order in which the tasks first occur."""
-    of_task: dict[Task, list[float]] = {}
-    for question, score in zip(questions, scores, strict=True):
-        of_task.setdefault(question.task, []).append(score)
-    return [Result(task.key, task.heading, task.note, accuracy(found)) for task, found in of_task.items()]
+def results(questions: Sequence[Question], responses: Sequence[str], scores: Sequence[float]) -> list[Result]:
+    """What each task that occurs measures, in the order in which the tasks first occur; without shares of nothing."""
+    of_task: dict[Task, list[tuple[Question, str, float]]] = {}
+    for question, response, score in zip(questions, responses, scores, strict=True):
+        of_task.setdefault(question.task, []).append((question, response, score))
+    found = []
+    for measure, asked in ((measure, asked) for task, asked in of_task.items() for measure in task.measured()):
+        shares = [measure.share(*each) for each in asked]
+        correct, total = sum(right for right, _ in shares), sum(out_of for _, out_of in shares)
+        if total:
+            found.append(Result(measure.key, measure.heading, measure.note, share_of(correct, total, measure.each)))
+    return found

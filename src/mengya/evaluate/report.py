@@ -111,12 +111,19 @@ def draw(report: Report) -> dict[str, str]:
 
 
 def measures(report: Report) -> dict[str, Result]:
-    """The accuracies that some stage has, by key, in the order in which they first occur: for heading and note."""
+    """The accuracies that some stage has, by key: for heading and note.
+
+    In the order in which they first occur, but one that earlier stages lack stands before what follows it in its own.
+    """
     found: dict[str, Result] = {}
+    order: list[str] = []
     for stage in report.stages:
-        for result in stage.results:
-            found.setdefault(result.key, result)
-    return found
+        for i, result in enumerate(stage.results):
+            if result.key not in found:
+                found[result.key] = result
+                following = (order.index(later.key) for later in stage.results[i + 1 :] if later.key in order)
+                order.insert(next(following, len(order)), result.key)
+    return {key: found[key] for key in order}
 
 
 def to_json(report: Report) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -26,11 +26,13 @@ class Config:
     """Collect text."""
 
     path: Annotated[str | list[str], Input("file")] | None = None
-    """A file, folder, glob or list of them: .txt .md .jsonl .json .csv .tsv .parquet, plain, .gz or .zst."""
+    """A file, folder, glob or list of them: .txt .md .jsonl .json .csv .tsv .parquet .bio, plain, .gz or .zst."""
     text_field: str | None = None
     """Field that holds the text of a row; found by itself if not set."""
     schoolbook: bool = False
     """Add the embedded Chinese schoolbook: text, conversations, preference pairs and held-out questions."""
+    entities: bool = False
+    """Add the schoolbook's sentences with entities: entities.jsonl, and heldout_entities.jsonl to measure on."""
     heldout: float = 0.01
     """Share of the documents to measure on, not trained on; chosen by content."""
     min_chars: Count = 1
@@ -46,10 +48,13 @@ class Config:
 
 def promise(config: Config, inputs: Promises) -> Promise:
     kinds = {f"{split}.jsonl": "text" for split in SPLITS}
-    reason = "comes with the schoolbook, and corpus.schoolbook is false; name a file of your own, or set it to true"
-    if config.schoolbook:
-        kinds |= schoolbook.FILES
-    absent = {} if config.schoolbook else dict.fromkeys(schoolbook.FILES, reason)
+    absent: dict[str, str] = {}
+    for key, files in {"schoolbook": schoolbook.FILES, "entities": schoolbook.ENTITY_FILES}.items():
+        reason = f"comes with the schoolbook, and corpus.{key} is false; name a file of your own, or set it to true"
+        if getattr(config, key):
+            kinds |= files
+        else:
+            absent |= dict.fromkeys(files, reason)
     return Promise(files={name: Promise(rows=rows) for name, rows in kinds.items()}, absent=absent)
 
 
@@ -75,7 +80,9 @@ def _clean(documents: list[Document]) -> list[tuple[Document, bytes]]:
 
 
 def run(config: Config, inputs: Inputs, out: Path) -> None:
-    """Write the files of a `Corpus`, intake.json and quarantine.jsonl."""
+    """Write the files of a `Corpus`, intake.json and quarantine.jsonl, and those of the schoolbook."""
+    if config.entities:
+        schoolbook.write_entities(out, config.seed)
     duplicates = too_short = 0
     seen: set[bytes] = set()
     splitter = Splitter(config.heldout)
@@ -111,14 +118,15 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
 
 def estimate(config: Config, sources: Sources, promise: Promise) -> Estimate:
     """From rates measured on two cores."""
-    book = _schoolbook_sizes(config.seed) if config.schoolbook else {}
+    book = _sizes(schoolbook.write, config.seed) if config.schoolbook else {}
     text = bytes_of_files(sources.get("path", [])) + (book["text.jsonl"].text if book else 0)
-    return Estimate(seconds=2 + text / 20e6 + (6 if book else 0), disk=text, text=text, files=book)
+    files = book | (_sizes(schoolbook.write_entities, config.seed) if config.entities else {})
+    return Estimate(seconds=2 + text / 20e6 + (6 if book else 0), disk=text, text=text, files=files)
 
 
-def _schoolbook_sizes(seed: int) -> dict[str, Estimate]:
+def _sizes(write: Callable[[Path, int], dict[str, int]], seed: int) -> dict[str, Estimate]:
     with tempfile.TemporaryDirectory() as folder:
-        rows = schoolbook.write(Path(folder), seed)
+        rows = write(Path(folder), seed)
         return {n: Estimate(text=(Path(folder) / n).stat().st_size, rows=count) for n, count in rows.items()}
 
 

@@ -34,7 +34,10 @@ class Config:
     """In the order of training, e.g. ["@pretrain", "@sft", "@dpo"]."""
     corpus: Annotated[str, Input("corpus")] = "@corpus"
     questions: Annotated[str, Input("file")] | None = None
-    """Held-out questions with answers, one JSON object a line; its "kind" is the task that grades it."""
+    """Held-out questions with answers, one JSON object a line; its "kind" is the task that grades it. Or sentences with
+    their entities, in any shape that sft reads."""
+    max_new_tokens: Count = 64
+    """Longest answer to a question."""
     preferences: Annotated[str, Input("file")] | None = None
     """Held-out preference pairs."""
     heldout_bytes: Count = 1_000_000
@@ -53,7 +56,7 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     pairs = _read_pairs(inputs.get("preferences", []), models, out)
     texts = list(corpus.sample("heldout", config.heldout_bytes)) or corpus.first("heldout", 1)
     unigram, bigram = ByteBaselines.fit(corpus.byte_pairs()).bits_per_byte(texts)
-    measured = [_measure(path, texts, questions, pairs, config.trust_remote_code) for path in models]
+    measured = [_measure(path, config, texts, questions, pairs) for path in models]
     report = Report(
         title=config.title,
         stages=[model.reached for model in measured],
@@ -98,15 +101,15 @@ class _Measured(NamedTuple):
 
 
 def _measure(
-    path: Path, texts: list[str], questions: list[Question], pairs: list[Preference], trust_remote_code: bool
+    path: Path, config: Config, texts: list[str], questions: list[Question], pairs: list[Preference]
 ) -> _Measured:
     device = runtime.pick_device()
-    model = load_model(path, runtime.pick_dtype("auto", device), device, trust_remote_code=trust_remote_code)
+    model = load_model(path, runtime.pick_dtype("auto", device), device, trust_remote_code=config.trust_remote_code)
     tokenizer = Tokenizer.load(path)
     metrics = {"bits_per_byte": bits_per_byte(model, tokenizer, texts).value}
-    responses = ask(model, Chat(tokenizer), questions) if questions else []
+    responses = ask(model, Chat(tokenizer), questions, max_new_tokens=config.max_new_tokens) if questions else []
     scores = [question.score(response) for question, response in zip(questions, responses, strict=True)]
-    found = results(questions, scores)
+    found = results(questions, responses, scores)
     if pairs:
         preference, metrics["preference_margin"] = preference_accuracy(model, Chat(tokenizer), pairs)
         found.append(preference)

@@ -51,7 +51,7 @@ class Config(TuningConfig):
 
     model: Annotated[str, Input("model")] = "@pretrain"
     path: Annotated[str | list[str], Input("file")]
-    """Conversations: messages, ShareGPT, alpaca, prompt/response, lists; mixed files are fine."""
+    """Conversations: messages, ShareGPT, alpaca, prompt/response, lists, sentences with entities; mixed files too."""
     heldout: HeldoutShare = 0.02
     """Share of the conversations to measure held-out loss on, chosen by their first question; 0: none."""
     supervise: Literal["all", "last"] = "all"

@@ -2,11 +2,16 @@
 
 import difflib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mengya.data.fields import Fields, Notes
+from mengya.data.files import TAGGED, file_format
+from mengya.data.readers import Rejected, read_rows
+from mengya.data.spans import sentence_in
 from mengya.errors import UserError
-from mengya.tasks import TASKS
+from mengya.tasks import TASKS, extraction
 from mengya.tasks.task import Question, Task, check_text, short
 
 SHOWN = 5  # problems that a message lists
@@ -15,18 +20,13 @@ SHOWN = 5  # problems that a message lists
 def read_questions(path: Path) -> list[Question]:
     """The questions of a JSON-lines file. UserError with the first problems, each with its line, and how many follow.
 
-    A row has `kind` (the name of a task), `prompt`, and what its task needs. It may have an `id`.
+    A row has `kind` (the name of a task), `prompt`, and what its task needs. It may have an `id`. A row without a kind
+    may be a sentence with its entities, which are to be extracted; so may a sentence of a file of tags (.bio, …).
     """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        problem = f"cannot read the questions {path}: {error.strerror}"
-        raise UserError(f"{problem}; give the path of a .jsonl file") from error
     questions, problems = [], []
-    for number, line in enumerate(lines, 1):
+    for number, row in _tagged(path) if file_format(path)[0] in (*TAGGED, ".txt", ".tsv") else _lines(path):
         try:
-            if line.strip():
-                questions.append(_question(line, f"{path.name}:{number}"))
+            questions.append(_question(row, f"{path.name}:{number}"))
         except (ValueError, RecursionError, UserError) as error:
             problems.append(f"{path}:{number}: {error}")
     if problems:
@@ -37,13 +37,31 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
-def _question(line: bytes, where: str) -> Question:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
-        row = json.loads(line)
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        problem = f"cannot read the questions {path}: {error.strerror}"
+        raise UserError(f"{problem}; give the path of a .jsonl file") from error
+    return ((number, line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def _tagged(path: Path) -> Iterator[tuple[int, Any]]:
+    return ((row.line, row if isinstance(row, Rejected) else row.value) for row in read_rows(path))
+
+
+def _question(row: Any, where: str) -> Question:
+    if isinstance(row, Rejected):
+        raise ValueError(f"{row.reason}: {short(row.raw)}")
+    try:
+        row = json.loads(row) if isinstance(row, bytes) else row
     except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
         raise ValueError(f"not a JSON object in UTF-8 ({error}); write one question a line") from error
     if not isinstance(row, dict):
         raise ValueError(f"{short(row)} is not an object; write {{'kind': …, 'prompt': …, 'answer': …}}")
+    sentence = None if "kind" in row else sentence_in(Fields(row, Notes()))
+    if sentence is not None:
+        row = {"kind": extraction.TASK.name, "prompt": sentence.prompt, "answer": sentence.answer}
     task = _task(row.get("kind"))
     row = {"id": where, **row}
     check_text(row, "id")

@@ -1,5 +1,6 @@
 """A task: questions, a grader and a score. What evaluation measures is what reinforcement learning rewards."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,13 +16,28 @@ class Words(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Measure:
+    """One figure of a task: the sum of what is right over the sum of what it is out of, of all its questions.
+
+    `key`, `heading` and `note` are as those of a task. `share` gives (right, out of) for a question, a completion and
+    its score. `each`: how many of `out of` stand for one decision, which is what a confidence interval counts.
+    """
+
+    key: str
+    heading: Words
+    note: Words
+    share: Callable[["Question", str, float], tuple[float, float]]
+    each: int = 1
+
+
+@dataclass(frozen=True)
 class Task:
     """How one kind of question is checked, asked and graded.
 
     `name` is the `kind` of a row, `key` names the result in report.json, `heading` and `note` (what counts as right)
     are in the report. `check` raises ValueError, with the value and the remedy, if a row lacks what `grade` needs.
     `grade` scores a completion from 0 (wrong) to 1 (right); a bool is also a score. `messages` are the conversation
-    that the completion answers.
+    that the completion answers. `measures` are what is reported of all questions; left out, it is the mean score.
     """
 
     name: str
@@ -31,6 +47,10 @@ class Task:
     check: Callable[[Mapping[str, Any]], None]
     grade: Callable[["Question", str], float]
     messages: Callable[["Question"], list[dict[str, str]]] = lambda q: [{"role": "user", "content": q.row["prompt"]}]
+    measures: tuple[Measure, ...] = ()
+
+    def measured(self) -> tuple[Measure, ...]:
+        return self.measures or (Measure(self.key, self.heading, self.note, lambda question, text, score: (score, 1)),)
 
 
 @dataclass(frozen=True)
@@ -43,8 +63,11 @@ class Question:
 
     @property
     def answer(self) -> str | None:
-        """The expected answer, if the row has one as text."""
-        return self.row["answer"] if isinstance(self.row.get("answer"), str) else None
+        """The expected answer, if the row has one; an object as JSON."""
+        answer = self.row.get("answer")
+        if isinstance(answer, dict):
+            return json.dumps(answer, ensure_ascii=False)
+        return answer if isinstance(answer, str) else None
 
     def messages(self) -> list[dict[str, str]]:
         return self.task.messages(self)

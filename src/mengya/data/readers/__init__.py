@@ -8,12 +8,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from mengya.data.files import ByteSource, NotText, TextSource, file_format
+from mengya.data.files import TAGGED, ByteSource, NotText, TextSource, file_format
 from mengya.data.readers.json_rows import begins_with_objects, read_json
 from mengya.data.readers.layouts import spread
 from mengya.data.readers.plain import read_plain
 from mengya.data.readers.rows import Rejected, Row, TextFile
 from mengya.data.readers.table import read_table
+from mengya.data.readers.tagged import begins_with_tags, read_tagged
 from mengya.errors import UserError
 
 __all__ = ["Rejected", "Row", "read_rows"]
@@ -25,6 +26,7 @@ _TEXT_READERS: dict[str, Callable[[TextFile], Iterator[Row | Rejected]]] = {
     ".json": lambda text: spread(read_json(text)),
     ".csv": lambda text: read_table(text, ","),
     ".tsv": lambda text: read_table(text, "\t"),
+    **dict.fromkeys(TAGGED, read_tagged),
 }
 
 
@@ -32,9 +34,10 @@ def read_rows(file: Path) -> Iterator[Row | Rejected]:
     """The rows of one file, in order.
 
     Plain text: one row if it is short, else pieces of at most `DOCUMENT_CHARS`, cut at a blank line, line, sentence or
-    space where there is one; joined they are the file; but a .txt of JSON objects is read as JSON. JSON: an array's
-    elements, or one value after another; or what `spread` makes of them. CSV: the first line names the columns. Damaged
-    data: the rows before the damage, and one `Rejected` for it.
+    space where there is one; joined they are the file; but a .txt of JSON objects is read as JSON, and one of tokens
+    and tags as .bio is. JSON: an array's elements, or one value after another; or what `spread` makes of them. CSV: the
+    first line names the columns. A token and its tag a line (.bio, .conll, …): a sentence is {"text", "entities"}.
+    Damaged data: the rows before the damage, and one `Rejected` for it.
     """
     line = part = 0
     read = _read_parquet if file_format(file)[0] == ".parquet" else _read_text
@@ -52,8 +55,11 @@ def _read_text(file: Path) -> Iterator[Row | Rejected]:
         head, whole = source.head()
         if head:
             kind = file_format(file)[0]
-            if kind == ".txt" and begins_with_objects(head.decode(source.encoding, "replace"), whole):
+            start = head.decode(source.encoding, "replace") if kind in (".txt", ".tsv") else ""
+            if kind == ".txt" and begins_with_objects(start, whole):
                 kind = ".jsonl"
+            elif start and begins_with_tags(start, whole):
+                kind = TAGGED[0]
             yield from _TEXT_READERS[kind](TextFile(str(file), source))
     except NotText as error:
         yield Rejected(str(file), 0, str(error), head)

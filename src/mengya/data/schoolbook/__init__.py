@@ -6,9 +6,11 @@ invented names are split before anything is generated.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mengya.data.schoolbook.entities import entities
 from mengya.data.schoolbook.preferences import preferences
 from mengya.data.schoolbook.prose import documents
 from mengya.data.schoolbook.questions import questions
@@ -23,6 +25,8 @@ FILES = {
     "heldout_preferences.jsonl": "preference",
 }
 """What `write` writes besides ``text.jsonl``, and what each row is."""
+ENTITY_FILES = {"entities.jsonl": "conversation", "heldout_entities.jsonl": "question"}
+"""What `write_entities` writes, and as what each row is read."""
 
 
 def write(out: Path, seed: int) -> dict[str, int]:
@@ -41,6 +45,18 @@ def write(out: Path, seed: int) -> dict[str, int]:
         "questions.jsonl": questions(relations, seed),
         "heldout_preferences.jsonl": preferences(relations, seed, HELD_OUT_PREFERENCES, held_out=True),
     }
+    return _write(out, files)
+
+
+def write_entities(out: Path, seed: int) -> dict[str, int]:
+    """Write sentences with their entities into ``out`` (created if missing); rows written per file.
+
+    ``entities.jsonl`` and ``heldout_entities.jsonl`` {"text", "entities": [{"type", "start", "end"}, …]}, like `write`.
+    """
+    return _write(out, dict(zip(ENTITY_FILES, entities(seed), strict=True)))
+
+
+def _write(out: Path, files: Mapping[str, Sequence[Any]]) -> dict[str, int]:
     out.mkdir(parents=True, exist_ok=True)
     for name, rows in files.items():
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]

@@ -103,7 +103,7 @@ def _note(run: Path) -> dict:
 
 
 def _from_adapter(source: Path, out: Path, dtype: torch.dtype | None, trust: bool) -> tuple[str, LanguageModel]:
-    tokenizer, model = Tokenizer.load(source), load_merged(source, trust)
+    tokenizer, model = Tokenizer.load(source), load_merged([source], trust_remote_code=trust)
     stops = sorted(Chat(tokenizer).stop_ids) if own_template(tokenizer.files) else [tokenizer.eos_id]
     model.save(out, dtype, stops, tokenizer.eos_id)
     tokenizer.save(out)

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from mengya.errors import UserError
 from mengya.model.adapters import Lora, attach
-from mengya.model.load import load_merged, load_model
+from mengya.model.load import describe, load_merged, load_model
 
 from .test_foreign import LLAMA, SHAPES
 
@@ -106,7 +106,7 @@ def test_merged_logits_equal_unmerged(family, method, tmp_path):
     model, _ = with_adapter(base, tmp_path / "adapter", steps=5, **METHODS[method])
     wanted = logits_of(model)
     assert (wanted - logits_of(load_model(base))).abs().max() > 0.05
-    load_merged(tmp_path / "adapter").save(tmp_path / "merged")
+    load_merged([tmp_path / "adapter"]).save(tmp_path / "merged")
     torch.testing.assert_close(logits_of(load_model(tmp_path / "merged")), wanted, atol=1e-5, rtol=1e-4)
     theirs, told = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", output_loading_info=True)
     assert not told["missing_keys"] and not told["unexpected_keys"]
@@ -144,7 +144,7 @@ def test_qlora_trains_as_peft_does_and_merges_into_whole_weights(family, tmp_pat
     model.save(tmp_path / "done")
     again = load_model(tmp_path / "done", as_trained=True)
     torch.testing.assert_close(logits_of(again), logits_of(model), atol=1e-5, rtol=1e-5)
-    load_merged(tmp_path / "done").save(tmp_path / "merged")
+    load_merged([tmp_path / "done"]).save(tmp_path / "merged")
     whole = load_model(tmp_path / "done")
     torch.testing.assert_close(logits_of(load_model(tmp_path / "merged")), logits_of(whole), atol=1e-3, rtol=1e-3)
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_layers_that_are_saved_whole_stay_tied(family, tied, tmp_path):
         AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path / "adapter"
     )
     torch.testing.assert_close(logits_of(peer), wanted, atol=1e-4, rtol=1e-4)
-    load_merged(tmp_path / "adapter").save(tmp_path / "merged")
+    load_merged([tmp_path / "adapter"]).save(tmp_path / "merged")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     assert theirs.config.tie_word_embeddings == tied
     torch.testing.assert_close(logits_of(theirs), wanted, atol=1e-4, rtol=1e-4)
@@ -277,7 +277,7 @@ def test_layers_that_are_not_there_are_refused(adapter):
     with pytest.raises(UserError, match="has an adapter already"):
         load_model(adapter, lora=Lora())
     with pytest.raises(UserError, match="has no adapter to merge"):
-        load_merged(base)
+        load_merged([base])
 
 
 def test_an_adapter_of_another_kind_is_refused(adapter):
@@ -318,3 +318,66 @@ def test_only_the_adapter_is_trained(tmp_path):
     model = load_model(base)
     attach(model, Lora(r=2), base)
     assert all("lora_" in name for name in model.trained_names())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen2_moe"])
+def test_several_adapters_are_added_by_weights_as_by_peft(family, tmp_path):
+    base = write_base(tmp_path / "base", family)
+    parts = [tmp_path / "one", tmp_path / "two"]
+    for part, steps in zip(parts, (5, 9), strict=True):
+        with_adapter(base, part, steps=steps)
+    found = logits_of(load_merged(parts, [0.7, -0.4]))
+    peer = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), parts[0], "one")
+    plain = load_model(base).weights()
+    wanted = {}
+    for part in parts:
+        for name, weight in load_merged([part]).weights().items():
+            wanted.setdefault(name, plain[name].clone()).add_(
+                weight - plain[name], alpha=0.7 if part is parts[0] else -0.4
+            )
+    for name, weight in load_merged(parts, [0.7, -0.4]).weights().items():
+        torch.testing.assert_close(weight, wanted[name], atol=1e-6, rtol=1e-5)
+    if family != "qwen2_moe":  # peft adds no experts' adapters up
+        peer.load_adapter(parts[1], "two")
+        peer.add_weighted_adapter(["one", "two"], [0.7, -0.4], "both", combination_type="cat")
+        peer.set_adapter("both")
+        torch.testing.assert_close(found, logits_of(peer), atol=1e-4, rtol=1e-4)
+
+
+def test_what_cannot_be_added_up_is_refused(tmp_path):
+    base, other = write_base(tmp_path / "base"), write_base(tmp_path / "other", seed=1)
+    for name, on, settings in (
+        ("plain", base, {}),
+        ("foreign", other, {}),
+        ("dora", base, {"dora": True}),
+        ("whole", base, {"modules_to_save": ["lm_head"]}),
+    ):
+        with_adapter(on, tmp_path / name, steps=1, **settings)
+    for name, words in (("foreign", "different models"), ("dora", "is DoRA"), ("whole", "trained lm_head whole")):
+        with pytest.raises(UserError, match=words):
+            load_merged([tmp_path / "plain", tmp_path / name])
+    with pytest.raises(UserError, match="is DoRA"):
+        load_merged([tmp_path / "dora"], [0.5])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["qwen2", "gpt2", "ernie4_5_moe"])
+def test_a_vocabulary_grows_with_an_adapter(family, tied, tmp_path):
+    base = write_base(tmp_path / "base", family, tie_word_embeddings=tied)
+    names = {"gpt2": ["wte", "lm_head"]}.get(family, ["embed_tokens", "lm_head"])
+    ids = torch.cat((IDS, torch.full((2, 3), 99)), 1)
+    torch.manual_seed(5)
+    lora = Lora(r=4, modules_to_save=names)
+    model = load_model(base, lora=lora, change=lambda model: model.grow_vocabulary(97, [[5], [6, 7], []]))
+    losses = train(model, lambda: model.loss(model.hidden(input_ids=ids[:, :-1])[0], ids[:, 1:]) / 36, 5)
+    assert losses[-1] < losses[0] and model.vocab_size == 100
+    model.eval().save(tmp_path / "adapter")
+    again, merged = load_model(tmp_path / "adapter"), load_merged([tmp_path / "adapter"])
+    assert describe(tmp_path / "adapter")["vocab_size"] == again.vocab_size == merged.vocab_size == 100
+    merged.save(tmp_path / "merged")
+    peer = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    assert peer.config.tie_word_embeddings is tied
+    with torch.no_grad():
+        wanted = model(ids)
+        torch.testing.assert_close(again(ids), wanted)
+        torch.testing.assert_close(peer.eval()(ids).logits, wanted, atol=1e-4, rtol=1e-4)

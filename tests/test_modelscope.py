@@ -10,8 +10,10 @@ from urllib.parse import parse_qs, urlparse
 
 import pytest
 
-from mengya import hub
+from mengya import hub, manifest
+from mengya.cli import main
 from mengya.errors import UserError
+from mengya.text.tokenizer import train_tokenizer
 
 pytest.importorskip("modelscope_hub", reason="the client of ModelScope is not installed: mengya[modelscope]")
 
@@ -206,7 +208,7 @@ def test_a_damaged_file_is_not_taken(server):
         ("gated", "accept its terms"),
         (429, "could not be downloaded .*error 429"),
         (503, "could not be downloaded .*set MODELSCOPE_ENDPOINT to a mirror"),
-        ("page", "could not be downloaded"),
+        ("page", "could not be downloaded .*not JSON"),
     ],
 )
 def test_what_the_hub_refuses(server, monkeypatch, fault, words, capfd):
@@ -254,3 +256,45 @@ def test_without_the_client_its_installation_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "modelscope_hub", None)
     with pytest.raises(UserError, match=r"pip install 'mengya\[modelscope\]'"):
         hub.fetch("ms:sprout/tiny")
+
+
+def test_a_run_names_the_commit_and_goes_on_without_a_network(server, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("transformers", reason="mengya[models] is not installed")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path / "tiny"
+    shape = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    config = AutoConfig.for_model("llama", vocab_size=280, max_position_embeddings=64, **shape)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    train_tokenizer(["猫喜欢吃鱼。The cat eats fish."] * 50, 280, 16).save(folder)
+    for name in list(FILES):
+        monkeypatch.delitem(FILES, name)
+    for path in folder.iterdir():
+        monkeypatch.setitem(FILES, path.name, path.read_bytes())
+    server.listing = listing()
+    talks = [{"instruction": f"{n}: 猫？", "output": "鱼。"} for n in range(20)]
+    (tmp_path / "talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in talks), encoding="utf-8")
+    (tmp_path / "recipe.toml").write_text(
+        f"""[sft]
+model = "ms:sprout/tiny"
+path = '{tmp_path / "talks.jsonl"}'
+template = "chatml"
+steps = 2
+seq_len = 64
+batch_tokens = 128
+compile = false
+""",
+        encoding="utf-8",
+    )
+    command = ["run", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "out")]
+    assert main(command) == 0, capsys.readouterr().err
+    (path,) = {
+        entry["path"] for entry in manifest.read(tmp_path / "out" / "sft")["inputs"] if entry["field"] == "model"
+    }
+    assert path == f"ms:sprout/tiny@{NEW}"
+    server.fault = 503
+    assert main(command) == 0
+    assert "sft: already there" in capsys.readouterr().out
+    assert main([*command[:2], "--out", str(tmp_path / "other"), 'sft.model="ms:sprout/other"']) == 2
+    shown = capsys.readouterr().err
+    assert "sft.model: 'ms:sprout/other' could not be downloaded" in shown and "Traceback" not in shown

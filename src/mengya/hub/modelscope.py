@@ -45,7 +45,8 @@ def fetch(wanted: Wanted) -> Path:
                 f"{value!r} is not on ModelScope, or not for you; correct the name, accept its terms there, or set "
                 "MODELSCOPE_API_TOKEN"
             ) from error
-        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        not_json = "the answer is not JSON; is it a proxy's page?" if isinstance(cause, ValueError) else ""
+        reason = not_json or next(iter(str(cause).strip().splitlines()), type(cause).__name__)
         if known is not None:
             say(f"{value}: ModelScope cannot be asked ({reason}); taking what was downloaded before")
             return known

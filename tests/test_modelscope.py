@@ -243,9 +243,18 @@ def test_no_file_lands_outside_of_the_folder(server, tmp_path):
     assert not list(tmp_path.rglob("evil.json"))
 
 
+def test_a_file_that_the_hub_has_deleted_goes(server):
+    found = hub.fetch("ms:sprout/tiny")
+    server.listing = listing({name: content for name, content in FILES.items() if name != "onnx/config.json"})
+    assert hub.fetch("ms:sprout/tiny") == found and names(found) == WANTED - {"onnx/config.json"}
+
+
 def test_what_is_no_model_is_told(server):
     server.listing["Data"]["Files"] = [e for e in server.listing["Data"]["Files"] if e["Path"] == "README.md"]
     with pytest.raises(UserError, match=r"has no config\.json"):
+        hub.fetch("ms:sprout/tiny")
+    server.listing = listing({"config.json": FILES["config.json"], "pytorch_model.bin": b"a pickle"})
+    with pytest.raises(UserError, match="no weights as safetensors"):
         hub.fetch("ms:sprout/tiny")
     server.listing = {"Code": 200, "Data": {"Files": []}}
     with pytest.raises(UserError, match="has no files"):

@@ -21,6 +21,11 @@ def fetch(value: str) -> Path:
     found = _HUBS[value.partition(":")[0]].fetch(wanted)
     if not (found / "config.json").is_file():
         raise UserError(f"{value!r} has no config.json: it is not a model that transformers loads; give another")
+    if not any(found.glob("*.safetensors")):
+        raise UserError(
+            f"{value!r} has no weights as safetensors; pickles, which can run any code, are not read: give another "
+            "model or revision, or convert it and give its directory"
+        )
     if wanted.revision != found.name:
         say(f"{value} is revision {found.name}")
     return found
@@ -34,3 +39,10 @@ def located(value: str) -> Path:
 def name_of(path: Path) -> str | None:
     """What `fetch` was asked for to give this directory, with its revision; None if it is no download."""
     return next((name for hub in _HUBS.values() if (name := hub.name_of(path))), None)
+
+
+def remedy(directory: Path) -> str:
+    """What to do where a file of a model is missing or damaged."""
+    if name_of(directory) is None:
+        return "copy the model again"
+    return f"delete {directory.parent.parent}, and the model is downloaded again"

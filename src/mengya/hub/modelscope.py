@@ -9,7 +9,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -62,19 +62,27 @@ def _download(api: Any, wanted: Wanted, repository: Path) -> Path:
     entries = _listed(api, wanted, branch)
     commit = branch if _is_commit(branch) else _newest_commit(value, entries)
     files = [entry for entry in entries if entry.get("Type") == "blob" and _is_needed(value, entry["Path"])]
-    known = _whole(repository, commit)
-    if known is None:
-        known = repository / "snapshots" / commit
-        api.download_repo(name, "model", revision=branch, local_dir=known, file_list=files)
-        durable.flush_tree(known)
-    sizes = {entry["Path"]: (known / entry["Path"]).stat().st_size for entry in files}
+    sizes, folder = {entry["Path"]: entry["Size"] for entry in files}, repository / "snapshots" / commit
+    note = _read(repository, commit)
+    if note is None or note["files"] != sizes or _whole(repository, commit) is None:
+        _delete_others(folder, sizes)
+        api.download_repo(name, "model", revision=branch, local_dir=folder, file_list=files)
+        durable.flush_tree(folder)
     for asked in {commit, branch}:
-        note = _note(repository, asked)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        own = note.with_name(f"{note.name}.{os.getpid()}")  # several ranks may write it
+        path = _note(repository, asked)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        own = path.with_name(f"{path.name}.{os.getpid()}")  # several ranks may write it
         durable.write_json(own, {"name": name, "commit": commit, "files": sizes})
-        own.replace(note)
-    return known
+        own.replace(path)
+    return folder
+
+
+def _delete_others(folder: Path, names: Collection[str]) -> None:
+    """Delete files that the hub has deleted since: that changes no other file, so there is no commit to tell by."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in names and any(fnmatch(name, pattern) for pattern in FILES):
+            path.unlink()
 
 
 def _is_needed(value: str, name: str) -> bool:
@@ -114,6 +122,7 @@ def _note(repository: Path, revision: str) -> Path:
 
 
 def _read(repository: Path, revision: str) -> dict | None:
+    """What `_download` noted of a revision; None if it has not come whole."""
     try:
         return json.loads(_note(repository, revision).read_text(encoding="utf-8"))
     except (OSError, ValueError):

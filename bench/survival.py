@@ -1,8 +1,11 @@
 """Kill runs of pretrain, sft and dpo with SIGKILL at random moments until they are done, and compare every step's
 figures and every weight with an undisturbed run.
 
-    python bench/survival.py [--kills 6] [--engines single,ddp] [--compile] [--seed 0]
-    python bench/survival.py --power-cuts 50 [--seed 0]
+    python bench/survival.py [--kills 6] [--engines single,ddp] [--model native] [--compile] [--seed 0]
+    python bench/survival.py --power-cuts 50 [--model native] [--seed 0]
+
+With --model gpt2, lora or qlora, sft and dpo go on from a random model instead of a pretrained one: a GPT-2, which the
+transformers library computes; an adapter on a Llama of ours; an adapter on a GPT-2 in 4 bits. Adapters are then merged.
 
 A run in one process is killed and the same command given again. A run of two processes loses one of them, which
 torchrun has to mend by itself, or all of them with torchrun, after which the same command is given again. The kills are
@@ -29,12 +32,11 @@ from pathlib import Path
 from typing import Protocol
 
 import power_cut
+from toy_project import MODELS, STAGES, STEPS, stages_of, write_project
 
 from mengya.errors import UserError
 from mengya.train.checkpoint_storage import verify
 
-STAGES = ("pretrain", "sft", "dpo")
-STEPS = 60
 _CLOCK = {"tokens_per_second"}  # the one figure of a row that two equal runs do not share
 
 
@@ -66,12 +68,12 @@ def launch(arguments: list[str]) -> Process:
     return subprocess.Popen([sys.executable, "-m", "mengya", *arguments], stdout=subprocess.DEVNULL)
 
 
-def launch_two(engine: str, folder: Path) -> Launch:
+def launch_two(engine: str, folder: Path, stages: list[str]) -> Launch:
     """Two ranks under torchrun, which starts them again when one is lost."""
-    overrides = [f'{stage}.parallel="{engine}"' for stage in STAGES]
+    overrides = [f'{stage}.parallel="{engine}"' for stage in stages]
     if engine == "deepspeed":
         (folder / "ds.json").write_text(json.dumps(_DEEPSPEED), encoding="utf-8")
-        overrides += [f"{stage}.deepspeed='{folder / 'ds.json'}'" for stage in STAGES]
+        overrides += [f"{stage}.deepspeed='{folder / 'ds.json'}'" for stage in stages]
 
     def start(arguments: list[str]) -> Process:
         command = [sys.executable, *_LAUNCHER, *arguments, *overrides]
@@ -114,83 +116,6 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def _write_rows(path: Path, rows: list[dict]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-def write_project(directory: Path, compiled: bool) -> Path:
-    """Text, conversations, pairs, questions and a recipe that trains a tiny model on them. Returns the recipe."""
-    directory.mkdir(parents=True, exist_ok=True)
-    things = {"猫": "鱼", "牛": "草", "熊猫": "竹子", "兔子": "萝卜", "猴子": "桃子", "鸟": "虫子", "马": "麦子"}
-    places = ["山上", "河边", "森林里", "村子里", "草地上", "小路旁"]
-    texts, talks, pairs, questions = [], [], [], []
-    for number in range(240):
-        animal, food = list(things.items())[number % len(things)]
-        place, other = places[number % len(places)], list(things.values())[(number + 3) % len(things)]
-        texts.append(
-            f"第{number}天，{animal}在{place}找到了{food}。它吃得很高兴，又去{place}玩。{animal}喜欢吃{food}。"
-        )
-        ask = f"第{number}天{animal}在{place}吃什么？"
-        talks.append({"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": f"{food}。"}]})
-        pairs.append({"prompt": ask, "chosen": f"{food}。", "rejected": f"{other}，{other}。"})
-    for number, (animal, food) in enumerate(list(things.items())[:3]):
-        questions.append(
-            {"kind": "fact", "id": f"f{number}", "prompt": f"{animal}吃什么？", "answer": food, "accept": []}
-        )
-        numbers = (10 + number, 20 + 3 * number)
-        prompt = f"{numbers[0]}+{numbers[1]}="
-        questions.append({"kind": "addition", "id": f"a{number}", "prompt": prompt, "answer": str(sum(numbers))})
-    (directory / "text.txt").write_text("\n\n".join(texts), encoding="utf-8")
-    _write_rows(directory / "text.jsonl", [{"text": text} for text in texts])
-    _write_rows(directory / "talks.jsonl", talks)
-    _write_rows(directory / "pairs.jsonl", pairs)
-    _write_rows(directory / "questions.jsonl", questions)
-    training = f"""seq_len = 64
-batch_tokens = 256
-micro_batch = 2
-steps = {STEPS}
-heldout_every = 10
-checkpoint_every = 7
-compile = {str(compiled).lower()}
-optim.lr = 3e-3
-"""
-    recipe = f"""[corpus]
-path = '{directory / "text.jsonl"}'
-heldout = 0.1
-
-[tokenizer]
-vocab_size = 320
-
-[tokenize]
-
-[pretrain]
-{training}
-[pretrain.model]
-hidden_size = 64
-num_hidden_layers = 2
-num_attention_heads = 2
-num_key_value_heads = 1
-intermediate_size = 96
-max_position_embeddings = 128
-
-[sft]
-path = '{directory / "talks.jsonl"}'
-heldout = 0.1
-{training}
-[dpo]
-path = '{directory / "pairs.jsonl"}'
-heldout = 0.1
-{training.replace("64", "128")}
-[evaluate]
-models = ["@pretrain", "@sft", "@dpo"]
-questions = '{directory / "questions.jsonl"}'
-preferences = '{directory / "pairs.jsonl"}'
-"""
-    path = directory / "recipe.toml"
-    path.write_text(recipe, encoding="utf-8")
-    return path
-
-
 def finish(start: Launch, recipe: Path, out: Path) -> None:
     """Run to the end."""
     code = start(["run", str(recipe), "--out", str(out)]).wait()
@@ -212,9 +137,9 @@ def survive(
 ) -> int:
     """Spread `kills` evenly over the stages, then run to the end. Returns how many hit a living process."""
     arguments = ["run", str(recipe), "--out", str(out)]
-    hits, process = 0, None
-    for index, stage in enumerate(STAGES):
-        share = kills // len(STAGES) + (index < kills % len(STAGES))
+    hits, process, stages = 0, None, stages_of(recipe)
+    for index, stage in enumerate(stages):
+        share = kills // len(stages) + (index < kills % len(stages))
         for reached, delay in _moments(out, stage, share, rng):
             process = process or start(arguments)
             while not reached() and process.poll() is None:
@@ -239,7 +164,7 @@ def _moments(out: Path, stage: str, kills: int, rng: random.Random) -> Iterator[
         yield _reaches(out, stage, target), rng.uniform(0, 0.02)
         print(f"{stage}: killed after step {_rows_so_far(out, stage)}", flush=True)
     if late:
-        yield lambda: (partial / "model.safetensors").exists() or (out / stage).exists(), 0.0
+        yield lambda: any(partial.glob("*.safetensors")) or (out / stage).exists(), 0.0
 
 
 def _reaches(out: Path, stage: str, step: int) -> Callable[[], bool]:
@@ -249,14 +174,24 @@ def _reaches(out: Path, stage: str, step: int) -> Callable[[], bool]:
 def compare(out: Path, wanted: Path) -> tuple[bool, int]:
     """(everything is equal to the bit, steps that are missing, doubled or different)."""
     lost, equal = 0, _report(out) == _report(wanted)
-    for stage in STAGES:
+    for stage in (name for name in (*STAGES, "merge") if (wanted / name).exists()):
+        weights, expected_weights = (_weights(root / stage) for root in (out, wanted))
+        names, expected_names = ({path.name for path in (root / stage).iterdir()} for root in (out, wanted))
+        equal = equal and weights == expected_weights and names == expected_names
+        if stage == "merge":
+            continue
         found, expected = (_rows(root / stage / "metrics.jsonl") for root in (out, wanted))
         assert [row["step"] for row in expected] == list(range(1, STEPS + 1))
         lost += sum(found.count(row) != 1 for row in expected) + max(0, len(found) - len(expected))
-        weights, expected_weights = ((root / stage / "model.safetensors").read_bytes() for root in (out, wanted))
-        names, expected_names = ({path.name for path in (root / stage).iterdir()} for root in (out, wanted))
-        equal = equal and found == expected and weights == expected_weights and names == expected_names
+        equal = equal and found == expected
     return equal, lost
+
+
+def _weights(directory: Path) -> dict[str, bytes]:
+    """Of a model or an adapter, file by file."""
+    found = {path.name: path.read_bytes() for path in directory.glob("*.safetensors")}
+    assert found, f"{directory} has no weights"
+    return found
 
 
 def _report(out: Path) -> dict:
@@ -275,7 +210,8 @@ def _rows(path: Path) -> list[dict]:
 def endure(engine: str, recipe: Path, root: Path, kills: int, rng: random.Random) -> tuple[int, bool, int]:
     """(kills that hit, identical, lost) of one engine."""
     root.mkdir()
-    start, strike = (launch, kill_process) if engine == "single" else (launch_two(engine, root), kill_ranks)
+    two = engine != "single"
+    start, strike = (launch_two(engine, root, stages_of(recipe)), kill_ranks) if two else (launch, kill_process)
     finish(start, recipe, root / "undisturbed")
     hits = survive(start, recipe, root / "killed", kills, rng, strike)
     identical, lost = compare(root / "killed", root / "undisturbed")
@@ -283,17 +219,17 @@ def endure(engine: str, recipe: Path, root: Path, kills: int, rng: random.Random
     return hits, identical, lost
 
 
-def endure_power_cuts(cuts: int, compiled: bool, rng: random.Random) -> dict:
+def endure_power_cuts(cuts: int, compiled: bool, model: str, rng: random.Random) -> dict:
     """The last line of the benchmark."""
     shm = Path("/dev/shm")  # a file system that never uses a number of a file again
     with tempfile.TemporaryDirectory(dir=shm if shm.is_dir() else None) as scratch:
         root = Path(scratch)
-        recipe = write_project(root / "project", compiled)
+        recipe = write_project(root / "project", compiled, model)
         finish(launch, recipe, root / "undisturbed")
         (root / "power").mkdir()
         hits, lost = cut_power(launch_on_shim, recipe, root / "power", cuts, rng)
         identical, steps = compare(root / "power" / "cut", root / "undisturbed")
-    return {"power_cuts": hits, "compile": compiled, "identical": identical, "lost": lost + steps}
+    return {"power_cuts": hits, "model": model, "compile": compiled, "identical": identical, "lost": lost + steps}
 
 
 def _made(out: Path) -> set[str]:
@@ -309,10 +245,10 @@ _FLUSHES = 300
 """Of a whole run, about."""
 
 
-def _progress(made: set[str]) -> float:
+def _progress(made: set[str], stages: list[str]) -> float:
     """How far a run is, from 0 to 1."""
-    steps = [max((int(m.split()[2]) for m in made if m.startswith(f"{s} step ")), default=0) for s in STAGES]
-    return sum(1 if s in made else step / STEPS for s, step in zip(STAGES, steps, strict=True)) / len(STAGES)
+    steps = [max((int(m.split()[2]) for m in made if m.startswith(f"{s} step ")), default=0) for s in stages]
+    return sum(1 if s in made else step / STEPS for s, step in zip(stages, steps, strict=True)) / len(stages)
 
 
 def _is_kept(thing: str, found: set[str]) -> bool:
@@ -355,7 +291,7 @@ def cut_power(
         before = _durable(out, ledger)
         power_cut.lose(out, ledger, rng)
         found = _made(out)
-        ahead = _FLUSHES * (1 - _progress(found))
+        ahead = _FLUSHES * (1 - _progress(found, stages_of(recipe)))
         gone = sorted(thing for thing in before if not _is_kept(thing, found))
         lost += len(gone)
         there = ", ".join(sorted(found)) or "nothing yet"
@@ -387,6 +323,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=6)
     parser.add_argument("--power-cuts", type=int, default=0, help="lose what was not flushed, so often, instead")
     parser.add_argument("--engines", default="single,ddp")
+    parser.add_argument("--model", choices=MODELS, default="native", help="what sft and dpo go on from")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -395,16 +332,17 @@ def main() -> None:
         parser.error(f"--engines: {', '.join(sorted(unknown))} is not one of {', '.join(ENGINES)}")
     rng = random.Random(arguments.seed)
     if arguments.power_cuts:
-        print(json.dumps(endure_power_cuts(arguments.power_cuts, arguments.compile, rng)))
+        print(json.dumps(endure_power_cuts(arguments.power_cuts, arguments.compile, arguments.model, rng)))
         return
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        recipe = write_project(root / "project", arguments.compile)
+        recipe = write_project(root / "project", arguments.compile, arguments.model)
         shares = [arguments.kills // len(engines) + (i < arguments.kills % len(engines)) for i in range(len(engines))]
         found = [endure(e, recipe, root / e, share, rng) for e, share in zip(engines, shares, strict=True)]
     print(
         json.dumps(
             {
+                "model": arguments.model,
                 "kills": sum(hits for hits, _, _ in found),
                 "engines": dict(zip(engines, (hits for hits, _, _ in found), strict=True)),
                 "compile": arguments.compile,

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -9,6 +10,7 @@ import pytest
 
 from mengya import hub
 from mengya.errors import UserError
+from mengya.model.weight_files import check_weights
 
 FILES = {
     "config.json": b'{"model_type": "llama"}',
@@ -152,6 +154,49 @@ def test_what_is_there_needs_no_network(server):
     found = hub.fetch("hf:sprout/tiny")
     server.fault = 503
     assert hub.fetch("hf:sprout/tiny") == found
+
+
+def test_half_a_model_is_not_taken_while_the_hub_is_down(server, monkeypatch):
+    server.fault, server.then = "cut", 503
+    for _ in range(2):
+        with pytest.raises(UserError, match="could not be downloaded") as raised:
+            hub.fetch("hf:sprout/tiny")
+        assert "\n" not in str(raised.value)
+        server.fault = 503
+
+
+@pytest.mark.parametrize("value", ["hf:sprout/tiny", "hf:sprout/tiny@v1", f"hf:sprout/tiny@{COMMIT}"])
+def test_offline_mode_takes_what_is_there(server, monkeypatch, value):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="could not be downloaded"):
+        hub.fetch(value)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    found = hub.fetch(value)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    server.asked.clear()
+    assert hub.fetch(value) == found and not server.asked
+
+
+def test_weights_that_were_cut_off_later_name_what_to_delete(server, tmp_path):
+    found = hub.fetch("hf:sprout/tiny")
+    (found / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(UserError, match=r"delete .*models--sprout--tiny, and the model is downloaded again"):
+        check_weights(found)
+    shutil.rmtree(found.parent.parent)
+    again = hub.fetch("hf:sprout/tiny")
+    assert (again / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    shutil.copytree(again, tmp_path / "copy")
+    (tmp_path / "copy" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="copy the model again"):
+        check_weights(tmp_path / "copy")
+
+
+def test_pickles_alone_are_no_weights(server, monkeypatch):
+    monkeypatch.delitem(FILES, "model.safetensors")
+    with pytest.raises(UserError, match="no weights as safetensors; pickles, which can run any code, are not read"):
+        hub.fetch("hf:sprout/tiny")
 
 
 def test_names_and_revisions_that_are_wrong(server):

@@ -194,16 +194,7 @@ def test_the_targets_are_all_linear_layers_but_routers(tmp_path):
     for family, wanted in {
         "llama": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
         "gpt2": {"c_attn", "c_proj", "c_fc"},
-        "qwen2_moe": {
-            "q_proj",
-            "k_proj",
-            "v_proj",
-            "o_proj",
-            "gate_proj",
-            "up_proj",
-            "down_proj",
-            "shared_expert_gate",
-        },
+        "qwen2_moe": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
     }.items():
         base = write_base(tmp_path / family, family)
         with_adapter(base, tmp_path / f"{family}-adapter")

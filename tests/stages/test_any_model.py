@@ -9,9 +9,10 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mengya.cli import main
-from mengya.metrics import MetricsLog, read_jsonl
+from mengya.metrics import MetricsLog, format_count, read_jsonl
 from mengya.model.load import load_model
 from mengya.text.tokenizer import Tokenizer, train_tokenizer
+from mengya.train.checkpoint import read_weights
 
 from .conftest import write_animals
 
@@ -82,6 +83,21 @@ def run(root, out, *arguments):
     return main(["run", str(root / "recipe.toml"), "--out", str(root / out), *arguments])
 
 
+def crash(monkeypatch, root, out, stage):
+    """Run until something breaks in the sixth step of a stage."""
+    write = MetricsLog.write
+
+    def broken(log, row):
+        if row["step"] == 6:
+            raise InterruptedError
+        write(log, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsLog, "write", broken)
+        with pytest.raises(InterruptedError):
+            run(root, out, "--until", stage)
+
+
 def rows(directory):
     return [
         {k: v for k, v in row.items() if k != "tokens_per_second"} for row in read_jsonl(directory / "metrics.jsonl")
@@ -107,32 +123,51 @@ def test_it_is_trained_goes_on_after_a_crash_and_answers(root, monkeypatch, caps
     report = json.loads((whole / "evaluate" / "report.json").read_text())
     assert set(report["stages"]) == {"sft", "merge" if lora else "dpo"}
 
-    write = MetricsLog.write
-
-    def crash(log, row):
-        if row["step"] == 6:
-            raise InterruptedError
-        write(log, row)
-
     shutil.copytree(whole / "corpus", root / "again" / "corpus")
     for stage in ("sft", "dpo"):
-        with monkeypatch.context() as patch:
-            patch.setattr(MetricsLog, "write", crash)
-            with pytest.raises(InterruptedError):
-                run(root, "again", "--until", stage)
+        crash(monkeypatch, root, "again", stage)
         unfinished = root / "again" / f"{stage}.partial"
         assert main(["export", str(unfinished), str(root / f"exported-{stage}")]) == 0
         assert load_model(root / f"exported-{stage}").adapter is None  # merged
-        held = {p.name for p in (unfinished / "checkpoints" / "step-4").iterdir()}
-        if lora:
-            size = sum((unfinished / "checkpoints" / "step-4" / name).stat().st_size for name in held)
-            assert (
-                size < 0.9 * 3 * 4 * load_model(root / base).all_parameters()
-            )  # weights and moments of all: 3 x 4 bytes
+        checkpoint = unfinished / "checkpoints" / "step-4"
+        trained = read_weights(checkpoint)
+        if lora:  # the adapter's weights and their two moments, and nothing of the model but its config.json
+            assert all(".lora_" in name for name in trained)
+            held = [tensor for path in checkpoint.glob("*.safetensors") for tensor in load_file(path).values()]
+            assert sum(t.nbytes for t in held) < 3 * sum(t.nbytes for t in trained.values()) + 10_000  # random states
+        capsys.readouterr()
         assert run(root, "again", "--until", stage) == 0
+        shown, count = capsys.readouterr().out, sum(tensor.numel() for tensor in trained.values())
+        assert f"{name}{', with an adapter of rank 4' if lora else ''}\n" in shown
+        assert f"going on after step 4 with {format_count(count)} trained weights and their optimizer" in shown
         assert rows(root / "again" / stage) == rows(whole / stage)
         found, undisturbed = (weights(root / out / stage, lora) for out in ("again", "whole"))
         assert found.keys() == undisturbed.keys() and all(torch.equal(found[n], undisturbed[n]) for n in found)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+def test_a_model_that_changed_while_its_adapter_was_trained_is_refused(root, monkeypatch, capsys, file):
+    write_recipe(root, "qwen2", True)
+    path = root / "qwen2" / file
+    content = path.read_bytes()
+    changed = content.replace(b"1e-06", b"1e-05") if file == "config.json" else content[:-1] + b"@"
+    assert changed != content
+    crash(monkeypatch, root, "out", "sft")
+    path.write_bytes(changed)
+    assert run(root, "out", "--until", "sft") == 2
+    shown = capsys.readouterr().err
+    assert "holds an unfinished result of 'sft' made with other settings: the input model" in shown
+    assert "has another content" in shown and "Traceback" not in shown
+    path.write_bytes(content)
+    assert run(root, "out", "--until", "sft") == 0
+    crash(monkeypatch, root, "out", "dpo")
+    path.write_bytes(changed)
+    assert run(root, "out", "--until", "dpo") == 2
+    assert "the input model" in (shown := capsys.readouterr().err) and "Traceback" not in shown
+    assert (root / "out" / "dpo.partial" / "checkpoints" / "step-4").is_dir(), "nothing is lost"
+    path.write_bytes(content)
+    assert run(root, "out", "--until", "dpo") == 0
+    assert "going on after step 4" in capsys.readouterr().out
 
 
 def test_export_merges_an_adapter(root, capsys):

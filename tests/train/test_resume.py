@@ -18,8 +18,10 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no kil
 ROOT = Path(__file__).parents[2]
 PRELOAD = ["mengya.cli", "mengya.stage", "torch._dynamo", "safetensors.torch", "mengya.train.run"]
 PRELOAD += [
-    f"mengya.stages.{name}" for name in ("corpus", "tokenizer", "tokenize", "pretrain", "sft", "dpo", "evaluate")
+    f"mengya.stages.{name}"
+    for name in ("corpus", "tokenizer", "tokenize", "pretrain", "sft", "dpo", "merge", "evaluate")
 ]
+PRELOAD += ["peft"]
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,20 @@ def test_killed_runs_go_on_to_the_same_bits(survival, launch, recipe, undisturbe
     hits = survival.survive(launch, recipe, tmp_path / "out", 9, random.Random(1))
     assert hits >= 6, "too few kills met a living process"
     assert survival.compare(tmp_path / "out", undisturbed) == (True, 0)
+
+
+def test_killed_adapters_go_on_to_the_same_bits(survival, launch, tmp_path):
+    recipe = survival.write_project(tmp_path / "project", compiled=False, model="lora")
+    survival.finish(launch, recipe, tmp_path / "undisturbed")
+    hits = survival.survive(launch, recipe, tmp_path / "out", 4, random.Random(1))
+    assert hits >= 3, "too few kills met a living process"
+    assert survival.compare(tmp_path / "out", tmp_path / "undisturbed") == (True, 0)
+    assert (tmp_path / "out" / "dpo" / "adapter_model.safetensors").exists()
+    weights = tmp_path / "out" / "merge" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert survival.compare(tmp_path / "out", tmp_path / "undisturbed") == (False, 0)
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="the shim needs a tmpfs")

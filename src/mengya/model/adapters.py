@@ -66,6 +66,10 @@ class Adapter:
         """Layers that are trained whole."""
         self.uses_dora = bool(peft_config.use_dora)
 
+    def __str__(self) -> str:
+        """As messages name it."""
+        return f"an adapter of rank {self._config.r}" + (" on 4-bit weights" if self._quantize != "none" else "")
+
     def save(self, model: LanguageModel, directory: Path) -> None:
         state = _peft().get_peft_model_state_dict(model.adapted, save_embedding_layers=False)
         names = _inside(model, self.whole)

@@ -82,9 +82,8 @@ class Foreign(LanguageModel):
     def adapted(self) -> nn.Module:
         return self.inner
 
-    @property
-    def title(self) -> str:
-        return f"{type(self.inner).__name__}, {self.implementation}"
+    def _class_name(self) -> str:
+        return type(self.inner).__name__
 
     # ---- making, reading, writing ------------------------------------------------------------------------------------
 

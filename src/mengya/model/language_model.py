@@ -203,9 +203,12 @@ class LanguageModel(nn.Module):
 
     @property
     def title(self) -> str:
-        """The class that config.json names, and whose code computes it."""
-        named = self.description().get("architectures") or [type(self).__name__]
-        return f"{named[0]}, {self.implementation}"
+        """The class of the model, whose code computes it, and its adapter."""
+        return f"{self._class_name()}, {self.implementation}" + (f", with {self.adapter}" if self.adapter else "")
+
+    def _class_name(self) -> str:
+        """As config.json names it."""
+        return (self.description().get("architectures") or [type(self).__name__])[0]
 
     def all_parameters(self) -> int:
         """A shared one counts once."""

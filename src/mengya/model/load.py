@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mengya import hub
 from mengya.errors import UserError
 from mengya.manifest import read_object
 from mengya.model.adapters import (
@@ -39,7 +40,7 @@ def _read_json(directory: Path) -> dict:
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise UserError(f"{directory} is not a model directory (it has no config.json); give one that a stage wrote")
-    content = read_object(path, "copy the model again")
+    content = read_object(path, hub.remedy(path.parent))
     if content.get("auto_map") and any(Path(directory).glob("*.py")):
         content["_name_or_path"] = str(directory)  # where its code is
     return content

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mengya import hub
 from mengya.errors import UserError
 
 WEIGHTS = "model.safetensors"
@@ -30,7 +31,7 @@ def weight_files(directory: Path) -> list[Path]:
         )
     for name in names:
         if not (directory / name).is_file():
-            raise UserError(f"{directory} lacks {name}; copy the model again")
+            raise UserError(f"{directory} lacks {name}; {hub.remedy(directory)}")
     return [directory / name for name in names]
 
 
@@ -39,7 +40,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}); copy the model again") from error
+        raise UserError(f"{path} cannot be read ({error}); {hub.remedy(path.parent)}") from error
 
 
 def check_weights(directory: Path) -> None:

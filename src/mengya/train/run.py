@@ -242,7 +242,8 @@ class Run:
         self.best, self.best_step = found.state["best"], found.state["best_step"]
         self.best_name = found.state["best_name"]
         self.guard = Guard(**found.state["guard"])
-        say(f"going on after step {self.done}")
+        count = sum(math.prod(shape) for name, shape in found.shapes.items() if name.startswith("model."))
+        say(f"going on after step {self.done} with {format_count(count)} trained weights and their optimizer")
 
 
 def _random_states() -> dict[str, Tensor]:

@@ -1,0 +1,48 @@
+"""Models from a hub in place of a path: "hf:owner/name" of Hugging Face's, "ms:owner/name" of ModelScope, each with
+"@revision" or without. What has been downloaded once is not downloaded again."""
+
+from pathlib import Path
+
+from mengya.errors import UserError
+from mengya.hub import hugging_face, modelscope
+from mengya.hub.wanted import parse
+from mengya.metrics import say
+
+_HUBS = {"hf": hugging_face, "ms": modelscope}
+
+
+def is_remote(value: str) -> bool:
+    return value.partition(":")[0] in _HUBS and ":" in value
+
+
+def fetch(value: str) -> Path:
+    """The local directory of a model; what is not there yet is downloaded. UserError if it cannot be had."""
+    wanted = parse(value)
+    found = _HUBS[value.partition(":")[0]].fetch(wanted)
+    if not (found / "config.json").is_file():
+        raise UserError(f"{value!r} has no config.json: it is not a model that transformers loads; give another")
+    if not any(found.glob("*.safetensors")):
+        raise UserError(
+            f"{value!r} has no weights as safetensors; pickles, which can run any code, are not read: give another "
+            "model or revision, or convert it and give its directory"
+        )
+    if wanted.revision != found.name:
+        say(f"{value} is revision {found.name}")
+    return found
+
+
+def located(value: str) -> Path:
+    """The path that a recipe names, or the local copy of a model from a hub."""
+    return fetch(value) if is_remote(value) else Path(value).expanduser()
+
+
+def name_of(path: Path) -> str | None:
+    """What `fetch` was asked for to give this directory, with its revision; None if it is no download."""
+    return next((name for hub in _HUBS.values() if (name := hub.name_of(path))), None)
+
+
+def remedy(directory: Path) -> str:
+    """What to do where a file of a model is missing or damaged."""
+    if name_of(directory) is None:
+        return "copy the model again"
+    return f"delete {directory.parent.parent}, and the model is downloaded again"

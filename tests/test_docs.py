@@ -22,7 +22,7 @@ from mengya.toml_tables import laid_over, read_tables
 ROOT = Path(__file__).parent.parent
 PAIRS = [("README.md", "README.zh.md"), ("docs/guide.md", "docs/guide.zh.md")]
 USER_DOCS = [name for pair in PAIRS for name in pair]
-STORIES = ("docs/architecture.md", "docs/architecture.zh.md")
+STORIES = ("docs/architecture.md", "docs/architecture.zh.md", "docs/ablation.md", "docs/ablation.zh.md")
 DOCS = [*USER_DOCS, *STORIES, "CONTRIBUTING.md", "CHANGELOG.md", "docs/LOG.md", "docs/LEADERBOARD.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE_SUFFIXES = {"json", "jsonl", "py", "toml", "md"}

@@ -107,10 +107,11 @@ def test_a_question_to_ask_that_is_too_long(model_dir: Path) -> None:
         chat(model_dir, SHORT, None, ["熊" * 20_000], io.StringIO(), io.StringIO())
 
 
-def test_piped_chat_does_not_load_the_line_editor(model_dir: Path) -> None:
+def test_piped_chat_loads_neither_the_line_editor_nor_libraries_of_other_models(model_dir: Path) -> None:
     code = (
         "import sys; from mengya.serve.terminal import chat; from mengya.infer.request import Sampling\n"
-        f"chat({str(model_dir)!r}, Sampling(max_new_tokens=3)); assert 'prompt_toolkit' not in sys.modules"
+        f"chat({str(model_dir)!r}, Sampling(max_new_tokens=3)); "
+        "assert not sys.modules.keys() & ['prompt_toolkit', 'transformers', 'peft', 'datasets']"
     )
     result = subprocess.run([sys.executable, "-c", code], input="你好\n".encode(), capture_output=True, check=False)
     assert result.returncode == 0, result.stderr.decode()

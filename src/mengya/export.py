@@ -14,7 +14,7 @@ from mengya.metrics import format_count, say
 from mengya.model.adapters import Lora, is_adapter
 from mengya.model.language_model import LanguageModel
 from mengya.model.load import assemble, load_merged, load_model
-from mengya.text.chat import Chat, own_template
+from mengya.text.chat import Chat, ends_of, own_template
 from mengya.text.tokenizer import Tokenizer, read_files, write_files
 from mengya.train.checkpoint import read_weights
 from mengya.train.checkpoint_storage import steps_in
@@ -104,8 +104,7 @@ def _note(run: Path) -> dict:
 
 def _from_adapter(source: Path, out: Path, dtype: torch.dtype | None, trust: bool) -> tuple[str, LanguageModel]:
     tokenizer, model = Tokenizer.load(source), load_merged([source], trust_remote_code=trust)
-    stops = sorted(Chat(tokenizer).stop_ids) if own_template(tokenizer.files) else [tokenizer.eos_id]
-    model.save(out, dtype, stops, tokenizer.eos_id)
+    model.save(out, dtype, ends_of(tokenizer), tokenizer.eos_id)
     tokenizer.save(out)
     return source.name, model
 

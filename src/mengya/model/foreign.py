@@ -7,7 +7,7 @@ import inspect
 import json
 import logging
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,7 @@ from mengya.runtime import pick_device
 
 INSTALL = "pip install 'mengya[models]'"
 _CONTEXT = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_sequence_length",
-    "seq_length",
-    "n_ctx",
-    "max_seq_len",
+    *("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "n_ctx", "max_seq_len"),
     "model_max_length",
 )
 _NO_LIMIT = 1_000_000
@@ -269,12 +264,17 @@ class Foreign(LanguageModel):
     def _call(self, **inputs: Any) -> Any:
         """The library's model without its output projection, its products in the type of the activations."""
         half = self.compute_dtype not in (None, torch.float32)
-        base = self.inner.base_model
-        known = inspect.signature(base.forward).parameters
-        anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-        taken = {n: value for n, value in inputs.items() if value is not None and (anything or n in known)}
+        known = self._parameters_of_forward
+        given = {n: value for n, value in inputs.items() if value is not None and (known is None or n in known)}
         with torch.autocast(self.device.type, self.compute_dtype, enabled=half):
-            return base(**taken)
+            return self.inner.base_model(**given)
+
+    @cached_property
+    def _parameters_of_forward(self) -> frozenset[str] | None:
+        """The names that the library's model takes; None: any."""
+        known = inspect.signature(self.inner.base_model.forward).parameters
+        anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        return None if anything else frozenset(known)
 
     def _ready(self, hidden: Tensor) -> Tensor:
         """For the output projection: scaled as the model scales its logits, and with a 1 for its bias."""

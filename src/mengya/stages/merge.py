@@ -11,7 +11,7 @@ from mengya.model.load import load_merged, outline
 from mengya.schema import Input, config
 from mengya.stage import Estimate, Inputs, Promise, Promises, Sources, Stage
 from mengya.stages.training import check_same_tokenizer
-from mengya.text.chat import Chat, own_template
+from mengya.text.chat import ends_of
 from mengya.text.tokenizer import Tokenizer
 
 
@@ -39,8 +39,7 @@ def run(config: Config, inputs: Inputs, out: Path) -> None:
     directories = inputs["model"]
     model = load_merged(directories, config.weights, config.trust_remote_code)
     tokenizer = Tokenizer.load(directories[0])
-    stops = sorted(Chat(tokenizer).stop_ids) if own_template(tokenizer.files) else [tokenizer.eos_id]
-    model.save(out, getattr(torch, config.dtype), stops, tokenizer.eos_id)
+    model.save(out, getattr(torch, config.dtype), ends_of(tokenizer), tokenizer.eos_id)
     tokenizer.save(out)
     say(f"  {' + '.join(path.name for path in directories)} and their model: {model.title}")
 

@@ -368,6 +368,11 @@ def _mask(encoding: tokenizers.Encoding, spans: Sequence[Span]) -> list[int]:
     return mask
 
 
+def ends_of(tokenizer: Tokenizer) -> list[int]:
+    """The tokens that end what a model with this tokenizer writes: an answer, or a document if it has no template."""
+    return sorted(Chat(tokenizer).stop_ids) if own_template(tokenizer.files) else [tokenizer.eos_id]
+
+
 def own_template(files: Mapping[str, bytes]) -> Template | None:
     """The template in the files of a tokenizer, where transformers looks for it; None if there is none."""
     stored = json_object(files, CONFIG).get("chat_template")

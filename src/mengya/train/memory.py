@@ -38,7 +38,11 @@ class _Counts(NamedTuple):
 def memory_per_gpu(model: LanguageModel, settings: TrainingConfig, gpus: int, half: bool, frozen: int = 0) -> float:
     """Bytes on each of `gpus`, about; `model` needs no weights. `half`: bfloat16 activations. `frozen`: further models
     of this size that are only asked. UserError if the rows of a step cannot be divided so."""
-    counts = _count(model)
+    return _needed(_count(model), settings, gpus, half, frozen)
+
+
+def _needed(counts: _Counts, settings: TrainingConfig, gpus: int, half: bool, frozen: int) -> float:
+    """Of a model with these counts."""
     size = 2 if half else 4
     in_4_bits = settings.lora is not None and settings.lora.quantize != "none"
     copies = 2.0 * counts.matrices if half and not in_4_bits else 0
@@ -85,6 +89,7 @@ def _zero(
 def _count(model: LanguageModel) -> _Counts:
     blocks = list(model.blocks())
     matrices, kept = 0, 0.0
+    taken = model.description().get("num_experts_per_tok") or 1
     for block in blocks:
         for name, module in block.named_modules():
             weight = None if "lora_" in name or list(module.children()) else getattr(module, "weight", None)
@@ -94,7 +99,7 @@ def _count(model: LanguageModel) -> _Counts:
         for parameter in block.parameters():
             if parameter.ndim == 3:  # all experts of a layer
                 matrices += parameter.numel()
-                kept += sum(parameter.shape[1:]) * (model.description().get("num_experts_per_tok") or 1)
+                kept += sum(parameter.shape[1:]) * taken
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     width = model.output_weight.shape[1]
     return _Counts(model.all_parameters(), trained, matrices, _BESIDE * kept, max(1, len(blocks)), width)
@@ -102,8 +107,8 @@ def _count(model: LanguageModel) -> _Counts:
 
 def on_gpus(model: LanguageModel, settings: TrainingConfig, frozen: int = 0) -> dict[int, float]:
     """Number of GPUs -> bytes on each, in bfloat16 unless the settings say float32; only those that divide a step."""
-    found = {}
+    found, counts = {}, _count(model)
     for gpus in GPUS:
         with contextlib.suppress(UserError):
-            found[gpus] = memory_per_gpu(model, settings, gpus, settings.dtype != "float32", frozen)
+            found[gpus] = _needed(counts, settings, gpus, settings.dtype != "float32", frozen)
     return found

@@ -14,7 +14,8 @@ from mengya.metrics import format_count, say
 from mengya.model.adapters import Lora, is_adapter
 from mengya.model.language_model import LanguageModel
 from mengya.model.load import assemble, load_merged, load_model
-from mengya.text.chat import Chat, ends_of, own_template
+from mengya.text.chat import Chat, ends_of
+from mengya.text.template import own_template
 from mengya.text.tokenizer import Tokenizer, read_files, write_files
 from mengya.train.checkpoint import read_weights
 from mengya.train.checkpoint_storage import steps_in

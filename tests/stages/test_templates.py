@@ -8,7 +8,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from mengya.data.shards import Shards
-from mengya.text.chat import TEMPLATES, Chat
+from mengya.text.chat import Chat
+from mengya.text.template import TEMPLATES
 
 from ..conftest import TUNING, interrupt_after, write_jsonl
 
@@ -18,7 +19,7 @@ PLAIN = (
     "{% if add_generation_prompt %}{{ 'assistant\\n' }}{% endif %}"
 )
 ADD_PLAIN = f"""
-import mengya.text.chat as module
+import mengya.text.template as module
 module.TEMPLATES["plain"] = module.Template({PLAIN!r}, needs=("<|endoftext|>",))
 """
 """As an entry of the list does it; Python that a command runs first."""

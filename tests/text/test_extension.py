@@ -11,8 +11,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from mengya.errors import UserError
-from mengya.text.chat import TEMPLATES, Chat, with_template_of
+from mengya.text.chat import Chat
 from mengya.text.extension import _learn, _Words, extend_tokenizer, first_difference, pieces_of_new, vocabulary
+from mengya.text.template import TEMPLATES, with_template_of
 from mengya.text.tokenizer import CONTROL_TOKENS, read_backend, train_tokenizer
 
 from .foreign import FAMILIES, byte_level, write

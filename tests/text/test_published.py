@@ -3,6 +3,7 @@
 import pytest
 from transformers import AutoTokenizer
 
+from mengya.data.conversations import parse_conversation
 from mengya.data.fitting import answers_alone, fit_conversation
 from mengya.data.preferences import Preference
 from mengya.data.rendering import render_pair
@@ -228,6 +229,69 @@ def test_tools_calls_and_results(known, name):
     assert documents[-1][0] == whole
     prompt = peer.apply_chat_template(CALLED[:2], tools=TOOLS, add_generation_prompt=True, return_dict=False)
     assert documents[0][0][: len(prompt)] == prompt == chat.encode(CALLED[:2], TOOLS, True)[0]
+
+
+ROW = {
+    "tools": TOOLS,
+    "messages": [
+        SYSTEM,
+        user("北京天气？"),
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function", **CALL}]},
+        {"role": "tool", "content": "晴"},
+        says("北京晴。"),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", WITH_TOOLS)
+def test_calls_in_training_data_are_in_the_form_of_the_models_template(known, name):
+    """They come as fields, or as words in the form of the Hermes data sets."""
+    _, chat, peer = known(name)
+    messages = parse_conversation(ROW)
+    words = [messages[0], messages[1], says(_QWEN_CALL.replace(": {", ":{")), *messages[3:]]
+    for row in (ROW, {"messages": words}):
+        documents, cut = fit_conversation(chat, parse_conversation(row), LONG)
+        texts = [text.replace("abcdefghi", "call00001") for text in WITH_TOOLS[name]]
+        assert not cut and [tuple(document) for document in documents] == [tokens_of(peer, text) for text in texts]
+
+
+def test_calls_stay_words_where_a_template_knows_none(known):
+    _, chat, _ = known("tiny-llama2")
+    messages = parse_conversation(ROW)[1:3]
+    assert _QWEN_CALL in chat.tokenizer.decode(chat.encode(messages)[0])
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "<tool_call>\n{不是 JSON}\n</tool_call>",
+        '<tool_call>\n{"name": "w"}\n</tool_call>',
+        "<tool_call>\n[1]\n</tool_call>",
+        '<tool_call>\n{"name": "w", "arguments": {}}\n</tool_call> 就是这样写的。',
+        '<tool_call>\n{"name": "w", "arguments": ' + "[" * 500 + "]" * 500 + "}\n</tool_call>",
+        "<tool_call>",
+        "</tool_call><tool_call>" * 2000,
+        "<tool_call>{}</tool_call>" * 9000,
+    ],
+)
+@pytest.mark.parametrize("name", ["qwen2.5", "llama3.1"])
+def test_what_only_looks_like_a_call_stays_as_it_is(known, name, said):
+    _, chat, peer = known(name)
+    talk = [user("怎么写？"), says(said)]
+    assert chat.encode(talk)[0] == peer.apply_chat_template(talk, return_dict=False)
+    offer = {"role": "system", "content": f"# Tools\n\n<tools>\n{said}\n</tools>"}
+    assert chat.encode([offer, *talk])[0] == peer.apply_chat_template([offer, *talk], return_dict=False)
+
+
+@pytest.mark.parametrize("role", ["system", "tool"])
+def test_a_role_that_a_template_leaves_out_is_refused(tmp_path, role):
+    """Zephyr's says nothing of tools: the model would learn to answer after a result that it never saw."""
+    source = "{% for m in messages if m.role in ('user', 'assistant') %}{{ m.content + eos_token }}{% endfor %}"
+    chat = Chat.load(write(tmp_path, byte_level(["</s>"]), source, eos_token="</s>"))
+    talk = [*TALK[:2], {"role": role, "content": "晴"}, *TALK[2:4]]
+    with pytest.raises(UserError, match=f"leaves out what the role {role} says; leave out such turns, or name one of"):
+        chat.encode(talk)
+    chat.encode(TALK)
 
 
 def test_a_call_whose_number_a_template_refuses(known):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from mengya.data.json_text import parse_json
+from mengya.text.json_text import parse_json
 
 
 def _names(text: str) -> tuple[str, ...]:

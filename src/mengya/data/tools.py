@@ -1,23 +1,10 @@
-"""Tools and their calls as words that a chat model reads and writes, in the form of our template and of Qwen's."""
+"""Tools and their calls out of the shapes in which people write them, as words (see `mengya.text.tools`)."""
 
 import json
 from typing import Any
 
 from mengya.data.fields import as_json, structured
-
-_OFFER = """# Tools
-
-You may call one or more functions to assist with the user query.
-
-You are provided with function signatures within <tools></tools> XML tags:
-<tools>
-{tools}
-</tools>
-
-For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
-<tool_call>
-{{"name": <function-name>, "arguments": <args-json-object>}}
-</tool_call>"""
+from mengya.text.tools import OFFER
 
 
 def offer(tools: Any) -> str:
@@ -25,7 +12,7 @@ def offer(tools: Any) -> str:
     tools = decoded(tools)
     listed = [decoded(tool) for tool in tools] if isinstance(tools, list) else [tools]
     lines = [as_json(tool) for tool in listed if isinstance(tool, dict) and tool]
-    return _OFFER.format(tools="\n".join(lines)) if lines else ""
+    return OFFER.format(tools="\n".join(lines)) if lines else ""
 
 
 def call(value: Any) -> str:

@@ -11,7 +11,7 @@ from mengya.data.shards import Shards
 from mengya.errors import UserError
 from mengya.model.load import describe
 from mengya.stage import Promise
-from mengya.text.chat import own_template
+from mengya.text.template import own_template
 from mengya.text.tokenizer import Tokenizer, read_files
 
 _ROWS_LOOKED_AT = 10_000

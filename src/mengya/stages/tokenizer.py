@@ -12,8 +12,9 @@ from mengya.schema import Count, Input, config
 from mengya.stage import Estimate, Inputs, Promise, Promises, Sources, Stage
 from mengya.stages.estimates import bytes_of_corpora
 from mengya.stages.known import kept_template
-from mengya.text.chat import Chat, with_template_of
+from mengya.text.chat import Chat
 from mengya.text.extension import check_extension, extend_tokenizer, vocabulary
+from mengya.text.template import with_template_of
 from mengya.text.tokenizer import check_size, read_backend, train_tokenizer
 
 

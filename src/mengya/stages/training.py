@@ -23,7 +23,8 @@ from mengya.model.load import load_model, outline
 from mengya.schema import Input, config
 from mengya.stage import Estimate, Inputs, Promise, Promises, Sources, Stage
 from mengya.stages.known import kept_template
-from mengya.text.chat import Chat, TemplateName
+from mengya.text.chat import Chat
+from mengya.text.template import TemplateName
 from mengya.text.tokenizer import Tokenizer, read_backend
 from mengya.train.objectives import Objective
 from mengya.train.run import SCRATCH, has_checkpoints, train_model

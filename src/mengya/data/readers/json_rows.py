@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from mengya.data.json_text import DECODER, check_depth, invalid, parse_json
 from mengya.data.readers.rows import BAD_BYTES, Rejected, Row, TextFile, decoded, is_whole, iter_lines
+from mengya.text.json_text import DECODER, check_depth, invalid, parse_json
 
 MAX_VALUE_CHARS = 1 << 25
 """Longest single value; about 64 MB of Chinese UTF-8, and the maximum in memory."""

@@ -9,7 +9,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from mengya.model.adapters import Lora
 from mengya.model.load import outline
 from mengya.train.engines.fsdp import Fsdp
-from mengya.train.memory import memory_per_gpu, on_gpus
+from mengya.train.memory import memory_per_device, on_gpus
 from mengya.train.settings import TrainingConfig
 
 LLAMA = dict(
@@ -51,7 +51,9 @@ def test_what_is_kept_is_about_what_torch_keeps(content, lora):
     model = outline(content, device="cpu", lora=lora)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0, 0.02)
-    few, many = (memory_per_gpu(model, settings(micro_batch=rows, dtype="float32"), 1, half=False) for rows in (1, 8))
+    few, many = (
+        memory_per_device(model, settings(micro_batch=rows, dtype="float32"), 1, "cpu", half=False) for rows in (1, 8)
+    )
     found = kept_by_torch(model, 8, 128) - kept_by_torch(model, 1, 128)
     assert 0.55 * found < many - few < 1.6 * found
 
@@ -62,7 +64,7 @@ def test_shares():
     size = model.all_parameters()
 
     def needed(gpus=1, **keys):
-        return memory_per_gpu(model, settings(micro_batch=1, **keys), gpus, half=True)
+        return memory_per_device(model, settings(micro_batch=1, **keys), gpus, "cuda", half=True)
 
     whole = needed()
     assert 18 * size < whole < 20 * size  # 4 each for weights, gradients, two moments; 2 for a copy
@@ -78,11 +80,20 @@ def test_zero(tmp_path):
 
     def needed(**zero):
         path.write_text(json.dumps({"zero_optimization": zero}))
-        return memory_per_gpu(model, settings(micro_batch=1, parallel="deepspeed", deepspeed=str(path)), 4, half=True)
+        return memory_per_device(
+            model, settings(micro_batch=1, parallel="deepspeed", deepspeed=str(path)), 4, "cuda", half=True
+        )
 
     by_stage = [needed(stage=stage) for stage in (1, 2, 3)]
     assert by_stage == sorted(by_stage, reverse=True) and by_stage[2] < 0.6 * by_stage[0]
     assert needed(stage=3, offload_optimizer={"device": "cpu"}) < 0.6 * by_stage[2]
+
+
+def test_rows_at_once_are_those_of_the_device():
+    """On a CPU float32 has fewer of them."""
+    model, wide = outline(LLAMA), settings(batch_tokens=8192, dtype="float32")
+    on_cpu, on_gpu = (memory_per_device(model, wide, 1, device, half=False) for device in ("cpu", "cuda"))
+    assert on_gpu > on_cpu and on_gpus(model, wide)[1] == on_gpu
 
 
 def test_four_bits_and_adapters():
@@ -91,8 +102,8 @@ def test_four_bits_and_adapters():
     sizes = {}
     for name, lora in (("all", None), ("lora", whole), ("qlora", quantized)):
         model = outline(content | {"tie_word_embeddings": False}, lora=lora)
-        sizes[name] = memory_per_gpu(
-            model, settings(micro_batch=1, lora=lora, activation_checkpointing=True), 1, half=True
+        sizes[name] = memory_per_device(
+            model, settings(micro_batch=1, lora=lora, activation_checkpointing=True), 1, "cuda", half=True
         )
     assert sizes["all"] > 200e9 and 60e9 < sizes["lora"] < 90e9 and 9e9 < sizes["qlora"] < 16e9
 

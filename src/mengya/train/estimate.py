@@ -17,7 +17,7 @@ from mengya.model.language_model import LanguageModel
 from mengya.model.load import outline
 from mengya.stage import Estimate, Promise, Training
 from mengya.train.loop import Guard, fit
-from mengya.train.memory import memory_per_gpu, on_gpus
+from mengya.train.memory import memory_per_device, on_gpus
 from mengya.train.objectives import Objective
 from mengya.train.optimizer import freeze
 from mengya.train.settings import TrainingConfig, engine_for, prepare_model
@@ -50,7 +50,7 @@ def estimate_training(
     steps = settings.steps or max(1, round(settings.epochs * tokens / settings.batch_tokens))
     device = runtime.pick_device()
     half = runtime.pick_dtype(settings.dtype, device) == torch.bfloat16
-    needed, free = memory_per_gpu(shape, settings, 1, half, frozen), runtime.free_memory(device)
+    needed, free = memory_per_device(shape, settings, 1, device, half, frozen), runtime.free_memory(device)
     measured = None
     if free is None or needed < free:
         if settings.lora is not None and settings.lora.quantize != "none":

@@ -7,11 +7,10 @@ from typing import NamedTuple
 
 from torch import nn
 
-from mengya.data.packing import rows_per_rank
 from mengya.errors import UserError
 from mengya.manifest import read_object
 from mengya.model.language_model import LanguageModel
-from mengya.train.settings import TOKENS_AT_ONCE, TrainingConfig
+from mengya.train.settings import TrainingConfig
 
 GPUS = (1, 2, 4, 8)
 _IN_4_BITS = 0.516
@@ -35,13 +34,15 @@ class _Counts(NamedTuple):
     width: int
 
 
-def memory_per_gpu(model: LanguageModel, settings: TrainingConfig, gpus: int, half: bool, frozen: int = 0) -> float:
-    """Bytes on each of `gpus`, about; `model` needs no weights. `half`: bfloat16 activations. `frozen`: further models
-    of this size that are only asked. UserError if the rows of a step cannot be divided so."""
-    return _needed(_count(model), settings, gpus, half, frozen)
+def memory_per_device(
+    model: LanguageModel, settings: TrainingConfig, count: int, device: str, half: bool, frozen: int = 0
+) -> float:
+    """Bytes on each of `count` devices, about; `model` needs no weights. `half`: bfloat16 activations. `frozen`:
+    further models of this size that are only asked. UserError if the rows of a step cannot be divided so."""
+    return _needed(_count(model), settings, count, device, half, frozen)
 
 
-def _needed(counts: _Counts, settings: TrainingConfig, gpus: int, half: bool, frozen: int) -> float:
+def _needed(counts: _Counts, settings: TrainingConfig, gpus: int, device: str, half: bool, frozen: int) -> float:
     """Of a model with these counts."""
     size = 2 if half else 4
     in_4_bits = settings.lora is not None and settings.lora.quantize != "none"
@@ -55,10 +56,7 @@ def _needed(counts: _Counts, settings: TrainingConfig, gpus: int, half: bool, fr
             weights = gradients = moments = 0.0
     elif settings.parallel == "deepspeed":
         weights, gradients, moments, copies = _zero(settings, counts, gpus, half, (weights, gradients, moments, copies))
-    rows = rows_per_rank(settings.rows, settings.micro_batch, gpus)
-    tokens = min(settings.micro_batch or rows, rows) * settings.seq_len
-    if not half and not settings.micro_batch:
-        tokens = min(tokens, max(TOKENS_AT_ONCE, settings.seq_len))
+    tokens = settings.rows_at_once(gpus, device) * settings.seq_len
     kept = counts.kept
     if settings.activation_checkpointing:
         kept = counts.kept / counts.blocks + counts.width * counts.blocks
@@ -110,5 +108,5 @@ def on_gpus(model: LanguageModel, settings: TrainingConfig, frozen: int = 0) -> 
     found, counts = {}, _count(model)
     for gpus in GPUS:
         with contextlib.suppress(UserError):
-            found[gpus] = _needed(counts, settings, gpus, settings.dtype != "float32", frozen)
+            found[gpus] = _needed(counts, settings, gpus, "cuda", settings.dtype != "float32", frozen)
     return found

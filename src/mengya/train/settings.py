@@ -105,12 +105,13 @@ class TrainingConfig:
         """Rows in an optimizer step."""
         return self.batch_tokens // self.seq_len
 
-    def rows_at_once(self, processes: int) -> int:
-        """Rows in one forward pass of each process. UserError if the rows of a step cannot be divided so."""
+    def rows_at_once(self, processes: int, device: str | None = None) -> int:
+        """Rows in one forward pass of each process on `device` (none: the one that is here). UserError if the rows of a
+        step cannot be divided so."""
         share = rows_per_rank(self.rows, self.micro_batch, processes)
         if self.micro_batch:
             return min(self.micro_batch, share)
-        device = runtime.pick_device()
+        device = device or runtime.pick_device()
         if device != "cpu" or runtime.pick_dtype(self.dtype, device) != torch.float32:
             return share
         return max(

@@ -1,6 +1,9 @@
 """The recipes of published systems that begin with somebody's model, run with a tiny random one of its architecture."""
 
 import json
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -79,7 +82,7 @@ def path(value: Path) -> str:
 
 
 def test_baichuan_goes_on_in_4_bits(data, capsys):
-    """In one process; tests/train has DeepSpeed's."""
+    """In one process; the test below runs the recipe as it is, in two."""
     folder, tokenizer = data
     base = model_of("baichuan", folder, tokenizer)
     overrides = (f"corpus.path={path(folder / 'text.jsonl')}", f"tokenize.tokenizer={path(base)}")
@@ -92,6 +95,25 @@ def test_baichuan_goes_on_in_4_bits(data, capsys):
     assert (found / "merge" / "modeling_baichuan.py").is_file() and (found / "evaluate" / "report.json").is_file()
     merged = load_model(found / "merge", trust_remote_code=True)
     assert merged.weights()["model.layers.0.self_attn.W_pack.weight"].shape == (96, 32)
+
+
+def test_baichuan_goes_on_in_4_bits_with_deepspeed(data):
+    pytest.importorskip("deepspeed", reason="pip install 'mengya[deepspeed]'")
+    folder, tokenizer = data
+    base = model_of("baichuan", folder, tokenizer)
+    keys = [f"pretrain.{key}" for key in SMALL if key.split("=")[0] not in ("dtype", "epochs")]
+    keys += [f"corpus.path={path(folder / 'text.jsonl')}", f"tokenize.tokenizer={path(base)}"]
+    keys += [f"pretrain.init={path(base)}", "pretrain.micro_batch=1", "evaluate.heldout_bytes=2000"]
+    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*ranks, "-m", "mengya", "run", "recipes/baichuan/13b-qlora.toml", *keys, "--out", folder / "run"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=RECIPES.parent, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = list(read_jsonl(folder / "run" / "pretrain" / "metrics.jsonl"))
+    assert rows[-1]["step"] == 4 and rows[-1]["loss"] < rows[0]["loss"]
+    assert (folder / "run" / "pretrain" / "adapter_model.safetensors").is_file()
+    assert (folder / "run" / "evaluate" / "report.json").is_file()
 
 
 def test_the_first_qwen_is_tuned_in_4_bits(data):

@@ -6,7 +6,7 @@ import shutil
 import bitsandbytes
 import pytest
 import torch
-from peft import PeftModel
+from peft import KasaConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
@@ -333,6 +333,68 @@ def test_several_adapters_are_added_by_weights_as_by_peft(family, tmp_path):
         peer.add_weighted_adapter(["one", "two"], [0.7, -0.4], "both", combination_type="cat")
         peer.set_adapter("both")
         torch.testing.assert_close(found, logits_of(peer), atol=1e-4, rtol=1e-4)
+
+
+def by_peft(base, path, **settings):
+    """An adapter that peft made, with random weights; its logits."""
+    torch.manual_seed(1)
+    targets = ["c_attn", "c_proj"] if "gpt2" in str(base) else ["q_proj", "v_proj"]
+    settings = {"target_modules": targets, "r": 4, "init_lora_weights": False, "task_type": "CAUSAL_LM"} | settings
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), LoraConfig(**settings))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(path)
+    return logits_of(model.eval())
+
+
+EMBEDDED = {"llama": ["q_proj", "embed_tokens"], "gpt2": ["c_attn", "wte"]}
+OF_PEFT = {
+    "ranks of their own": {"rank_pattern": {"v_proj": 2, "c_proj": 2}, "alpha_pattern": {"v_proj": 5, "c_proj": 5}},
+    "one layer": {"layers_to_transform": [1]},
+    "rslora": {"use_rslora": True},
+    "biases": {"bias": "all"},
+    "rows of the embedding": {"trainable_token_indices": [1, 2]},
+    "an embedding": {},
+    "a head": {"modules_to_save": ["lm_head"]},
+    "kasa": {"kasa_config": KasaConfig()},
+    "alora": {"alora_invocation_tokens": [3, 4]},
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [(family, kind) for family in ("llama", "gpt2") for kind in OF_PEFT if (family, kind) != ("gpt2", "kasa")],
+)
+def test_adapters_of_peft_of_every_kind_are_read_rightly_or_refused(family, kind, tmp_path):
+    """Those of gpt2 have an embedding in common with the output; peft has no KaSA for its layers."""
+    base = write_base(tmp_path / family, family)
+    settings = OF_PEFT[kind] | ({"target_modules": EMBEDDED[family]} if kind == "an embedding" else {})
+    wanted = by_peft(base, tmp_path / "adapter", **settings)
+    if kind == "alora" or (family == "gpt2" and kind in ("rows of the embedding", "an embedding", "a head")):
+        with pytest.raises(UserError, match=r"merge it with peft|the two cannot differ here"):
+            load_model(tmp_path / "adapter")
+        return
+    for found in (load_model(tmp_path / "adapter"), load_merged([tmp_path / "adapter"])):
+        torch.testing.assert_close(logits_of(found), wanted, atol=1e-4, rtol=1e-4)
+    halves = [tmp_path / "adapter"] * 2
+    if kind in ("biases", "rows of the embedding", "a head", "kasa"):
+        with pytest.raises(UserError, match="so that it is no sum with others; merge it alone"):
+            load_merged(halves, [0.5, 0.5])
+    else:
+        torch.testing.assert_close(logits_of(load_merged(halves, [0.5, 0.5])), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lm_head", "wte"])
+def test_what_is_tied_to_a_layer_that_is_trained_whole_is_saved_with_it(name, tmp_path):
+    base = write_base(tmp_path / "gpt2", "gpt2")
+    model, _ = with_adapter(base, tmp_path / "adapter", steps=5, modules_to_save=[name])
+    peer = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), tmp_path / "adapter"
+    )
+    torch.testing.assert_close(logits_of(peer), logits_of(model), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits_of(load_model(tmp_path / "adapter")), logits_of(model))
 
 
 def test_what_cannot_be_added_up_is_refused(tmp_path):

@@ -28,6 +28,10 @@ CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "ada
 INSTALL = "pip install 'mengya[models]'"
 _PREFIX = "base_model.model."
 """Before the names of weights in peft's files."""
+_UNKNOWN = (
+    "alora_invocation_tokens", "layer_replication", "arrow_config", "use_bdlora", "use_qalora", "monteclora_config"
+)  # fmt: skip
+"""Kinds of LoRA that are more than products added to weights, by their keys in peft."""
 _ROUTERS = ("gate", "router", "shared_expert_gate")
 _SAMPLES, _SAMPLE = 64, 1 << 16
 """How many pieces of a file of weights are looked at, and their bytes."""
@@ -65,6 +69,15 @@ class Adapter:
         self.whole = whole
         """Layers that are trained whole."""
         self.uses_dora = bool(peft_config.use_dora)
+        kinds = (
+            (whole, f"trained {', '.join(whole)} whole"),
+            (self.uses_dora, "is DoRA"),
+            (peft_config.bias != "none", "trained biases"),
+            (peft_config.trainable_token_indices, "trained rows of the embedding"),
+            (getattr(peft_config, "kasa_config", None), "is KaSA"),
+        )
+        self.more: str = next((told for found, told in kinds if found), "")
+        """What it does beside adding to weights; "" if nothing."""
 
     def __str__(self) -> str:
         """As messages name it."""
@@ -184,7 +197,8 @@ def attach(model: LanguageModel, settings: Lora, base: Path) -> None:
         use_dora=settings.dora,
         task_type="CAUSAL_LM",
     )
-    _inject(model, peft_config, settings.modules_to_save, base, settings.quantize)
+    whole = settings.modules_to_save
+    _inject(model, peft_config, [*whole, *_tied_to(model, whole)], base, settings.quantize)
 
 
 def _linear_names(model: LanguageModel) -> list[str]:
@@ -218,13 +232,21 @@ def _inside(model: LanguageModel, layers: list[str]) -> set[str]:
     return found
 
 
+def _tied_to(model: LanguageModel, layers: list[str]) -> list[str]:
+    """The other layers that have the same weights as these."""
+    named = _inside(model, layers)
+    pairs = list(model.adapted.named_parameters(remove_duplicate=False))
+    shared = {id(parameter) for name, parameter in pairs if name in named}
+    return [name.split(".")[-2] for name, parameter in pairs if id(parameter) in shared and name not in named]
+
+
 def _inject(model: LanguageModel, peft_config: Any, whole: list[str], base: Path, quantize: str) -> None:
     if model.has_experts and model.implementation == "native":
         raise Unsupported(f"{base}: experts get an adapter in the transformers library's model")
     model.requires_grad_(False)
     try:
         _peft().inject_adapter_in_model(peft_config, model.adapted)
-    except ValueError as error:
+    except Exception as error:  # other people's code, and other people's adapters
         raise UserError(f"peft cannot give {base} this adapter: {error}") from error
     names = _inside(model, whole)
     shared = {id(p) for name, p in model.adapted.named_parameters(remove_duplicate=False) if name in names}
@@ -255,16 +277,28 @@ def read_adapter(model: LanguageModel, directory: Path, base: Path) -> None:
         raise UserError(f"{directory} cannot be read ({error}); copy the adapter again") from error
     if peft_config.peft_type != "LORA":
         raise UserError(f"{directory} is an adapter of the kind {peft_config.peft_type}; LoRA is what is supported")
-    whole, peft_config.modules_to_save, peft_config.inference_mode = (
-        list(peft_config.modules_to_save or ()),
-        None,
-        False,
-    )
+    whole = list(peft_config.modules_to_save or ())
+    tied = model.input_embedding.weight is model.output_weight
+    others = ["trainable_token_indices"] if tied else []
+    if unknown := [name for name in (*_UNKNOWN, *others) if getattr(peft_config, name, None)]:
+        raise UserError(f"{directory} is LoRA with {unknown[0]}, which is not supported here; merge it with peft")
+    if apart := _tied_to(model, whole):
+        raise UserError(
+            f"{directory} has weights of its own for {', '.join(whole)}, which {base} has in common with "
+            f"{', '.join(apart)} (tie_word_embeddings): the two cannot differ here"
+        )
+    peft_config.modules_to_save, peft_config.inference_mode = None, False
     _inject(model, peft_config, whole, base, quantized_in(directory))
+    if tied and any(len(getattr(module, "lora_embedding_A", ())) for module in model.adapted.modules()):
+        raise UserError(
+            f"{directory} adapts the embedding, which {base} has in common with its output (tie_word_embeddings): the "
+            "two cannot differ here"
+        )
     own = peft.get_peft_model_state_dict(model.adapted, save_embedding_layers=False)
     saved = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
     own = {name.removeprefix(_PREFIX): tensor for name, tensor in own.items()}
-    own |= {name: tensor for name, tensor in model.adapted.state_dict().items() if name in _inside(model, whole)}
+    names = _inside(model, whole) | {name for name in saved if name.endswith(".base_layer.weight")}  # peft saves these
+    own |= {name: tensor for name, tensor in model.adapted.state_dict().items() if name in names}
     wrong = [f"{name}: missing" for name in own if name not in saved]
     wrong += [f"{name}: unexpected" for name in saved if name not in own]
     wrong += [
@@ -292,9 +326,8 @@ def scale(model: LanguageModel, weight: float, source: Path, lone: bool) -> None
 
     adapter = model.adapter
     assert isinstance(adapter, Adapter)
-    if adapter.whole or adapter.uses_dora:
-        kind = f"trained {', '.join(adapter.whole)} whole" if adapter.whole else "is DoRA"
-        raise UserError(f"{source} {kind}, so that it is no sum with others; merge it alone")
+    if adapter.more:
+        raise UserError(f"{source} {adapter.more}, so that it is no sum with others; merge it alone")
     for module in model.adapted.modules():
         if isinstance(module, LoraLayer):
             module.scale_layer(weight)
@@ -310,7 +343,7 @@ def merge(model: LanguageModel) -> None:
             continue
         try:
             module.merge(safe_merge=True)
-        except ValueError as error:
+        except (ValueError, RuntimeError, NotImplementedError) as error:  # as peft says it
             raise UserError(f"{name} cannot be merged: {error}") from error
         if not (outer and name.startswith(f"{outer}.")):  # one that is around others is replaced with all of them
             parent, _, child = name.rpartition(".")

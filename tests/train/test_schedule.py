@@ -35,6 +35,12 @@ def test_wsd_is_flat_then_falls_linearly():
     assert found[80:] == pytest.approx([1 - 0.9 * (i + 1) / 20 for i in range(20)])
 
 
+def test_wsd_falls_from_the_peak_also_where_warmup_takes_more_than_is_left():
+    found = values("wsd", warmup=0.5, decay=0.9, floor=0.0)
+    assert found[49] == 1.0
+    assert found[50:] == pytest.approx([1 - (i + 1) / 50 for i in range(50)])
+
+
 @pytest.mark.parametrize("kind", ["cosine", "wsd"])
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
 @pytest.mark.parametrize(("warmup", "decay"), [(0.0, 0.0), (0.02, 0.2), (0.5, 0.5), (0.9, 1.0), (3, 0.5)])

@@ -50,7 +50,7 @@ class Optim:
     warmup: Annotated[float, Field(ge=0)] = 0.02
     """Steps in which the rate rises; below 1, a share of all steps."""
     decay: Share = 0.2
-    """Share of all steps in which a wsd schedule falls; cosine falls all the way."""
+    """Share of all steps in which a wsd schedule falls, after warm-up; cosine falls all the way."""
     min_lr: Share = 0.1
     """Where the schedule ends, as a share of lr."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
@@ -157,7 +157,7 @@ def make_schedule(optim: Optim, steps: int) -> Schedule:
     constant, then linear decay (warmup-stable-decay, Hu et al. 2024, arXiv:2404.06395).
     """
     rise = warmup_steps(optim, steps)
-    fall = max(1, round(optim.decay * steps))
+    fall = max(1, min(round(optim.decay * steps), steps - rise))  # not before the peak
     floor = optim.min_lr
 
     def schedule(step: int) -> float:

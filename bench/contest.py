@@ -169,7 +169,8 @@ def measure_peak(task: Task) -> None:
 
 
 def features() -> list[str]:
-    """Which of the instructions that matter here the processor has, or the name of the GPU."""
+    """Which of the instructions that matter here the processor has, without those that PyTorch was told to leave out
+    (ATEN_CPU_CAPABILITY), or the name of the GPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -177,7 +178,8 @@ def features() -> list[str]:
     names = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve")
     with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
         flags = next((set(line.split()) for line in file if line.startswith(("flags", "Features"))), set())
-        return [name for name in names if name in flags]
+        kept = names[:1] if torch.backends.cpu.get_cpu_capability() == "AVX2" else names
+        return [name for name in kept if name in flags]
     return [torch.backends.cpu.get_cpu_capability()]
 
 

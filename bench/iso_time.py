@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from contest import features
 
 from mengya.data.mixture import HeldoutPart, heldout_metrics
 from mengya.data.packing import BatchSource, PackedText, in_order
@@ -168,7 +169,7 @@ def main() -> None:
         for name, run in runs.items()
     }
     results["mixture"]["load"] = load_of_experts(runs["mixture"].loads)
-    print(json.dumps(results))
+    print(json.dumps(results | {"features": features()}))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Protocol
 
 import power_cut
+from contest import features
 from toy_project import MODELS, STAGES, STEPS, stages_of, write_project
 
 from mengya.errors import UserError
@@ -332,7 +333,8 @@ def main() -> None:
         parser.error(f"--engines: {', '.join(sorted(unknown))} is not one of {', '.join(ENGINES)}")
     rng = random.Random(arguments.seed)
     if arguments.power_cuts:
-        print(json.dumps(endure_power_cuts(arguments.power_cuts, arguments.compile, arguments.model, rng)))
+        found = endure_power_cuts(arguments.power_cuts, arguments.compile, arguments.model, rng)
+        print(json.dumps(found | {"features": features()}))
         return
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
@@ -348,6 +350,7 @@ def main() -> None:
                 "compile": arguments.compile,
                 "identical": all(identical for _, identical, _ in found),
                 "lost": sum(lost for _, _, lost in found),
+                "features": features(),
             }
         )
     )

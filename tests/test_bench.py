@@ -1,7 +1,9 @@
 """The speed benchmarks: who takes part, and that they end in time."""
 
+import ast
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -115,3 +117,13 @@ def test_documents_as_the_trainer_makes_them_are_a_source(load, monkeypatch, tmp
         inner = labelled[:, 1:]
         assert (batch.input_ids[:, 1:][inner] == batch.labels[:, :-1][inner]).all()
     assert lengths <= {128, 256, 384, 512}
+
+
+def test_features_are_those_in_use():
+    """A run that is kept to AVX2 does not say that it had more."""
+    command = [sys.executable, "-c", "import contest; print(contest.features())"]
+    done = subprocess.run(
+        command, env=os.environ | {"ATEN_CPU_CAPABILITY": "avx2"}, cwd=BENCH, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(ast.literal_eval(done.stdout)) <= {"avx2", "asimd", "sve", "DEFAULT"}

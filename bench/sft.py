@@ -5,7 +5,7 @@
 
 All train the 26M model (random weights, a tokenizer of 6,400 entries made of the conversations) on the same
 conversations with the same template, on the assistant's turns alone, in steps of 8 rows of 512 tokens, AdamW at the
-same constant rate. trl has the type that the machine computes, its packing, fused AdamW, and is compiled or not.
+same constant rate. trl has the type that the machine computes and fused AdamW; it packs or pads, compiled or not.
 Everybody trains for `--minutes` of its own time; starting, compiling and measuring do not count. The held-out loss, a
 supervised token's, is measured by the same code. `--lora`: all with an adapter of rank 16 on a model of the
 transformers library. The last line is one of JSON, with the strongest of trl's as the peer.
@@ -43,6 +43,8 @@ PEERS: dict[str, dict] = {
 }
 """trl's settings that differ. "wrapped" cuts the conversations anywhere and lets them attend to one another, which is
 fast; by length, twice the rows have about as many supervised tokens a step as packed ones."""
+STRONGEST = ("peer_wrapped", "peer_wrapped_compiled", "peer_padded_by_length")
+"""Who takes part unless told otherwise: all at once would need more memory than small machines have."""
 
 
 def prepare(conversations: Path, out: Path) -> None:
@@ -247,7 +249,7 @@ def main() -> None:
     parser.add_argument("--conversations", type=Path, required=True, help="a file or folder")
     parser.add_argument("--minutes", type=float, default=3.0, help="of everybody's own time")
     parser.add_argument("--lora", action="store_true")
-    parser.add_argument("--contestants", default=",".join(("ours", *PEERS)))
+    parser.add_argument("--contestants", default=",".join(("ours", *STRONGEST)))
     parser.add_argument("--out", type=Path, default=Path("runs/bench-sft"))
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

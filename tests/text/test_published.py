@@ -255,6 +255,14 @@ def test_calls_in_training_data_are_in_the_form_of_the_models_template(known, na
         assert not cut and [tuple(document) for document in documents] == [tokens_of(peer, text) for text in texts]
 
 
+def test_a_system_message_without_content_beside_tools(known):
+    _, chat, peer = known("qwen2.5")
+    offer = parse_conversation(ROW)[0]
+    empty = {"role": "system", "content": None}
+    assert chat.encode([offer, *TALK[:2]])[0] == peer.apply_chat_template([SYSTEM, *TALK[:2]], TOOLS, return_dict=False)
+    assert chat.encode([offer, empty, *TALK[:2]]) == chat.encode([offer, *TALK[:2]])
+
+
 def test_calls_stay_words_where_a_template_knows_none(known):
     _, chat, _ = known("tiny-llama2")
     messages = parse_conversation(ROW)[1:3]

@@ -68,7 +68,7 @@ def as_fields(messages: Sequence[Mapping]) -> tuple[list[dict[str, Any]], list[d
                 }
         elif message["role"] == "tool" and open_calls:
             message = {"tool_call_id": open_calls.pop(0)} | message
-        if message["role"] != "system" or message["content"] or not tools:
+        if message["role"] != "system" or message.get("content") or not tools:
             plain.append(message)
     return plain, tools
 

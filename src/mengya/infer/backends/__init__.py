@@ -1,0 +1,66 @@
+"""Who computes the answers, behind one small interface: our engine, other engines, or a server elsewhere."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+
+from mengya.infer.request import Piece, Prompt, Request
+
+Deliver = Callable[[Piece], None]
+"""Takes the pieces of a request, in order; called from a thread of the backend, so it must neither block nor raise.
+Every choice ends with a piece that has a `finish`, exactly one."""
+
+
+class Ticket(Protocol):
+    """A request that was taken."""
+
+    prompt_tokens: int
+    """0 where that is not known before the answer."""
+
+    def cancel(self) -> None:
+        """Stop it, soon and from any thread; its open choices finish as "cancelled". Nothing if it has ended."""
+        ...
+
+
+class Backend(Protocol):
+    """Answers requests, many at once. All methods may be called from any thread."""
+
+    name: str
+    """Of the model, without a path."""
+    context: int
+    """The longest prompt and answer together, in tokens."""
+
+    def submit(self, request: Request, deliver: Deliver) -> Ticket:
+        """Begin to answer. UserError, before anything is delivered, if the request cannot be answered: `TooLong`,
+        a template that refuses the conversation, what this backend cannot do."""
+        ...
+
+    def count(self, prompt: Prompt) -> int:
+        """Tokens of a prompt. UserError if this backend does not know."""
+        ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """UserError if this backend does not know."""
+        ...
+
+    def embed(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(prompts, C) float32: the mean of the last hidden states of each. UserError if it cannot."""
+        ...
+
+    def load(self) -> "Load":
+        """How busy it is."""
+        ...
+
+    def close(self) -> None:
+        """Cancel what is open, and free everything."""
+        ...
+
+
+class Load(Protocol):
+    running: int
+    waiting: int
+    blocks: int
+    """Of keys and values, in all; 0 where there is no such thing."""
+    free_blocks: int
+    """Those that no running request holds."""

@@ -96,7 +96,7 @@ class Request:
     """UserError for a value out of range. What depends on the model is checked where it is submitted."""
 
     prompt: Prompt
-    sampling: Sampling = Sampling()
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
     n: int = 1
     """Choices, each with random numbers of its own."""
     stop: Sequence[str] = ()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from mengya.errors import UserError
 from mengya.metrics import say
-from mengya.model.language_model import GENERATION, LanguageModel, Routing, check_fit
+from mengya.model.foreign_steps import ForeignSteps
+from mengya.model.language_model import GENERATION, LanguageModel, Routing, Steps, check_fit
 from mengya.model.vocabulary import grown_rows
 from mengya.runtime import pick_device
 
@@ -323,12 +324,24 @@ class Foreign(LanguageModel):
 
     # ---- generation --------------------------------------------------------------------------------------------------
 
-    def new_cache(self, rows: int, max_len: int) -> "ForeignCache":
-        return ForeignCache(library().DynamicCache(), rows, max_len, self.device)
+    @property
+    def cache_bytes(self) -> int:
+        config = self._config
+        every = getattr(config, "num_attention_heads", 0)
+        if not every:  # a recurrent state, which does not grow
+            return 0
+        heads = getattr(config, "num_key_value_heads", None) or every
+        size = getattr(config, "head_dim", None) or config.hidden_size // every
+        return 2 * config.num_hidden_layers * heads * size * self.output_weight.element_size()
 
-    def decode(self, *, input_ids: Tensor, cache: "ForeignCache") -> Tensor:
-        mask, position_ids = cache.open(input_ids.shape[1])
-        inputs = {"attention_mask": mask, "position_ids": position_ids, "past_key_values": cache.past}
+    def steps(self, tokens: int, int8: bool = False) -> Steps:
+        if int8:
+            self._refuse("be computed in 8 bits here; load it in 4 bits, or leave int8 out")
+        return ForeignSteps(self, tokens, library().DynamicCache)
+
+    def following(self, input_ids: Tensor, past: Any, mask: Tensor, position_ids: Tensor) -> Tensor:
+        """(B, T) ids that follow what the library's cache holds -> (B, T, C); the cache then holds them, too."""
+        inputs = {"attention_mask": mask, "position_ids": position_ids, "past_key_values": past}
         return self._ready(self._call(input_ids=input_ids, use_cache=True, **inputs)[0])
 
 
@@ -357,43 +370,3 @@ class WithItsCode(Foreign):
 @lru_cache
 def _warn(directory: str) -> None:
     say(f"  running the code that comes with {directory} (trust_remote_code)")
-
-
-class ForeignCache:
-    """The library's cache, whose columns may hold padding, which is masked; as KVCache (native/cache.py) otherwise."""
-
-    def __init__(self, past: Any, rows: int, max_len: int, device: torch.device):
-        self.past, self.max_len = past, max_len
-        self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
-        self._used = torch.zeros(rows, 0, dtype=torch.bool, device=device)
-
-    def open(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """Take in so many columns: the mask (B, columns) and the places (B, tokens) of the new tokens."""
-        places = self.lengths[:, None] + torch.arange(tokens, device=self.lengths.device)
-        self._used = nn.functional.pad(self._used, (0, tokens), value=True)
-        self.lengths = self.lengths + tokens
-        return self._used.long(), places
-
-    def set_lengths(self, lengths: Tensor) -> None:
-        """Each row's tokens move to its end, because windows of attention count columns, padding included."""
-        self.lengths = lengths.to(self.lengths, copy=True)
-        used = self._used & (self._used.cumsum(1) <= self.lengths[:, None])
-        size = int(self.lengths.max())
-        order = used.long().argsort(dim=1, stable=True)[:, used.shape[1] - size :]  # padding first
-        self._used = used.gather(1, order)
-        for layer in self.past.layers:
-            for name in ("keys", "values"):
-                store = getattr(layer, name)  # (B, heads, columns, D)
-                index = order[:, None, :, None].expand(-1, store.shape[1], -1, store.shape[3])
-                setattr(layer, name, store.gather(2, index))
-
-    def drop_rows(self, ended: set[int]) -> list[int]:
-        alive = [row for row in range(len(self.lengths)) if row not in ended]
-        chosen = torch.tensor(alive, device=self.lengths.device)
-        self.past.batch_select_indices(chosen)
-        self.lengths, self._used = self.lengths[chosen], self._used[chosen]
-        return alive
-
-    def with_room(self, max_len: int) -> "ForeignCache":
-        self.max_len = max_len
-        return self

@@ -45,23 +45,35 @@ class Routing(NamedTuple):
     """(B, T, num_experts_per_tok) int64, the selected experts."""
 
 
-class Cache(Protocol):
-    """What `decode` remembers of each row, B of them."""
+class Span(NamedTuple):
+    """Tokens of one sequence that a step of generation takes in."""
 
-    lengths: Tensor
-    """(B,) tokens of each row."""
-    max_len: int
+    sequence: int
+    """A number that no other sequence has until this one is forgotten."""
+    tokens: Sequence[int]
+    start: int
+    """Tokens of the sequence before these."""
+    blocks: Sequence[int]
+    """Where its keys and values are, the first `block` tokens in the first of them, with room for these `tokens`."""
+    outputs: int
+    """Logits are wanted after so many of the last of these tokens."""
 
-    def set_lengths(self, lengths: Tensor) -> None:
-        """Declare the true lengths (B,): what was taken in behind them (padding, or what is to be forgotten) is not."""
+
+class Steps(Protocol):
+    """A model as it generates: what it remembers of many sequences, and the step that takes in more of each."""
+
+    block: int
+    """Tokens of a block of keys and values."""
+    blocks: int
+    shares: bool
+    """Whether sequences that begin alike may name the same blocks, so that the beginning is computed once."""
+
+    def run(self, spans: Sequence[Span]) -> Tensor:
+        """(sum of outputs, V) float32 logits, in the order of the spans. No two spans are of one sequence."""
         ...
 
-    def drop_rows(self, ended: set[int]) -> list[int]:
-        """Take out the `ended` rows; the old numbers of the others, in their new order."""
-        ...
-
-    def with_room(self, max_len: int) -> Self:
-        """A cache of so many tokens with the same content; this one is not used any more."""
+    def forget(self, sequence: int) -> None:
+        """The sequence has ended."""
         ...
 
 
@@ -148,12 +160,16 @@ class LanguageModel(nn.Module):
         """Make rows for the new ids `first`, `first + 1`, ... out of those of `pieces`; see model/vocabulary.py."""
         self._refuse("grow its vocabulary; tokenize with the model's own tokenizer")
 
-    def new_cache(self, rows: int, max_len: int) -> Cache:
-        """An empty cache for `decode`, of the type and on the device that the model computes with."""
-        self._refuse("generate text: it has no cache; leave out what needs answers (chat, evaluate.questions)")
+    @property
+    def cache_bytes(self) -> int:
+        """Of the keys and values of one token; 0 where that is not known."""
+        return 0
 
-    def decode(self, *, input_ids: Tensor, cache: Any) -> Tensor:
-        """(B, T) ids that follow what the cache holds -> (B, T, C); the cache then holds them, too."""
+    def steps(self, tokens: int, int8: bool = False) -> Steps:
+        """What generates text with this model, with room for the keys and values of so many tokens.
+
+        `int8`: matrices in 8 bits with a scale for each output. UserError if the model cannot.
+        """
         self._refuse("generate text; leave out what needs answers (chat, evaluate.questions)")
 
     @classmethod

@@ -123,6 +123,27 @@ class Tokenizer:
         """Text without control tokens; bytes that are not UTF-8 become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
+    def bytes_of(self, token: int) -> bytes:
+        """What a token stands for, perhaps a part of a character; the name of a control token."""
+        return self._bytes[token]
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        """Of every token; of a number without one, none."""
+        added = self._backend.get_added_tokens_decoder()
+        decoder = json.dumps(json.loads(self.files["tokenizer.json"]).get("decoder"))
+        found = [b""] * self.vocab_size
+        for name, number in self._backend.get_vocab().items():
+            if number in added:
+                found[number] = name.encode()
+            elif '"ByteLevel"' in decoder:
+                found[number] = b"".join(_BYTES.get(character) or character.encode() for character in name)
+            elif (byte := re.fullmatch("<0x([0-9A-F]{2})>", name)) and '"ByteFallback"' in decoder:
+                found[number] = bytes.fromhex(byte[1])
+            else:
+                found[number] = name.replace("\u2581", " ").encode()
+        return found
+
     def defuse(self, text: str) -> str:
         """`text` with each control token broken by a space, so that `encode_structure` finds none."""
         text = self._control.sub(lambda match: _spaced(match[0]), text)
@@ -156,6 +177,17 @@ class Tokenizer:
             for begin in reversed(found):
                 text = f"{text[: begin + 1]} {text[begin + 1 :]}"
         raise UserError(f"{self.origin} makes a control token of plain text ({text[:40]!r}); use another tokenizer")
+
+
+def _byte_characters() -> dict[str, bytes]:
+    """The characters that stand for bytes in vocabularies of GPT-2's kind: printable ones for themselves, the others
+    from U+0100 on, in order."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): bytes([b]) for b in printable} | {chr(256 + i): bytes([b]) for i, b in enumerate(others)}
+
+
+_BYTES = _byte_characters()
 
 
 def _spaced(token: str) -> str:

@@ -20,7 +20,7 @@ def uses_kernels(device_type: str, dtype: torch.dtype, *sizes: int) -> bool:
     return right and None not in (kernels.library("weight_gradient"), kernels.library("products"))
 
 
-def _is_plain(*layers: nn.Module) -> bool:
+def is_plain(*layers: nn.Module) -> bool:
     """Whether these layers consist of weights and biases alone, so that reading them is as good as a call."""
     return all(
         type(m) is nn.Linear
@@ -39,7 +39,7 @@ def _call(layer: nn.Module, x: Tensor) -> Tensor:
 
 def project(x: Tensor, *layers: nn.Linear) -> list[Tensor]:
     """The outputs of linear layers that share their input."""
-    if not _is_plain(*layers):
+    if not is_plain(*layers):
         return [_call(layer, x) for layer in layers]
     if torch.is_grad_enabled():
         return list(project_joined(x, *layers).split([m.out_features for m in layers], dim=-1))
@@ -52,7 +52,7 @@ def project_joined(x: Tensor, *layers: nn.Linear) -> Tensor:
     With gradients they are one matrix product: the weights are cast anyway, and joined in the same pass. Without
     gradients the weights already have the right type; then the outputs are joined, because they are smaller.
     """
-    if not torch.is_grad_enabled() or not _is_plain(*layers):
+    if not torch.is_grad_enabled() or not is_plain(*layers):
         return torch.cat(project(x, *layers), dim=-1)
     weights = [m.weight for m in layers]
     if uses_kernels(x.device.type, x.dtype, x.shape[-1], *(m.out_features for m in layers)):
@@ -154,7 +154,7 @@ def output_gradient(grad_y: Tensor, x: Tensor) -> Tensor:
 
 def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> Tensor:
     """down(silu(gate(x)) * up(x)), as Shazeer 2020 (arXiv:2002.05202)."""
-    fused = torch.is_grad_enabled() and _is_plain(gate, up, down) and gate.bias is None
+    fused = torch.is_grad_enabled() and is_plain(gate, up, down) and gate.bias is None
     if fused and uses_kernels(x.device.type, x.dtype, x.shape[-1], gate.out_features, down.out_features):
         out = swiglu_groups(x.flatten(0, -2), [gate.weight[None], up.weight[None]], down.weight[None])
         return out.view(*x.shape[:-1], out.shape[-1])

@@ -7,8 +7,9 @@ norms and rotations compute in float32.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -17,17 +18,21 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from mengya.errors import UserError
-from mengya.model.language_model import LanguageModel, Routing
+from mengya.model.language_model import LanguageModel, Routing, Steps
 from mengya.model.native.attention import document_mask, packed_attention, uses_kernel
-from mengya.model.native.cache import KVCache
 from mengya.model.native.config import ModelConfig, from_hf, model_type, to_hf
 from mengya.model.native.families import from_disk, to_disk
 from mengya.model.native.linear import project, project_joined, swiglu
 from mengya.model.native.moe import MoE, Router
 from mengya.model.native.rope import RotaryEmbedding, apply_rotary
+from mengya.model.native.steps import steps_of
 from mengya.model.vocabulary import grown_rows
 
 Tables = tuple[Tensor, Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(1, N, heads, D) queries, keys and values of new tokens -> (1, N, H, D)."""
+AttendIn = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""The same, in the layer of a number."""
 
 
 class RMSNorm(nn.Module):
@@ -63,18 +68,13 @@ class Attention(nn.Module):
             qkv = torch.cat((self.q_norm(q), self.k_norm(k), v), dim=2)
         return project(packed_attention(qkv, self.kv_heads, *rope, starts, mask).flatten(2), self.o_proj)[0]
 
-    def decode(self, x: Tensor, rope: Tables, mask: Tensor | None, cache: KVCache, layer: int) -> Tensor:
-        """As forward, over what the cache holds and x; appends x's keys and values to it."""
+    def step(self, x: Tensor, rope: Tables, attend: Attend) -> Tensor:
+        """As forward; `attend` remembers the keys and values, and knows those of before."""
         q, k, v = (t.unflatten(-1, (-1, self.head_dim)) for t in project(x, self.q_proj, self.k_proj, self.v_proj))
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = apply_rotary(q, *rope), apply_rotary(k, *rope)
-        keys, values = cache.write(layer, k, v)
-        causal = mask is None and q.shape[1] > 1
-        out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), keys, values, attn_mask=mask, is_causal=causal, enable_gqa=self.heads != self.kv_heads
-        )
-        return project(out.transpose(1, 2).flatten(2), self.o_proj)[0]
+        out = attend(apply_rotary(q, *rope), apply_rotary(k, *rope), v)
+        return project(out.flatten(2), self.o_proj)[0]
 
 
 class MLP(nn.Module):
@@ -111,8 +111,8 @@ class DecoderLayer(nn.Module):
         x = x + self.self_attn(self.input_layernorm(x), rope, starts, mask)
         return self._add_mlp(x)
 
-    def decode(self, x: Tensor, rope: Tables, mask: Tensor | None, cache: KVCache, layer: int) -> Tensor:
-        x = x + self.self_attn.decode(self.input_layernorm(x), rope, mask, cache, layer)
+    def step(self, x: Tensor, rope: Tables, attend: Attend) -> Tensor:
+        x = x + self.self_attn.step(self.input_layernorm(x), rope, attend)
         return self._add_mlp(x)[0]
 
 
@@ -143,15 +143,11 @@ class Decoder(nn.Module):
                 routings.append(routing)
         return self.norm(x), routings
 
-    def decode(self, input_ids: Tensor, cache: KVCache, dtype: torch.dtype | None) -> Tensor:
-        """(B, T) ids that follow those in the cache -> (B, T, hidden_size)."""
-        position_ids = torch.arange(input_ids.shape[1], device=input_ids.device) + cache.lengths[:, None]
+    def step(self, input_ids: Tensor, position_ids: Tensor, attend: AttendIn, dtype: torch.dtype | None) -> Tensor:
+        """(1, N) ids of whatever sequences -> (1, N, hidden_size); `attend` knows which these are."""
         x, rope = self._embed(input_ids, position_ids, dtype)
-        cache.check_room(input_ids.shape[1])
-        mask = cache.mask(input_ids.shape[1])
         for index, layer in enumerate(self.layers):
-            x = cast(DecoderLayer, layer).decode(x, rope, mask, cache, index)
-        cache.advance(input_ids.shape[1])
+            x = cast(DecoderLayer, layer).step(x, rope, functools.partial(attend, index))
         return self.norm(x)
 
     def _embed(self, input_ids: Tensor, position_ids: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tables]:
@@ -253,12 +249,13 @@ class CausalLM(LanguageModel):
         routers = [module for module in self.modules() if isinstance(module, Router) and module.normalised]
         return [router.moe_statics.e_score_correction_bias for router in routers]
 
-    def new_cache(self, rows: int, max_len: int) -> KVCache:
-        weight = self.output_weight
-        return KVCache.of(self.config, rows, max_len, self.compute_dtype or weight.dtype, str(weight.device))
+    @property
+    def cache_bytes(self) -> int:
+        c = self.config
+        return 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * 4
 
-    def decode(self, *, input_ids: Tensor, cache: KVCache) -> Tensor:
-        return self.model.decode(input_ids, cache, self.compute_dtype)
+    def steps(self, tokens: int, int8: bool = False) -> Steps:
+        return steps_of(self, tokens, int8)
 
     @torch.no_grad()
     def grow_vocabulary(self, first: int, pieces: Sequence[Sequence[int]]) -> None:

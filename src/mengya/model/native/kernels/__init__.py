@@ -24,8 +24,8 @@ _AMX = (*_AVX512, "-mavx512bf16")
 _AMX_FEATURES = {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16"}
 
 
-VECTOR = ("vector_attention", "avx2_attention")
-"""Both are vector_attention.cpp: the first as wide as the processor's vectors, the second of 32 bytes anywhere."""
+VECTOR = ("vector_attention", "avx2_attention", "generation")
+"""As wide as the processor's vectors; avx2_attention, which is vector_attention.cpp, has 32 bytes anywhere."""
 
 
 def has_amx() -> bool:
@@ -46,7 +46,7 @@ def _level(name: str) -> tuple[str, ...] | None:
     if sys.platform != "linux":
         return None
     capability = torch.backends.cpu.get_cpu_capability()
-    if name == "vector_attention" and capability.startswith("AVX512"):
+    if name != "avx2_attention" and capability.startswith("AVX512"):
         return _AVX512
     return _AVX2 if capability.startswith("AVX") else None
 
@@ -113,14 +113,14 @@ def _folder() -> Path:
 def library(name: str) -> ctypes.CDLL | None:
     """A kernel's library, built if need be; None where it cannot run, with one logged warning if a build failed.
 
-    `name`: "attention", "weight_gradient", "products" (all for AMX) or one of `VECTOR`. Each function takes a
-    pointer to its `struct Problem`.
+    `name`: "attention", "weight_gradient", "products" (all for AMX) or one of `VECTOR`. Each function that computes
+    takes a pointer to its `struct Problem`.
     """
     level = _level(name)
     if level is None:
         return None
     try:
-        source = VECTOR[0] if name in VECTOR else name
+        source = "vector_attention" if name == "avx2_attention" else name
         found = ctypes.CDLL(str(build(Path(__file__).with_name(f"{source}.cpp"), _folder(), level)))
         if found.init() != 0:
             raise OSError("the system does not grant tile registers")
@@ -182,4 +182,39 @@ class ProductsProblem(ctypes.Structure):
         ("group_stride", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("ends", "rows", "weight", "up_weight", "to", "scale")),
         *((name, ctypes.c_void_p) for name in ("gate_up", "h", "grad_gate_up", "grad_scale")),
+    )
+
+
+class Matrix(ctypes.Structure):
+    """`struct Matrix` of generation.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("weight", "scale", "bias")),
+        *((name, ctypes.c_int64) for name in ("outputs", "depth", "kind")),
+    )
+
+
+class Layer(ctypes.Structure):
+    """`struct Layer` of generation.cpp."""
+
+    _fields_ = (
+        *((name, Matrix) for name in ("qkv", "out", "gate", "up", "down")),
+        *((name, ctypes.c_void_p) for name in ("before_attention", "before_mlp", "q_norm", "k_norm")),
+        *((name, ctypes.c_void_p) for name in ("router", "router_bias", "experts")),
+    )
+
+
+class GenerationProblem(ctypes.Structure):
+    """`struct Problem` of generation.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "outputs", "threads", "layers", "size", "heads", "kv_heads")),
+        *((name, ctypes.c_int64) for name in ("head_dim", "blocks", "table_size")),
+        *((name, ctypes.c_int64) for name in ("experts", "top_k", "normalised", "wide_embedding")),
+        *((name, ctypes.c_float) for name in ("eps", "scale")),
+        *((name, ctypes.c_void_p) for name in ("layer", "head", "embedding", "norm", "cos", "sin")),
+        *((name, ctypes.c_void_p) for name in ("tokens", "positions", "sequence", "tables", "wanted")),
+        *((name, ctypes.c_void_p) for name in ("keys", "values", "x", "h", "wide", "inner", "logits")),
+        *((name, ctypes.c_void_p) for name in ("gathered", "weights", "chosen", "order", "ends", "scores")),
+        *((name, ctypes.c_int64) for name in ("wide_row", "inner_row")),
     )

@@ -6,74 +6,19 @@
 // keys from the start of its first document to its last query, in panels of two vectors of keys. All products are one
 // function, which keeps a piece of the result in registers.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-
 #include "attention_problem.h"
+#include "vectors.h"
 
 namespace {
 
 #ifdef __AVX512F__
-constexpr int kBytes = 64, kRows = 8;  // kRows x 2 vectors of a result stay in registers
+constexpr int kRows = 8;  // kRows x 2 vectors of a result stay in registers
 #else
-constexpr int kBytes = 32, kRows = 4;
+constexpr int kRows = 4;
 #endif
-constexpr int kLanes = kBytes / 4;
-constexpr int kPanel = 2 * kLanes;  // columns that a product works on at a time
 constexpr int kQueries = 32;        // of a block
 constexpr int64_t kKeys = 256;      // keys between two rescalings of the forward pass, a multiple of kPanel
-constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 constexpr float kLowest = -1e30f;  // running maximum before the first key
-
-typedef float Vec __attribute__((vector_size(kBytes)));
-typedef int32_t Int __attribute__((vector_size(kBytes)));
-typedef uint32_t Bits __attribute__((vector_size(kBytes)));
-typedef uint16_t Half __attribute__((vector_size(kBytes / 2)));
-
-inline Vec load(const float* p) {
-    Vec x;
-    std::memcpy(&x, p, sizeof x);
-    return x;
-}
-inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }
-inline Vec load(const bf16* p) {
-    Half x;
-    std::memcpy(&x, p, sizeof x);
-    return (Vec)(__builtin_convertvector(x, Bits) << 16);
-}
-inline void store(bf16* p, Vec x) {  // rounds to the nearest, ties to even; NaN stays NaN
-    Bits bits = (Bits)x;
-    bits = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    bits = (x == x) ? bits : Bits{} + 0x7fc0;
-    Half half = __builtin_convertvector(bits, Half);
-    std::memcpy(p, &half, sizeof half);
-}
-inline Vec all(float x) { return Vec{} + x; }
-inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
-template <class Join>
-inline float fold(Vec x, Join join) {
-    float y = x[0];
-    for (int i = 1; i < kLanes; i++) y = join(y, x[i]);
-    return y;
-}
-
-// 2^x for x up to 127; relative error 2e-7. Below -126 exactly 0.
-inline Vec exp2(Vec x) {
-    const Vec magic = all(12582912.0f);  // 1.5 * 2^23: a float this large has no digits behind the point
-    Vec in = larger(x, all(-126.0f)), shifted = in + magic, f = in - (shifted - magic);
-    Int whole = (Int)shifted - (Int)magic;
-    Vec p = all(1.535336188319500e-4f);
-    p = p * f + 1.339887440266574e-3f;
-    p = p * f + 9.618437357674640e-3f;
-    p = p * f + 5.550332471162809e-2f;
-    p = p * f + 2.402264791363012e-1f;
-    p = p * f + 6.931472028550421e-1f;
-    p = p * f + 1.0f;
-    Int found = (Int)p + (whole << 23);
-    return (Vec)(found & (x > all(-126.0f)));
-}
 
 // Entry (i, j) at p[i * row + j * column].
 struct Matrix {

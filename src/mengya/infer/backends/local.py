@@ -1,0 +1,118 @@
+"""Our engine as a backend: a thread of its own computes step after step while there is something to do."""
+
+import threading
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mengya.errors import UserError
+from mengya.infer.backends import Deliver
+from mengya.infer.engine import Engine, Job
+from mengya.infer.request import Conversation, Prompt, Request, TooLong
+from mengya.model.language_model import LanguageModel
+from mengya.text.chat import Chat
+from mengya.text.tokenizer import Tokenizer
+
+
+class Load(NamedTuple):
+    running: int
+    waiting: int
+    blocks: int
+    free_blocks: int
+
+
+class Local:
+    """A native model, or one of the transformers library."""
+
+    def __init__(
+        self,
+        name: str,
+        model: LanguageModel,
+        tokenizer: Tokenizer,
+        chat: Chat | None,
+        *,
+        tokens: int | None = None,
+        int8: bool = False,
+    ):
+        """Without a `chat`, only texts and tokens are continued. `tokens` and `int8`: see `Engine`."""
+        self.name, self.context = name, model.context
+        self.tokenizer, self.chat = tokenizer, chat
+        self._model = model
+        stop_ids = chat.stop_ids if chat else {tokenizer.eos_id}
+        self._engine = Engine(model, tokenizer, stop_ids, tokens=tokens, int8=int8)
+        self._work = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=f"engine of {name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, deliver: Deliver) -> "Ticket":
+        prompt = self._encode(request.prompt)
+        with self._work:
+            if self._closed:
+                raise UserError("the model is being closed; ask again later")
+            job = self._engine.add(request, prompt, deliver)
+            self._work.notify()
+        return Ticket(job)
+
+    def count(self, prompt: Prompt) -> int:
+        return len(self._encode(prompt))
+
+    def tokenize(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text)
+
+    @torch.inference_mode()
+    def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        found = []
+        for prompt in prompts:
+            if not prompt:
+                raise UserError("an empty text has no embedding; give at least one character")
+            if len(prompt) > self.context:
+                raise TooLong(
+                    f"the text has {len(prompt)} tokens, the context {self.context}; shorten it",
+                    len(prompt),
+                    self.context,
+                )
+            hidden, _ = self._model.hidden(input_ids=torch.tensor([list(prompt)], device=self._model.device))
+            found.append(hidden[0].float().mean(0).cpu())
+        return torch.stack(found)
+
+    def load(self) -> Load:
+        engine = self._engine
+        return Load(engine.running, engine.waiting, engine.pool.blocks, engine.pool.free)
+
+    def close(self) -> None:
+        with self._work:
+            self._closed = True
+            self._work.notify()
+        self._thread.join()
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        if not isinstance(prompt, Conversation):
+            return list(prompt)
+        if self.chat is None:
+            raise UserError(f"{self.name} has no chat template; ask it to continue a text, or give it a template")
+        messages = [dict(message) for message in prompt.messages]
+        return self.chat.encode(messages, prompt.tools, add_generation_prompt=True)[0]
+
+    def _run(self) -> None:
+        while True:
+            with self._work:
+                while not (self._closed or self._engine.busy):
+                    self._work.wait()
+                if self._closed:
+                    break
+            self._engine.step()
+        self._engine.close()
+
+
+class Ticket:
+    def __init__(self, job: Job):
+        self._job = job
+        self.prompt_tokens = job.prompt_tokens
+
+    def cancel(self) -> None:
+        self._job.cancelled = True

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from mengya.errors import UserError
 from mengya.evaluate.accuracy import Result, share_of
-from mengya.infer.request import Sampling
-from mengya.infer.session import generate
+from mengya.infer.engine import Engine
+from mengya.infer.generate import generate
+from mengya.infer.request import Request, Sampling
 from mengya.model.language_model import LanguageModel
 from mengya.tasks.task import Question, Task
 from mengya.text.chat import Chat
@@ -18,7 +19,9 @@ def ask(model: LanguageModel, chat: Chat, questions: Sequence[Question], *, max_
     """
     prompts = [_prompt(chat, question, model.context) for question in questions]
     sampling = Sampling(temperature=0, max_new_tokens=max_new_tokens)
-    return [chat.tokenizer.decode(ids).strip() for ids in generate(model, prompts, sampling, chat.stop_ids)]
+    engine = Engine(model, chat.tokenizer, chat.stop_ids)
+    requests = [Request(prompt=prompt, sampling=sampling) for prompt in prompts]
+    return [choice.text.strip() for (choice,) in generate(engine, requests)]
 
 
 def _prompt(chat: Chat, question: Question, context: int) -> list[int]:

@@ -1,15 +1,14 @@
 """Continuous batching: requests join and leave a running batch at every step (Yu et al. 2022, Orca).
 
 A step takes in the last token of every answer that is being written, and as many tokens of new prompts as fit beside
-them, so that a long prompt does not stall the others (Agrawal et al. 2024, arXiv:2403.02310). Where memory runs out, the
-youngest answer makes room and is computed again later, which does not change it: its random numbers are its own.
+them, so that a long prompt does not stall the others (Agrawal et al. 2024, arXiv:2403.02310). Where memory runs out,
+the youngest answer makes room and is computed again later, which does not change it: its random numbers are its own.
 """
 
 import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,24 +16,23 @@ from torch import Tensor
 from mengya.errors import UserError
 from mengya.infer.blocks import BlockPool
 from mengya.infer.request import Finish, LogProb, Piece, Request, TooLong, Usage
-from mengya.infer.sampling import Drawer, Scored, draw, score
-from mengya.infer.stream import NOTHING, Answer, Said
+from mengya.infer.sampling import Drawer, Drawn, draw, score
+from mengya.infer.stream import Answer, named
 from mengya.model.language_model import LanguageModel, Span
 from mengya.runtime import free_memory
 from mengya.text.tokenizer import Tokenizer
 
 STEP_TOKENS = 256
 """Of prompts and answers in one step: what others wait for while a long prompt is read."""
-MAX_RUNNING = 64
-"""Answers that are written at a time."""
+RUNNING = 64
+"""Answers that are written at a time, unless it is said otherwise."""
 _SHARE_OF_MEMORY = 0.25
 """Of what is free, for keys and values."""
 
 
-def room_for(model: LanguageModel, device: str) -> int:
-    """Tokens whose keys and values have room: those of `MAX_RUNNING` answers, or a share of the free memory."""
-    memory = free_memory(device)
-    wanted = MAX_RUNNING * model.context
+def room_for(model: LanguageModel, running: int) -> int:
+    """Tokens whose keys and values have room: those of so many answers, or a share of the free memory."""
+    memory, wanted = free_memory(model.device.type), running * model.context
     if memory is None or not model.cache_bytes:
         return wanted
     return max(model.context, min(wanted, int(memory * _SHARE_OF_MEMORY) // model.cache_bytes))
@@ -103,15 +101,16 @@ class Engine:
         tokenizer: Tokenizer,
         stop_ids: set[int],
         *,
+        running: int = RUNNING,
         tokens: int | None = None,
         int8: bool = False,
     ):
-        """`tokens`: how many keys and values there is room for, one sequence of the model's context at least; None: as
-        `room_for` says. `stop_ids`: tokens that end an answer. `int8`: see `LanguageModel.steps`."""
+        """`stop_ids`: tokens that end an answer. `running`: so many answers are written at a time. `tokens`: how many
+        keys and values there is room for; None: as `room_for` says. `int8`: see `LanguageModel.steps`."""
         self.context, self._vocab_size = model.context, model.vocab_size
         self._tokenizer, self._stop_ids = tokenizer, frozenset(stop_ids)
-        room = max(tokens or room_for(model, model.device.type), 1)
-        self._steps = model.steps(room, int8)
+        self._most_running = running
+        self._steps = model.steps(tokens or room_for(model, running), int8)
         self.pool = BlockPool(self._steps.blocks, self._steps.block, self._steps.shares)
         self._context = min(self.context, self.pool.blocks * self.pool.block)
         self._numbers = itertools.count()
@@ -189,10 +188,10 @@ class Engine:
 
     def _begin(self, job: Job) -> None:
         ends = frozenset(job.request.stop_ids) | (frozenset() if job.request.ignore_eos else self._stop_ids)
-        leader = None
+        leader: _Sequence | None = None
         for choice in range(job.request.n):
             drawer = Drawer(job.request, job.prompt, choice, self._limit, ends)
-            answer = Answer(self._tokenizer, job.request.stop)
+            answer = Answer(self._tokenizer, job.request.stop, choice)
             most = min(job.request.sampling.max_new_tokens, self._context - job.prompt_tokens)
             tokens = list(job.prompt)
             sequence = _Sequence(job, choice, next(self._numbers), tokens, most, ends, drawer, answer, leader)
@@ -211,7 +210,7 @@ class Engine:
             if budget > 0 and not sequence.writes:
                 spans.append((sequence, self._span(sequence, budget)))
                 budget -= len(spans[-1][1].tokens)
-        while budget > 0 and len(self._running) < MAX_RUNNING and (sequence := self._admit()) is not None:
+        while budget > 0 and len(self._running) < self._most_running and (sequence := self._admit()) is not None:
             spans.append((sequence, self._span(sequence, budget)))
             budget -= len(spans[-1][1].tokens)
         return spans
@@ -242,7 +241,9 @@ class Engine:
 
     def _admit(self) -> _Sequence | None:
         """The next sequence that waits, with room for what it has, if there is such room."""
-        sequence = next((s for s in self._waiting if s.leader is None or s.leader.computed >= s.size or s.leader.finished), None)
+        sequence = next(
+            (s for s in self._waiting if s.leader is None or s.leader.computed >= s.size or s.leader.finished), None
+        )
         if sequence is None:
             return None
         found = [] if sequence.scores_prompt else self.pool.find(sequence.tokens[:-1])
@@ -275,55 +276,52 @@ class Engine:
             return
         chosen = logits if len(rows) == len(logits) else logits[torch.tensor(rows)]
         for sequence, drawn in zip(drawing, draw(chosen, [s.drawer for s in drawing]), strict=True):
-            if drawn.error is not None:
-                self._finish(sequence, "error", error=drawn.error)
-            else:
-                self._append(sequence, drawn.token, drawn.scored)
+            self._append(sequence, drawn)
 
     def _score_prompt(self, sequence: _Sequence, span: Span, logits: Tensor) -> None:
         if span.start == 0:
             first = sequence.tokens[0]
-            sequence.prompt_log_probs = [LogProb(first, self._tokenizer.bytes_of(first), None)]
+            sequence.prompt_log_probs = [LogProb(first, self._tokenizer.token_bytes[first], None)]
         following = sequence.tokens[span.start + 1 : min(span.start + len(span.tokens) + 1, sequence.size)]
         scored = score(logits[: len(following), : self._limit], following, sequence.job.request.logprobs or 0)
-        sequence.prompt_log_probs += map(self._log_prob, following, scored)
+        named_each = (named(self._tokenizer, *each) for each in zip(following, scored, strict=True))
+        sequence.prompt_log_probs += named_each
 
-    def _log_prob(self, token: int, scored: Scored) -> LogProb:
-        top = tuple(LogProb(other, self._tokenizer.bytes_of(other), value) for other, value in scored.top)
-        return LogProb(token, self._tokenizer.bytes_of(token), scored.logprob, top)
-
-    def _append(self, sequence: _Sequence, token: int, scored: Scored | None) -> None:
+    def _append(self, sequence: _Sequence, drawn: Drawn) -> None:
         """One more token of an answer, which may end it."""
-        sequence.tokens.append(token)
-        if token in sequence.ends:
+        if drawn.error is not None:
+            self._finish(sequence, "error", error=drawn.error)
+            return
+        sequence.tokens.append(drawn.token)
+        if drawn.token in sequence.ends:
             self._finish(sequence, "stop")
             return
-        log_prob = None if scored is None else self._log_prob(token, scored)
-        piece = sequence.answer.push(token, log_prob)
+        piece = sequence.answer.push(drawn.token, drawn.scored)
         if sequence.answer.stopped:
             self._finish(sequence, "stop", piece)
-        elif len(sequence.tokens) - sequence.size >= sequence.most:
+        elif len(sequence.tokens) - sequence.size == sequence.most:
             self._finish(sequence, "length", piece)
         elif piece.text or sequence.prompt_log_probs:
             self._deliver(sequence, piece)
 
-    def _deliver(self, sequence: _Sequence, said: Said, **more: Any) -> None:
+    def _deliver(self, sequence: _Sequence, piece: Piece) -> None:
         of_prompt, sequence.prompt_log_probs = tuple(sequence.prompt_log_probs), []
-        sequence.job.deliver(
-            Piece(sequence.choice, said.text, said.tokens, said.logprobs, prompt_logprobs=of_prompt, **more)
-        )
+        sequence.job.deliver(piece._replace(prompt_logprobs=of_prompt))
 
-    def _finish(self, sequence: _Sequence, how: Finish, said: Said = NOTHING, error: str | None = None) -> None:
+    def _finish(self, sequence: _Sequence, how: Finish, said: Piece | None = None, error: str | None = None) -> None:
         """Deliver the last piece, and give back what the sequence held."""
         if sequence in self._running:
             self._leave(sequence)
         else:
             self._waiting.remove(sequence)
         sequence.finished = True
-        if how in ("stop", "length"):
-            said = said + sequence.answer.flush()
+        last = sequence.answer.flush()
+        if said is not None:
+            last = last._replace(
+                text=said.text + last.text, tokens=said.tokens + last.tokens, logprobs=said.logprobs + last.logprobs
+            )
         usage = Usage(sequence.size, len(sequence.tokens) - sequence.size, sequence.cached)
-        self._deliver(sequence, said, finish=how, usage=usage, error=error)
+        self._deliver(sequence, last._replace(finish=how, usage=usage, error=error))
 
     def _leave(self, sequence: _Sequence) -> None:
         self._running.remove(sequence)

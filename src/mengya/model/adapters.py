@@ -145,12 +145,14 @@ def fingerprint(directory: Path) -> str:
     return found.hexdigest()
 
 
-def base_of(directory: Path) -> Path:
-    """The model that an adapter belongs to. UserError if it is not there, or is another one by now."""
+def base_of(directory: Path, given: Path | None = None) -> Path:
+    """The model that an adapter belongs to; `given`: where it is said to be. UserError if it is not there, or is
+    another one by now."""
     note = read_object(directory / BASE, "copy the adapter again") if (directory / BASE).is_file() else {}
     named = read_object(directory / CONFIG, "copy the adapter again").get("base_model_name_or_path") or ""
     candidates = [directory / note["base"]] if "base" in note else []
     candidates += [Path(named), directory / named] if named else []
+    candidates = [given] if given else candidates
     base = next((path for path in candidates if (path / "config.json").is_file()), None)
     if base is None:
         raise UserError(

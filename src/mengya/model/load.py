@@ -182,9 +182,13 @@ def load_model(
 
 
 def load_merged(
-    directories: Sequence[Path], weights: Sequence[float] | None = None, trust_remote_code: bool = False
+    directories: Sequence[Path],
+    weights: Sequence[float] | None = None,
+    trust_remote_code: bool = False,
+    base: Path | None = None,
 ) -> LanguageModel:
     """The model of adapters' directories in float32, the sum of what they add, by `weights`, added to its own.
+    `base`: where the model is; None: where the first adapter says.
 
     UserError if one is no adapter, or that of another model; and if several, or weights, do more than add.
     """
@@ -193,13 +197,12 @@ def load_merged(
         if not is_adapter(directory):
             raise UserError(f"{directory} has no adapter to merge; give the directory of a stage with the table lora")
     first = directories[0]
-    base = base_of(first)
-    model = load_model(first, trust_remote_code=trust_remote_code)
+    place = base_of(first, base)
+    model = load_model(place, trust_remote_code=trust_remote_code)
     for directory, weight in zip(directories, weights or [1.0] * len(directories), strict=True):
-        if model.adapter is None:
-            if base_of(directory).resolve() != base.resolve():
-                raise UserError(f"{directory} and {first} are adapters of different models; merge those of one model")
-            read_adapter(model, directory, base)
+        if base_of(directory, base).resolve() != place.resolve():
+            raise UserError(f"{directory} and {first} are adapters of different models; merge those of one model")
+        read_adapter(model, directory, place)
         scale(model, weight, directory, lone)
         merge(model)
     return model

@@ -11,6 +11,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from mengya.errors import UserError
+from mengya.text.token_bytes import is_byte_level, token_bytes
 
 END_OF_TEXT = "<|endoftext|>"
 IM_START = "<|im_start|>"
@@ -105,6 +106,16 @@ class Tokenizer:
             "name an eos_token (or pad_token, bos_token) of its vocabulary in tokenizer_config.json"
         )
 
+    @cached_property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """What each token stands for; it may be a part of a character."""
+        return token_bytes(self._backend)
+
+    @cached_property
+    def is_byte_level(self) -> bool:
+        """Whether a text is the bytes of its tokens, one after the other, whatever they are."""
+        return is_byte_level(self._backend)
+
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]
 
@@ -122,27 +133,6 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text without control tokens; bytes that are not UTF-8 become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
-
-    def bytes_of(self, token: int) -> bytes:
-        """What a token stands for, perhaps a part of a character; the name of a control token."""
-        return self._bytes[token]
-
-    @cached_property
-    def _bytes(self) -> list[bytes]:
-        """Of every token; of a number without one, none."""
-        added = self._backend.get_added_tokens_decoder()
-        decoder = json.dumps(json.loads(self.files["tokenizer.json"]).get("decoder"))
-        found = [b""] * self.vocab_size
-        for name, number in self._backend.get_vocab().items():
-            if number in added:
-                found[number] = name.encode()
-            elif '"ByteLevel"' in decoder:
-                found[number] = b"".join(_BYTES.get(character) or character.encode() for character in name)
-            elif (byte := re.fullmatch("<0x([0-9A-F]{2})>", name)) and '"ByteFallback"' in decoder:
-                found[number] = bytes.fromhex(byte[1])
-            else:
-                found[number] = name.replace("\u2581", " ").encode()
-        return found
 
     def defuse(self, text: str) -> str:
         """`text` with each control token broken by a space, so that `encode_structure` finds none."""
@@ -177,17 +167,6 @@ class Tokenizer:
             for begin in reversed(found):
                 text = f"{text[: begin + 1]} {text[begin + 1 :]}"
         raise UserError(f"{self.origin} makes a control token of plain text ({text[:40]!r}); use another tokenizer")
-
-
-def _byte_characters() -> dict[str, bytes]:
-    """The characters that stand for bytes in vocabularies of GPT-2's kind: printable ones for themselves, the others
-    from U+0100 on, in order."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(b): bytes([b]) for b in printable} | {chr(256 + i): bytes([b]) for i, b in enumerate(others)}
-
-
-_BYTES = _byte_characters()
 
 
 def _spaced(token: str) -> str:

@@ -1,7 +1,7 @@
 """Who computes the answers, behind one small interface: our engine, other engines, or a server elsewhere."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -10,6 +10,15 @@ from mengya.infer.request import Piece, Prompt, Request
 Deliver = Callable[[Piece], None]
 """Takes the pieces of a request, in order; called from a thread of the backend, so it must neither block nor raise.
 Every choice ends with a piece that has a `finish`, exactly one."""
+
+
+class Load(NamedTuple):
+    running: int
+    waiting: int
+    blocks: int
+    """Of keys and values, in all; 0 where there is no such thing."""
+    free_blocks: int
+    """Those that no running request holds."""
 
 
 class Ticket(Protocol):
@@ -28,8 +37,10 @@ class Backend(Protocol):
 
     name: str
     """Of the model, without a path."""
+    about: str
+    """Its size and the like, in words for the user."""
     context: int
-    """The longest prompt and answer together, in tokens."""
+    """The longest prompt and answer together, in tokens; 0 where that is not known."""
 
     def submit(self, request: Request, deliver: Deliver) -> Ticket:
         """Begin to answer. UserError, before anything is delivered, if the request cannot be answered: `TooLong`,
@@ -48,19 +59,10 @@ class Backend(Protocol):
         """(prompts, C) float32: the mean of the last hidden states of each. UserError if it cannot."""
         ...
 
-    def load(self) -> "Load":
+    def load(self) -> Load:
         """How busy it is."""
         ...
 
     def close(self) -> None:
         """Cancel what is open, and free everything."""
         ...
-
-
-class Load(Protocol):
-    running: int
-    waiting: int
-    blocks: int
-    """Of keys and values, in all; 0 where there is no such thing."""
-    free_blocks: int
-    """Those that no running request holds."""

@@ -2,25 +2,18 @@
 
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mengya.errors import UserError
-from mengya.infer.backends import Deliver
-from mengya.infer.engine import Engine, Job
+from mengya.infer.backends import Deliver, Load
+from mengya.infer.engine import RUNNING, Engine, Job
 from mengya.infer.request import Conversation, Prompt, Request, TooLong
+from mengya.metrics import format_count
 from mengya.model.language_model import LanguageModel
 from mengya.text.chat import Chat
 from mengya.text.tokenizer import Tokenizer
-
-
-class Load(NamedTuple):
-    running: int
-    waiting: int
-    blocks: int
-    free_blocks: int
 
 
 class Local:
@@ -33,15 +26,18 @@ class Local:
         tokenizer: Tokenizer,
         chat: Chat | None,
         *,
+        running: int = RUNNING,
         tokens: int | None = None,
         int8: bool = False,
     ):
-        """Without a `chat`, only texts and tokens are continued. `tokens` and `int8`: see `Engine`."""
+        """Without a `chat`, only texts and tokens are continued. Others: see `Engine`."""
         self.name, self.context = name, model.context
+        size = format_count(model.all_parameters())
+        self.about = f"{size} 参数 parameters · 上下文 context {model.context}"
         self.tokenizer, self.chat = tokenizer, chat
         self._model = model
         stop_ids = chat.stop_ids if chat else {tokenizer.eos_id}
-        self._engine = Engine(model, tokenizer, stop_ids, tokens=tokens, int8=int8)
+        self._engine = Engine(model, tokenizer, stop_ids, running=running, tokens=tokens, int8=int8)
         self._work = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"engine of {name}", daemon=True)

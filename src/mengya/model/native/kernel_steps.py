@@ -1,6 +1,7 @@
-"""A step of generation as one call of kernels/generation.cpp: float32 activations over weights of their stored type.
+"""A step of generation as one call of kernels/generation.cpp: float32 activations over weights of their own type.
 
-A model that is stored in bfloat16 is computed as transformers computes it in float32, from half of the memory.
+A matrix whose numbers all fit into bfloat16, as those of a model that is stored so, is kept in it whatever type it is
+loaded in: that halves the memory to be read, and the products are the same.
 """
 
 import ctypes
@@ -65,7 +66,7 @@ class KernelSteps:
         shape = (config.num_hidden_layers, blocks, config.num_key_value_heads, config.head_dim, _BLOCK)
         self._keys, self._values = torch.zeros(shape), torch.zeros(shape)
         context = min(config.max_position_embeddings, blocks * _BLOCK)
-        cos, sin = (table[0, :, 0].contiguous() for table in model.model.rope(torch.arange(context)[None]))
+        cos, sin = (table[0, :, 0].contiguous() for table in model.rotation(torch.arange(context)[None]))
         layers = (Layer * config.num_hidden_layers)(*(self._layer(layer) for layer in model.model.layers))
         head = self._matrix(model.lm_head)
         embedding = model.input_embedding.weight.detach()
@@ -202,6 +203,8 @@ class KernelSteps:
             weight = (weight / scale[:, None]).round().to(torch.int8)
         elif weight.dtype != torch.bfloat16:
             weight = weight.float()
+            if torch.equal(weight, weight.bfloat16().float()):  # nothing is lost, and half of the memory saved
+                weight = weight.bfloat16()
         rest = self._padded(outputs) - outputs
         weight = nn.functional.pad(weight, (0, 0, 0, rest)).unflatten(0, (-1, self._panel))
         if weight.dtype == torch.bfloat16:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
@@ -253,6 +252,10 @@ class CausalLM(LanguageModel):
     def cache_bytes(self) -> int:
         c = self.config
         return 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * 4
+
+    def rotation(self, position_ids: Tensor) -> Tables:
+        """As RotaryEmbedding."""
+        return self.model.rope(position_ids)
 
     def steps(self, tokens: int, int8: bool = False) -> Steps:
         return steps_of(self, tokens, int8)

@@ -1,0 +1,84 @@
+"""From what a user names (a directory, a file, an address) to a backend; which one is chosen here and nowhere else."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mengya.errors import UserError
+from mengya.infer.backends import Backend
+from mengya.infer.backends.kinds import Kind
+from mengya.infer.backends.local import Local
+from mengya.infer.engine import RUNNING
+from mengya.model.adapters import is_adapter
+from mengya.model.load import load_merged, load_model
+from mengya.runtime import pick_device
+from mengya.text.chat import Chat
+from mengya.text.template import own_template
+from mengya.text.tokenizer import Tokenizer
+
+
+def kind_of(source: str, wanted: Kind = "auto") -> Kind:
+    if wanted != "auto":
+        return wanted
+    if source.startswith(("http://", "https://")):
+        return "openai"
+    return "llama.cpp" if source.endswith(".gguf") else "auto"
+
+
+def open_backend(
+    source: str,
+    *,
+    backend: Kind = "auto",
+    adapter: Path | None = None,
+    name: str | None = None,
+    int8: bool = False,
+    running: int = RUNNING,
+    tokens: int | None = None,
+    trust_remote_code: bool = False,
+) -> Backend:
+    """`name`: what it is called; left out, the last part of the source. `adapter`: the directory of one, which goes
+    into the model of the source. Others: see `Local`. UserError if there is no such model, or it cannot be used so."""
+    kind = kind_of(source, backend)
+    if kind not in ("auto", "native", "transformers"):
+        if adapter is not None or int8:
+            raise UserError(f"adapters and int8 are for model directories; {source} is opened by {kind}")
+        raise UserError(f"{kind} is not supported yet")
+    return open_local(
+        Path(source), implementation=kind, adapter=adapter, name=name, int8=int8, running=running, tokens=tokens,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+
+
+def open_local(
+    directory: Path,
+    *,
+    implementation: Literal["auto", "native", "transformers"] = "auto",
+    adapter: Path | None = None,
+    int8: bool = False,
+    running: int = RUNNING,
+    tokens: int | None = None,
+    trust_remote_code: bool = False,
+    name: str | None = None,
+) -> Local:
+    """A model directory, or that of an adapter, which is merged into its model, or into the one in `directory` if it is
+    the `adapter`. UserError if it is neither, or if its tokenizer does not fit it.
+
+    float32 on a CPU, bfloat16 on a GPU."""
+    if not directory.is_dir():
+        raise UserError(f"{directory} is not a directory; give a model directory, such as one that the sft stage wrote")
+    device = pick_device()
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    if adapter is not None or is_adapter(directory):
+        base, directory = (directory, adapter) if adapter is not None else (None, directory)
+        model = load_merged([directory], trust_remote_code=trust_remote_code, base=base).to(device, dtype)
+    else:
+        model = load_model(directory, dtype, device, implementation=implementation, trust_remote_code=trust_remote_code)
+    tokenizer = Tokenizer.load(directory)
+    chat = Chat(tokenizer) if own_template(tokenizer.files) else None
+    if tokenizer.vocab_size > model.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} entries but the model only "
+            f"{model.vocab_size} embedding rows; copy the tokenizer files that belong to this model"
+        )
+    return Local(name or directory.name, model, tokenizer, chat, running=running, tokens=tokens, int8=int8)

@@ -75,6 +75,9 @@ class _Sequence:
     cached: int = 0
     """Tokens of the prompt that were found."""
     prompt_log_probs: list[LogProb] = dataclasses.field(default_factory=list)
+    """Those that are not delivered yet."""
+    scores_prompt: bool = False
+    """Whether those of the prompt are still wanted."""
     finished: bool = False
 
     @property
@@ -86,10 +89,6 @@ class _Sequence:
     def writes(self) -> bool:
         """Whether only its last token is to be computed."""
         return self.computed == len(self.tokens) - 1 and len(self.tokens) > self.size
-
-    @property
-    def scores_prompt(self) -> bool:
-        return self.job.request.prompt_logprobs and self.choice == 0
 
 
 class Engine:
@@ -195,13 +194,14 @@ class Engine:
             most = min(job.request.sampling.max_new_tokens, self._context - job.prompt_tokens)
             tokens = list(job.prompt)
             sequence = _Sequence(job, choice, next(self._numbers), tokens, most, ends, drawer, answer, leader)
+            sequence.scores_prompt = job.request.prompt_logprobs and choice == 0
             leader = leader or sequence
             self._waiting.append(sequence)
 
     def _plan(self) -> list[tuple[_Sequence, Span]]:
         """What the next step takes in."""
         spans = []
-        for sequence in list(self._running):
+        for sequence in list(self._running):  # the oldest first
             if sequence.writes and sequence in self._running and self._make_room(sequence):
                 spans.append((sequence, self._span(sequence, 1)))
         spans = [(sequence, span) for sequence, span in spans if sequence in self._running]
@@ -210,8 +210,8 @@ class Engine:
             if budget > 0 and not sequence.writes:
                 spans.append((sequence, self._span(sequence, budget)))
                 budget -= len(spans[-1][1].tokens)
-        while budget > 0 and len(self._running) < self._most_running and (sequence := self._admit()) is not None:
-            spans.append((sequence, self._span(sequence, budget)))
+        while budget > 0 and len(self._running) < self._most_running and (joining := self._admit()) is not None:
+            spans.append((joining, self._span(joining, budget)))
             budget -= len(spans[-1][1].tokens)
         return spans
 
@@ -219,7 +219,7 @@ class Engine:
         start = sequence.computed
         end = min(len(sequence.tokens), start + budget)
         whole = end == len(sequence.tokens)
-        outputs = end - start if sequence.scores_prompt and start < sequence.size else int(whole)
+        outputs = end - start if sequence.scores_prompt else int(whole)
         return Span(sequence.number, sequence.tokens[start:end], start, sequence.blocks, outputs)
 
     def _make_room(self, sequence: _Sequence) -> bool:
@@ -266,7 +266,7 @@ class Engine:
             sequence.computed += len(span.tokens)
             whole = sequence.computed // self.pool.block
             sequence.known = self.pool.know(sequence.tokens, sequence.blocks[:whole], sequence.known)
-            if sequence.scores_prompt and span.start < sequence.size:
+            if sequence.scores_prompt:
                 self._score_prompt(sequence, span, logits[first : first + span.outputs])
             first += span.outputs
             if sequence.computed == len(sequence.tokens):
@@ -283,6 +283,7 @@ class Engine:
             first = sequence.tokens[0]
             sequence.prompt_log_probs = [LogProb(first, self._tokenizer.token_bytes[first], None)]
         following = sequence.tokens[span.start + 1 : min(span.start + len(span.tokens) + 1, sequence.size)]
+        sequence.scores_prompt = sequence.computed < sequence.size
         scored = score(logits[: len(following), : self._limit], following, sequence.job.request.logprobs or 0)
         named_each = (named(self._tokenizer, *each) for each in zip(following, scored, strict=True))
         sequence.prompt_log_probs += named_each

@@ -67,9 +67,9 @@ class KernelSteps:
         self._keys, self._values = torch.zeros(shape), torch.zeros(shape)
         context = min(config.max_position_embeddings, blocks * _BLOCK)
         cos, sin = (table[0, :, 0].contiguous() for table in model.rotation(torch.arange(context)[None]))
-        layers = (Layer * config.num_hidden_layers)(*(self._layer(layer) for layer in model.model.layers))
-        head = self._matrix(model.lm_head)
-        embedding = model.input_embedding.weight.detach()
+        layers = (Layer * config.num_hidden_layers)(*map(self._layer, model.blocks()))
+        head = self._packed(model.output_weight, None)
+        embedding: Tensor = model.input_embedding.weight.detach()  # type: ignore[assignment]
         embedding = embedding if embedding.dtype == torch.bfloat16 else embedding.float()
         q_size = self._heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim

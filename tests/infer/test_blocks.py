@@ -28,10 +28,12 @@ def test_a_common_beginning_is_held_once():
 def test_what_nobody_holds_is_found_until_its_room_is_needed():
     pool = BlockPool(4, 2)
     pool.release(sequence(pool, [1, 2, 3, 4]))
-    assert pool.free == 4 and len(again := pool.find([1, 2, 3, 4, 5])) == 2
+    again = pool.find([1, 2, 3, 4, 5])
+    assert len(again) == 2 and pool.free == 2
     pool.release(again)
     held = pool.take(3)  # the two that are empty, and the end of what is known
-    assert len(rest := pool.find([1, 2, 3, 4, 5])) == 1
+    rest = pool.find([1, 2, 3, 4, 5])
+    assert len(rest) == 1
     pool.release(rest)
     pool.release([*held, *pool.take(1)])
     assert pool.free == 4 and pool.find([1, 2, 3, 4]) == []

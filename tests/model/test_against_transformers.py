@@ -10,7 +10,7 @@ from mengya.model.load import load_model
 from mengya.model.native.config import ModelConfig, RopeScaling, model_type
 from mengya.model.native.transformer import CausalLM
 
-from .conftest import check_greedy_decoding
+from .conftest import check_greedy_decoding, in_pieces
 
 SHAPE = dict(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=80)
 SCALINGS = {
@@ -138,16 +138,10 @@ def test_greedy_decoding_equals_transformers_generate(name, tmp_path):
 def test_cached_decoding_of_unequal_rows_equals_the_full_forward():
     model = make({})
     ids = torch.randint(0, 97, (2, 12), generator=torch.Generator().manual_seed(5))
-    lengths = torch.tensor([9, 5])
-    cache = model.new_cache(2, 16)
+    found = in_pieces(model.steps(64), [ids[0, :11].tolist(), ids[1, :7].tolist()], [(9, 5), (2, 2)])
     with torch.no_grad():
-        prefill = model.logits(model.decode(input_ids=ids[:, :9], cache=cache))
-        cache.set_lengths(lengths)
-        step = model.logits(model.decode(input_ids=torch.stack([ids[0, 9:11], ids[1, 5:7]]), cache=cache))
-        for row, length in enumerate(lengths.tolist()):
-            full = model(ids[row : row + 1, : length + 2])[0]
-            torch.testing.assert_close(prefill[row, :length], full[:length], atol=1e-5, rtol=1e-4)
-            torch.testing.assert_close(step[row], full[length:], atol=1e-5, rtol=1e-4)
+        for row, logits in enumerate(found):
+            torch.testing.assert_close(logits, model(ids[row : row + 1, : len(logits)])[0], atol=1e-5, rtol=1e-4)
 
 
 def test_rope_scaling_rejects_what_it_cannot_be():

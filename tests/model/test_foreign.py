@@ -9,7 +9,7 @@ from mengya.errors import UserError
 from mengya.model.foreign import Foreign
 from mengya.model.load import load_model
 
-from .conftest import check_greedy_decoding
+from .conftest import check_greedy_decoding, in_pieces
 
 WIDE = dict(vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48)
 LLAMA = WIDE | dict(num_key_value_heads=2, max_position_embeddings=64)
@@ -129,20 +129,40 @@ def test_greedy_decoding_equals_generate(pair):
     check_greedy_decoding(ours, theirs, ids_of((1, 7)))
 
 
-def test_rows_of_unequal_length_are_decoded_as_alone(pair):
+def test_sequences_that_join_and_leave_are_computed_as_alone(pair):
+    """In any order; a prompt is read in pieces."""
     name, ours, theirs = pair
     if name == "mamba":
         pytest.skip("its state is no cache of keys and values")
-    ids, lengths = ids_of((3, 9)), torch.tensor([9, 5, 7])
-    cache = ours.new_cache(3, 20)
+    rows = [row[:length].tolist() for row, length in zip(ids_of((4, 14)), (14, 9, 12, 6), strict=True)]
+    plan = [
+        (9, 5, 0, 0),
+        (1, 1, 4, 0),
+        (1, 1, 3, 0),
+        (1, 1, 1, 2),
+        (1, 1, 1, 1),
+        (1, 0, 1, 1),
+        (0, 0, 1, 1),
+        (0, 0, 1, 1),
+    ]
+    steps = Leaving(ours.steps(100), {1: 9, 0: 14})
     with torch.no_grad():
-        ours.decode(input_ids=ids, cache=cache)
-        cache.set_lengths(lengths)
-        rows = cache.drop_rows({0})
-        found = ours.logits(ours.decode(input_ids=torch.tensor([[11], [12]]), cache=cache))
-        for row, (old, token) in enumerate(zip(rows, (11, 12), strict=True)):
-            text = torch.cat((ids[old, : lengths[old]], torch.tensor([token])))[None]
-            torch.testing.assert_close(found[row, -1], theirs(text).logits[0, -1], atol=2e-5, rtol=1e-4)
+        for row, logits in zip(rows, in_pieces(steps, rows, plan), strict=True):
+            torch.testing.assert_close(logits, theirs(torch.tensor([row])).logits[0], atol=2e-5, rtol=1e-4)
+
+
+class Leaving:
+    """Steps in which a sequence is forgotten once it has so many tokens."""
+
+    def __init__(self, steps, lengths):
+        self.steps, self.lengths, self.block = steps, lengths, steps.block
+
+    def run(self, spans):
+        logits = self.steps.run(spans)
+        for span in spans:
+            if span.start + len(span.tokens) == self.lengths.get(span.sequence):
+                self.steps.forget(span.sequence)
+        return logits
 
 
 def test_a_model_of_ours_is_the_librarys_on_demand(tmp_path):

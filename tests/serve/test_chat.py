@@ -1,5 +1,6 @@
 """The chat without a terminal: lines in, answers out."""
 
+import contextlib
 import io
 import json
 import re
@@ -11,11 +12,18 @@ from pathlib import Path
 import pytest
 
 from mengya.errors import UserError
+from mengya.infer.backends.opening import open_local
+from mengya.infer.dialogue import Dialogue
 from mengya.infer.request import Sampling
-from mengya.infer.session import Session
-from mengya.serve.terminal import HELP, chat, load_chat_model
+from mengya.serve import terminal
+from mengya.serve.terminal import HELP
 
 SHORT = Sampling(temperature=0, max_new_tokens=5)
+
+
+def chat(model_dir: Path, *arguments, **options) -> None:
+    with contextlib.closing(open_local(model_dir, running=1)) as backend:
+        terminal.chat(backend, *arguments, **options)
 
 
 def talk(model_dir: Path, lines: str | bytes, sampling: Sampling = SHORT, system: str | None = None) -> str:
@@ -26,8 +34,9 @@ def talk(model_dir: Path, lines: str | bytes, sampling: Sampling = SHORT, system
 
 
 def expected(model_dir: Path, turns: list[str], system: str | None = None) -> list[str]:
-    session = Session(*load_chat_model(model_dir), SHORT, system)
-    return ["".join(session.stream(turn)) for turn in turns]
+    with contextlib.closing(open_local(model_dir, running=1)) as backend:
+        dialogue = Dialogue(backend, SHORT, system)
+        return ["".join(dialogue.stream(turn)) for turn in turns]
 
 
 def answers(text: str) -> list[str]:
@@ -109,8 +118,8 @@ def test_a_question_to_ask_that_is_too_long(model_dir: Path) -> None:
 
 def test_piped_chat_loads_neither_the_line_editor_nor_libraries_of_other_models(model_dir: Path) -> None:
     code = (
-        "import sys; from mengya.serve.terminal import chat; from mengya.infer.request import Sampling\n"
-        f"chat({str(model_dir)!r}, Sampling(max_new_tokens=3)); "
+        "import sys; from mengya.cli import main\n"
+        f"assert main(['chat', {str(model_dir)!r}, '--max-new-tokens', '3']) == 0; "
         "assert not sys.modules.keys() & ['prompt_toolkit', 'transformers', 'peft', 'datasets']"
     )
     result = subprocess.run([sys.executable, "-c", code], input="你好\n".encode(), capture_output=True, check=False)

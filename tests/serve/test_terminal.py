@@ -17,20 +17,26 @@ pytest.importorskip("termios", reason="needs a POSIX pseudo-terminal")
 CHILD = """
 import sys
 
+from pathlib import Path
+
 import torch
-from mengya.infer.session import Session
+from mengya.infer.backends.opening import open_local
+from mengya.infer.dialogue import Dialogue
 from mengya.infer.request import Sampling
 from mengya.serve.terminal import chat
 
 torch.set_num_threads(1)
-plain = Session.stream
+plain = Dialogue.stream
 
 def stream(self, text):
     print(f"[asked {ascii(text)} after {len(self.messages)}]", flush=True)
     return plain(self, text)
 
-Session.stream = stream
-chat(sys.argv[1], Sampling(temperature=0, max_new_tokens=int(sys.argv[2])), questions=sys.argv[3:])
+Dialogue.stream = stream
+sampling = Sampling(temperature=0, max_new_tokens=int(sys.argv[2]))
+backend = open_local(Path(sys.argv[1]), running=1)
+chat(backend, sampling, questions=sys.argv[3:])
+backend.close()
 print("[left]", flush=True)
 """
 

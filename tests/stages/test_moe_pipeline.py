@@ -1,5 +1,6 @@
 """The small sister of the published mixture of experts goes through the real stages, and comes out whole."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -9,8 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mengya.cli import main
-from mengya.infer.request import Sampling
-from mengya.infer.session import Session, generate
+from mengya.infer.backends.local import Local
+from mengya.infer.dialogue import Dialogue
+from mengya.infer.engine import Engine
+from mengya.infer.generate import generate
+from mengya.infer.request import Request, Sampling
 from mengya.model.load import load_model
 from mengya.text.chat import Chat
 from mengya.toml_tables import read_tables
@@ -86,11 +90,13 @@ def test_it_answers(root):
     question = {"role": "user", "content": "7：熊猫吃什么？"}
     prompt, _ = chat.encode([question], add_generation_prompt=True)
     greedy = Sampling(temperature=0.0, max_new_tokens=12)
-    alone, *_ = generate(model, [prompt], greedy, chat.stop_ids)
-    batched = generate(model, [prompt, prompt[:-1], prompt], greedy, chat.stop_ids)
-    assert batched[0] == batched[2] == alone
-    said = "".join(Session(model, chat, greedy).stream(question["content"]))
-    assert said == chat.tokenizer.decode(alone) and said
+    engine = Engine(model, chat.tokenizer, chat.stop_ids)
+    requests = [Request(prompt=ids, sampling=greedy) for ids in (prompt, prompt[:-1], prompt)]
+    [[alone]] = generate(engine, requests[:1])
+    batched = generate(engine, requests)
+    assert batched[0] == batched[2] == [alone]
+    with contextlib.closing(Local("sprout", model, chat.tokenizer, chat)) as backend:
+        assert "".join(Dialogue(backend, greedy).stream(question["content"])) == alone.text != ""
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(root, monkeypatch):

@@ -11,8 +11,9 @@ import torch
 
 import mengya as package
 from mengya import runtime
-from mengya.infer.request import Sampling
-from mengya.infer.session import generate
+from mengya.infer.engine import Engine
+from mengya.infer.generate import generate
+from mengya.infer.request import Request, Sampling
 from mengya.model.load import load_model
 from mengya.tasks import TASKS
 from mengya.tasks.questions import read_questions
@@ -74,8 +75,9 @@ def rewards(model_dir: Path, questions: list) -> list[float]:
     model = load_model(model_dir, runtime.pick_dtype("auto", device), device)
     chat = Chat.load(model_dir)
     prompts = [chat.encode(question.messages(), add_generation_prompt=True)[0] for question in questions]
-    completions = generate(model, prompts, Sampling(temperature=0, max_new_tokens=64), chat.stop_ids)
-    return [question.score(chat.tokenizer.decode(ids)) for question, ids in zip(questions, completions, strict=True)]
+    requests = [Request(prompt=prompt, sampling=Sampling(temperature=0, max_new_tokens=64)) for prompt in prompts]
+    completions = generate(Engine(model, chat.tokenizer, chat.stop_ids), requests)
+    return [question.score(choice.text) for question, (choice,) in zip(questions, completions, strict=True)]
 
 
 def test_a_new_task_is_graded_reported_and_a_reward(talkative, mengya, monkeypatch):

@@ -67,15 +67,16 @@ def open_local(
     float32 on a CPU, bfloat16 on a GPU."""
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory; give a model directory, such as one that the sft stage wrote")
+    own = adapter is not None and (adapter / "tokenizer.json").is_file()  # its vocabulary may have grown
+    tokenizer = Tokenizer.load(adapter if adapter is not None and own else directory)
+    chat = Chat(tokenizer) if own_template(tokenizer.files) else None
     device = pick_device()
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     if adapter is not None or is_adapter(directory):
-        base, directory = (directory, adapter) if adapter is not None else (None, directory)
-        model = load_merged([directory], trust_remote_code=trust_remote_code, base=base).to(device, dtype)
+        base = None if adapter is None else directory
+        model = load_merged([adapter or directory], trust_remote_code=trust_remote_code, base=base).to(device, dtype)
     else:
         model = load_model(directory, dtype, device, implementation=implementation, trust_remote_code=trust_remote_code)
-    tokenizer = Tokenizer.load(directory)
-    chat = Chat(tokenizer) if own_template(tokenizer.files) else None
     if tokenizer.vocab_size > model.vocab_size:
         raise UserError(
             f"{directory}: the tokenizer has {tokenizer.vocab_size} entries but the model only "

@@ -26,6 +26,8 @@ _BLOCK = 16
 _HEADS = 4
 """The largest kHeads."""
 _KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+_READ = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+"""Layers whose weights are read; experts have parameters of such names."""
 _WIDEST = 32
 """Outputs of a panel where vectors are widest."""
 
@@ -35,13 +37,12 @@ def why_not(model: "CausalLM") -> str | None:
     config = model.config
     if model.device.type != "cpu":
         return "the model is not on a CPU"
-    if any(type(m) is not nn.Linear and isinstance(m, nn.Linear) for m in model.modules()) or model.adapter is not None:
-        return "it has an adapter that is not merged into it"
     sizes = config.intermediate_size, config.moe_intermediate_size
     if config.hidden_size % _WIDEST or config.head_dim % 16 or any(size % 2 for size in sizes):
         return "hidden_size is not a multiple of 32, head_dim not one of 16, or an intermediate size is odd"
-    if not all(is_plain(m) for m in model.modules() if isinstance(m, nn.Linear)):
-        return "its layers were changed"
+    read = [getattr(module, name, None) for module in model.modules() for name in _READ]
+    if not is_plain(*(layer for layer in read if isinstance(layer, nn.Module))):
+        return "some of its layers were changed, as by an adapter that is not merged into it"
     if kernels.library("generation") is None:
         return "there is no C++ compiler, or the processor has no AVX2"
     return None

@@ -56,7 +56,7 @@ def rows_of(count: int = 3, length: int = 70) -> list[list[int]]:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_steps_are_the_full_forward_pass(shape: str, by: type) -> None:
     model, rows = make(**SHAPES[shape]), rows_of()
-    made = by(model, 20, False) if by is KernelSteps else by(model, 20)
+    made = by(model, 20, "exact") if by is KernelSteps else by(model, 20)
     assert why_not(model) is None or kernels.library("generation") is None
     with torch.no_grad():
         expected = model(torch.tensor(rows))
@@ -65,20 +65,20 @@ def test_steps_are_the_full_forward_pass(shape: str, by: type) -> None:
 
 
 @needs_kernel
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("weights", ["exact", "bfloat16", "int8"])
 @pytest.mark.parametrize("shape", ["plain", "mixture", "three-to-one"])
-def test_the_kernel_gives_the_same_bits_beside_any_others(shape: str, int8: bool) -> None:
+def test_the_kernel_gives_the_same_bits_beside_any_others(shape: str, weights: str) -> None:
     """However a prompt is cut, whatever is computed with it, and by however many threads."""
     model, rows = make(**SHAPES[shape]), rows_of(9, 40)
-    together = in_pieces(KernelSteps(model, 30, int8), rows, [(40,) * 9])
-    apart = in_pieces(KernelSteps(model, 30, int8), rows, [(7,) * 9, (1,) * 9, (32,) * 9])
+    together = in_pieces(KernelSteps(model, 30, weights), rows, [(40,) * 9])
+    apart = in_pieces(KernelSteps(model, 30, weights), rows, [(7,) * 9, (1,) * 9, (32,) * 9])
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
         threaded = in_pieces(
-            KernelSteps(model, 30, int8), rows, [(40, 0, 3, 0, 0, 0, 0, 9, 0), (0, *[40, 37], *[40] * 4, 31, 40)]
+            KernelSteps(model, 30, weights), rows, [(40, 0, 3, 0, 0, 0, 0, 9, 0), (0, *[40, 37], *[40] * 4, 31, 40)]
         )
-        alone = [in_pieces(KernelSteps(model, 3, int8), [row], [(1,)] * 40)[0] for row in rows[:2]]
+        alone = [in_pieces(KernelSteps(model, 3, weights), [row], [(1,)] * 40)[0] for row in rows[:2]]
     finally:
         torch.set_num_threads(threads)
     for number, logits in enumerate(together):
@@ -89,9 +89,9 @@ def test_the_kernel_gives_the_same_bits_beside_any_others(shape: str, int8: bool
 @needs_kernel
 def test_weights_of_bfloat16_are_computed_in_float32() -> None:
     model, rows = make().to(torch.bfloat16), rows_of()
-    found = in_pieces(KernelSteps(model, 20, False), rows, PLAN)
+    found = in_pieces(KernelSteps(model, 20, "exact"), rows, PLAN)
     wide = model.float()
-    kept = in_pieces(KernelSteps(wide, 20, False), rows, PLAN)
+    kept = in_pieces(KernelSteps(wide, 20, "exact"), rows, PLAN)
     with torch.no_grad():
         expected = wide(torch.tensor(rows))
     for a, b, logits in zip(found, kept, expected, strict=True):
@@ -102,7 +102,7 @@ def test_weights_of_bfloat16_are_computed_in_float32() -> None:
 @needs_kernel
 def test_int8_is_what_the_rounded_weights_give() -> None:
     model, rows = make(), rows_of()
-    found = in_pieces(KernelSteps(model, 20, True), rows, PLAN)
+    found = in_pieces(KernelSteps(model, 20, "int8"), rows, PLAN)
     rounded = make(tie_word_embeddings=False)
     rounded.load_state_dict(model.state_dict() | {"lm_head.weight": model.output_weight})
     with torch.no_grad():
@@ -112,13 +112,13 @@ def test_int8_is_what_the_rounded_weights_give() -> None:
                 weight.copy_((weight / scale).round() * scale)
         expected = rounded(torch.tensor(rows))
     for logits, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(logits, other, atol=5e-5, rtol=1e-4)
+        torch.testing.assert_close(logits, other, atol=2e-2, rtol=1e-2)  # keys and values are rounded, too
 
 
 def test_int8_without_the_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "why_not", lambda model: "there is no compiler")
-    with pytest.raises(UserError, match="8 bits cannot be used here: there is no compiler; leave them out"):
-        make().steps(64, int8=True)
+    with pytest.raises(UserError, match="weights='int8' cannot be used here: there is no compiler; leave it out"):
+        make().steps(64, "int8")
 
 
 def test_shapes_that_the_kernel_does_not_take() -> None:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from mengya.commands import Command
 from mengya.errors import UserError
@@ -24,8 +24,8 @@ class Config:
     """The directory of an adapter for the model of --base."""
     backend: Kind = "auto"
     """Who computes; auto: what MODEL is decides."""
-    int8: bool = False
-    """Keep the weights in 8 bits: faster, a little less exact. Of our own models on a CPU."""
+    weights: Literal["exact", "bfloat16", "int8"] = "exact"
+    """As what the weights are kept: as they are, or rounded, which is faster. Of our own models on a CPU."""
     system: str | None = None
     """System prompt."""
     sampling: Sampling = Sampling(temperature=0.3)
@@ -48,7 +48,7 @@ def run(config: Config) -> None:
     from mengya.serve.terminal import chat
 
     backend = open_backend(
-        config.model or config.base or "", backend=config.backend, adapter=config.adapter, int8=config.int8,
+        config.model or config.base or "", backend=config.backend, adapter=config.adapter, weights=config.weights,
         trust_remote_code=config.trust_remote_code, running=1,
     )  # fmt: skip
     with contextlib.closing(backend):

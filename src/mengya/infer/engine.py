@@ -18,7 +18,7 @@ from mengya.infer.blocks import BlockPool
 from mengya.infer.request import Finish, LogProb, Piece, Request, TooLong, Usage
 from mengya.infer.sampling import Drawer, Drawn, draw, score
 from mengya.infer.stream import Answer, named
-from mengya.model.language_model import LanguageModel, Span
+from mengya.model.language_model import LanguageModel, Span, Weights
 from mengya.runtime import free_memory
 from mengya.text.tokenizer import Tokenizer
 
@@ -102,14 +102,14 @@ class Engine:
         *,
         running: int = RUNNING,
         tokens: int | None = None,
-        int8: bool = False,
+        weights: Weights = "exact",
     ):
         """`stop_ids`: tokens that end an answer. `running`: so many answers are written at a time. `tokens`: how many
-        keys and values there is room for; None: as `room_for` says. `int8`: see `LanguageModel.steps`."""
+        keys and values there is room for; None: as `room_for` says. `weights`: see `Weights`."""
         self.context, self._vocab_size = model.context, model.vocab_size
         self._tokenizer, self._stop_ids = tokenizer, frozenset(stop_ids)
         self._most_running = running
-        self._steps = model.steps(tokens or room_for(model, running), int8)
+        self._steps = model.steps(tokens or room_for(model, running), weights)
         self.pool = BlockPool(self._steps.blocks, self._steps.block, self._steps.shares)
         self._context = min(self.context, self.pool.blocks * self.pool.block)
         self._numbers = itertools.count()
@@ -177,6 +177,11 @@ class Engine:
             return True
         self._take_in(spans, logits)
         return True
+
+    def forget_known(self) -> None:
+        """Compute all beginnings anew: nothing may be running."""
+        assert not self.busy
+        self.pool = BlockPool(self._steps.blocks, self._steps.block, self._steps.shares)
 
     def close(self) -> None:
         """Cancel everything."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mengya.errors import UserError
 from mengya.metrics import say
 from mengya.model.foreign_steps import ForeignSteps
-from mengya.model.language_model import GENERATION, LanguageModel, Routing, Steps, check_fit
+from mengya.model.language_model import GENERATION, LanguageModel, Routing, Steps, Weights, check_fit
 from mengya.model.vocabulary import grown_rows
 from mengya.runtime import pick_device
 
@@ -334,9 +334,9 @@ class Foreign(LanguageModel):
         size = getattr(config, "head_dim", None) or config.hidden_size // every
         return 2 * config.num_hidden_layers * heads * size * self.output_weight.element_size()
 
-    def steps(self, tokens: int, int8: bool = False) -> Steps:
-        if int8:
-            self._refuse("be computed in 8 bits here; load it in 4 bits, or leave int8 out")
+    def steps(self, tokens: int, weights: Weights = "exact") -> Steps:
+        if weights != "exact":
+            self._refuse(f"have weights={weights!r}, as only our own do; leave it out")
         return ForeignSteps(self, tokens, library().DynamicCache)
 
     def following(self, input_ids: Tensor, past: Any, mask: Tensor, position_ids: Tensor) -> Tensor:

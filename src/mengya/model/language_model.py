@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -43,6 +43,11 @@ class Routing(NamedTuple):
     """(B, T, experts) float32, before the softmax."""
     experts: Tensor
     """(B, T, num_experts_per_tok) int64, the selected experts."""
+
+
+Weights = Literal["exact", "bfloat16", "int8"]
+"""As what a model that generates keeps its matrices: as they are; rounded to bfloat16; in 8 bits with a scale for each
+output. Keys and values are then kept in bfloat16, too."""
 
 
 class Span(NamedTuple):
@@ -165,10 +170,9 @@ class LanguageModel(nn.Module):
         """Of the keys and values of one token; 0 where that is not known."""
         return 0
 
-    def steps(self, tokens: int, int8: bool = False) -> Steps:
-        """What generates text with this model, with room for the keys and values of so many tokens.
-
-        `int8`: matrices in 8 bits with a scale for each output. UserError if the model cannot.
+    def steps(self, tokens: int, weights: Weights = "exact") -> Steps:
+        """What generates text with this model, with room for the keys and values of so many tokens. UserError if the
+        model cannot.
         """
         self._refuse("generate text; leave out what needs answers (chat, evaluate.questions)")
 

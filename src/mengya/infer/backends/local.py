@@ -11,7 +11,7 @@ from mengya.infer.backends import Deliver, Load
 from mengya.infer.engine import RUNNING, Engine, Job
 from mengya.infer.request import Conversation, Prompt, Request, TooLong
 from mengya.metrics import format_count
-from mengya.model.language_model import LanguageModel
+from mengya.model.language_model import LanguageModel, Weights
 from mengya.text.chat import Chat
 from mengya.text.tokenizer import Tokenizer
 
@@ -28,7 +28,7 @@ class Local:
         *,
         running: int = RUNNING,
         tokens: int | None = None,
-        int8: bool = False,
+        weights: Weights = "exact",
     ):
         """Without a `chat`, only texts and tokens are continued. Others: see `Engine`."""
         self.name, self.context = name, model.context
@@ -37,7 +37,7 @@ class Local:
         self.tokenizer, self.chat = tokenizer, chat
         self._model = model
         stop_ids = chat.stop_ids if chat else {tokenizer.eos_id}
-        self._engine = Engine(model, tokenizer, stop_ids, running=running, tokens=tokens, int8=int8)
+        self._engine = Engine(model, tokenizer, stop_ids, running=running, tokens=tokens, weights=weights)
         self._work = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"engine of {name}", daemon=True)

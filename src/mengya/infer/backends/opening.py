@@ -11,6 +11,7 @@ from mengya.infer.backends.kinds import Kind
 from mengya.infer.backends.local import Local
 from mengya.infer.engine import RUNNING
 from mengya.model.adapters import is_adapter
+from mengya.model.language_model import Weights
 from mengya.model.load import load_merged, load_model
 from mengya.runtime import pick_device
 from mengya.text.chat import Chat
@@ -32,7 +33,7 @@ def open_backend(
     backend: Kind = "auto",
     adapter: Path | None = None,
     name: str | None = None,
-    int8: bool = False,
+    weights: Weights = "exact",
     running: int = RUNNING,
     tokens: int | None = None,
     trust_remote_code: bool = False,
@@ -41,11 +42,11 @@ def open_backend(
     into the model of the source. Others: see `Local`. UserError if there is no such model, or it cannot be used so."""
     kind = kind_of(source, backend)
     if kind not in ("auto", "native", "transformers"):
-        if adapter is not None or int8:
-            raise UserError(f"adapters and int8 are for model directories; {source} is opened by {kind}")
+        if adapter is not None or weights != "exact":
+            raise UserError(f"adapters and weights are for model directories; {source} is opened by {kind}")
         raise UserError(f"{kind} is not supported yet")
     return open_local(
-        Path(source), implementation=kind, adapter=adapter, name=name, int8=int8, running=running, tokens=tokens,
+        Path(source), implementation=kind, adapter=adapter, name=name, weights=weights, running=running, tokens=tokens,
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
 
@@ -55,7 +56,7 @@ def open_local(
     *,
     implementation: Literal["auto", "native", "transformers"] = "auto",
     adapter: Path | None = None,
-    int8: bool = False,
+    weights: Weights = "exact",
     running: int = RUNNING,
     tokens: int | None = None,
     trust_remote_code: bool = False,
@@ -82,4 +83,4 @@ def open_local(
             f"{directory}: the tokenizer has {tokenizer.vocab_size} entries but the model only "
             f"{model.vocab_size} embedding rows; copy the tokenizer files that belong to this model"
         )
-    return Local(name or directory.name, model, tokenizer, chat, running=running, tokens=tokens, int8=int8)
+    return Local(name or directory.name, model, tokenizer, chat, running=running, tokens=tokens, weights=weights)

@@ -4,7 +4,10 @@ A matrix whose numbers all fit into bfloat16, as those of a model that is stored
 loaded in: that halves the memory to be read, and the products are the same.
 """
 
+import contextlib
 import ctypes
+import math
+import mmap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mengya.model.language_model import Span
+from mengya.model.language_model import Span, Weights
 from mengya.model.native import kernels
 from mengya.model.native.kernels import GenerationProblem, Layer, Matrix
 from mengya.model.native.linear import is_plain
@@ -48,16 +51,26 @@ def why_not(model: "CausalLM") -> str | None:
     return None
 
 
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """In large pages where the system has them: sequences are scattered over all of it. A page takes memory when it is
+    first written."""
+    memory = mmap.mmap(-1, dtype.itemsize * math.prod(shape))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
 class KernelSteps:
     block, shares = _BLOCK, True
 
-    def __init__(self, model: "CausalLM", blocks: int, int8: bool):
+    def __init__(self, model: "CausalLM", blocks: int, weights: Weights):
         """Copies the weights into the kernel's order; the model itself is only needed for its embedding."""
         config = model.config
         self.blocks = blocks
         self._kept: list[Any] = []
         """What the kernel has pointers to."""
-        self._int8 = int8
+        self._weights = weights
         library = kernels.library("generation")
         assert library is not None
         self._panel = library.panel()
@@ -65,12 +78,13 @@ class KernelSteps:
         self._top_k = config.num_experts_per_tok if config.num_experts else 0
         self._vocab_size = config.vocab_size
         shape = (config.num_hidden_layers, blocks, config.num_key_value_heads, config.head_dim, _BLOCK)
-        self._keys, self._values = torch.zeros(shape), torch.zeros(shape)
+        wide = weights == "exact"
+        self._keys, self._values = (_zeros(shape, torch.float32 if wide else torch.bfloat16) for _ in range(2))
         context = min(config.max_position_embeddings, blocks * _BLOCK)
         cos, sin = (table[0, :, 0].contiguous() for table in model.rotation(torch.arange(context)[None]))
         layers = (Layer * config.num_hidden_layers)(*map(self._layer, model.blocks()))
         head = self._packed(model.output_weight, None)
-        embedding: Tensor = model.input_embedding.weight.detach()  # type: ignore[assignment]
+        embedding = model.embedding_weight
         embedding = embedding if embedding.dtype == torch.bfloat16 else embedding.float()
         q_size = self._heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
@@ -86,7 +100,8 @@ class KernelSteps:
         self._problem = GenerationProblem(
             layers=config.num_hidden_layers, size=self._size, heads=self._heads, kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim, blocks=blocks, experts=config.num_experts, top_k=self._top_k,
-            normalised=config.norm_topk_prob, wide_embedding=embedding.dtype == torch.float32, eps=config.rms_norm_eps,
+            normalised=config.norm_topk_prob, wide_embedding=embedding.dtype == torch.float32,
+            wide_cache=wide, eps=config.rms_norm_eps,
             scale=config.head_dim**-0.5, layer=ctypes.addressof(layers), head=ctypes.addressof(head),
             embedding=self._pointer(embedding), norm=self._pointer(model.model.norm.weight.float()),
             cos=self._pointer(cos), sin=self._pointer(sin), keys=self._keys.data_ptr(), values=self._values.data_ptr(),
@@ -198,13 +213,13 @@ class KernelSteps:
         weight = weight.detach()
         outputs, depth = weight.shape
         scale = None
-        if self._int8:
+        if self._weights == "int8":
             weight = weight.float()
             scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
             weight = (weight / scale[:, None]).round().to(torch.int8)
         elif weight.dtype != torch.bfloat16:
             weight = weight.float()
-            if torch.equal(weight, weight.bfloat16().float()):  # nothing is lost, and half of the memory saved
+            if self._weights == "bfloat16" or torch.equal(weight, weight.bfloat16().float()):
                 weight = weight.bfloat16()
         rest = self._padded(outputs) - outputs
         weight = nn.functional.pad(weight, (0, 0, 0, rest)).unflatten(0, (-1, self._panel))

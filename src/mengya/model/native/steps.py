@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mengya.errors import UserError
-from mengya.model.language_model import Span, Steps
+from mengya.model.language_model import Span, Steps, Weights
 from mengya.model.native.kernel_steps import KernelSteps, why_not
 
 if TYPE_CHECKING:
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 BLOCK = 16
 
 
-def steps_of(model: "CausalLM", tokens: int, int8: bool) -> Steps:
-    """Whatever is fastest for this model here, with room for so many `tokens`. UserError for int8 where only PyTorch's
-    operations can be used."""
+def steps_of(model: "CausalLM", tokens: int, weights: Weights) -> Steps:
+    """Whatever is fastest for this model here, with room for so many `tokens`. UserError for weights that are not exact
+    where only PyTorch's operations can be used."""
     blocks = -(-tokens // BLOCK)
     reason = why_not(model)
     if reason is None:
-        return KernelSteps(model, blocks, int8)
-    if int8:
-        raise UserError(f"weights in 8 bits cannot be used here: {reason}; leave them out")
+        return KernelSteps(model, blocks, weights)
+    if weights != "exact":
+        raise UserError(f"weights={weights!r} cannot be used here: {reason}; leave it out")
     return TorchSteps(model, blocks)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from mengya.errors import UserError
-from mengya.model.language_model import LanguageModel, Routing, Steps
+from mengya.model.language_model import LanguageModel, Routing, Steps, Weights
 from mengya.model.native.attention import document_mask, packed_attention, uses_kernel
 from mengya.model.native.config import ModelConfig, from_hf, model_type, to_hf
 from mengya.model.native.families import from_disk, to_disk
@@ -253,12 +253,17 @@ class CausalLM(LanguageModel):
         c = self.config
         return 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * 4
 
+    @property
+    def embedding_weight(self) -> Tensor:
+        """(V, C)."""
+        return self.model.embed_tokens.weight
+
     def rotation(self, position_ids: Tensor) -> Tables:
         """As RotaryEmbedding."""
         return self.model.rope(position_ids)
 
-    def steps(self, tokens: int, int8: bool = False) -> Steps:
-        return steps_of(self, tokens, int8)
+    def steps(self, tokens: int, weights: Weights = "exact") -> Steps:
+        return steps_of(self, tokens, weights)
 
     @torch.no_grad()
     def grow_vocabulary(self, first: int, pieces: Sequence[Sequence[int]]) -> None:

@@ -210,7 +210,7 @@ class GenerationProblem(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "outputs", "threads", "layers", "size", "heads", "kv_heads")),
         *((name, ctypes.c_int64) for name in ("head_dim", "blocks", "table_size")),
-        *((name, ctypes.c_int64) for name in ("experts", "top_k", "normalised", "wide_embedding")),
+        *((name, ctypes.c_int64) for name in ("experts", "top_k", "normalised", "wide_embedding", "wide_cache")),
         *((name, ctypes.c_float) for name in ("eps", "scale")),
         *((name, ctypes.c_void_p) for name in ("layer", "head", "embedding", "norm", "cos", "sin")),
         *((name, ctypes.c_void_p) for name in ("tokens", "positions", "sequence", "tables", "wanted")),

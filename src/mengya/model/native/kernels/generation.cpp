@@ -1,5 +1,6 @@
-// One step of generation on a CPU: some tokens of many sequences, through all layers, in one call. Activations, keys and
-// values are float32; weights are float32, bf16 or int8 (a scale for each output), and float32 once they are in registers.
+// One step of generation on a CPU: some tokens of many sequences, through all layers, in one call. Activations are
+// float32; weights are float32, bf16 or int8 (a scale for each output), keys and values float32 or bf16, and all of them
+// float32 once they are in registers.
 //
 // Every row of the step is computed by the same operations in the same order, however many rows there are, however they
 // are divided among threads, and wherever a prompt was cut: an answer does not depend on its neighbours, bit for bit.
@@ -50,14 +51,14 @@ struct Layer {
 
 struct Problem {
     int64_t rows, outputs, threads, layers, size, heads, kv_heads, head_dim, blocks, table_size;
-    int64_t experts, top_k, normalised, wide_embedding;
+    int64_t experts, top_k, normalised, wide_embedding, wide_cache;
     float eps, scale;
     const Layer* layer;
     const Matrix* head;
     const void* embedding;    // (V, size), float32 if wide_embedding, else bf16
     const float *norm, *cos, *sin;  // (size); (context, head_dim / 2)
     const int32_t *tokens, *positions, *sequence, *tables, *wanted;  // of rows; tables (sequences, table_size); of outputs
-    float *keys, *values;     // (layers, blocks, kv_heads, head_dim, kBlock), (…, kBlock, head_dim)
+    void *keys, *values;      // (layers, blocks, kv_heads, head_dim, kBlock), (…, kBlock, head_dim); bf16 unless wide_cache
     float *x, *h, *wide, *inner, *logits;  // (rows, size), (rows, widest), …, (outputs, width of head)
     float *gathered, *weights;  // of experts: (rows top_k, wide_row), (rows top_k)
     int32_t *chosen, *order, *ends;  // (rows top_k) twice, (experts)
@@ -272,26 +273,46 @@ class Step {
             const int64_t kv_head = (head - p_.heads) % p_.kv_heads;
             const int64_t block = p_.tables[p_.sequence[row] * p_.table_size + position / kBlock];
             const int64_t at = (index * p_.blocks + block) * block_size() + kv_head * dim * kBlock;
-            if (head < p_.heads + p_.kv_heads)
-                for (int64_t d = 0; d < dim; d++) p_.keys[at + d * kBlock + position % kBlock] = x[d];
-            else
-                std::memcpy(p_.values + at + position % kBlock * dim, x, dim * sizeof(float));
+            const bool key = head < p_.heads + p_.kv_heads;
+            p_.wide_cache ? keep<float>(x, key, at, position % kBlock) : keep<bf16>(x, key, at, position % kBlock);
+        }
+    }
+
+    // A key or a value, at its place in the block that begins at `at`.
+    template <class T>
+    void keep(const float* x, bool key, int64_t at, int64_t place) {
+        if (!key) {
+            T* to = static_cast<T*>(p_.values) + at + place * p_.head_dim;
+            for (int64_t d = 0; d < p_.head_dim; d += kLanes) store(to + d, load(x + d));
+            return;
+        }
+        for (int64_t d = 0; d < p_.head_dim; d += kLanes) {
+            T entries[kLanes];
+            store(entries, load(x + d));
+            for (int64_t i = 0; i < kLanes; i++) static_cast<T*>(p_.keys)[at + (d + i) * kBlock + place] = entries[i];
         }
     }
 
     // HEADS queries of a row, from `head` on, that read the same head of keys.
-    template <int HEADS>
-    void attend_heads(int64_t row, int64_t head, const float* keys, const float* values, float* scores) {
+    template <int HEADS, class T>
+    void attend_heads(int64_t row, int64_t head, const T* keys, const T* values, float* scores) {
         const int64_t dim = p_.head_dim, length = p_.positions[row] + 1, columns = p_.table_size * kBlock;
         const int64_t padded = (length + kBlock - 1) / kBlock * kBlock;
         const int32_t* table = p_.tables + p_.sequence[row] * p_.table_size;
         const float* queries = p_.wide + row * p_.wide_row + head * dim;
         for (int64_t first = 0; first < padded; first += kBlock)
             for (int part = 0; part < kBlock; part += kLanes) {
-                const float* from = keys + table[first / kBlock] * block_size() + part;
+                // Blocks lie anywhere: the next keys, and the values that are read after them, are fetched by name.
+                const int64_t block = table[first / kBlock], next = table[std::min(first + kBlock, padded - 1) / kBlock];
+                const T* from = keys + block * block_size() + part;
+                const T *soon = keys + next * block_size() + part, *later = values + block * block_size() + part;
                 Vec even[HEADS] = {}, odd[HEADS] = {};
                 for (int64_t d = 0; d < dim; d += 2) {
                     const Vec one = load(from + d * kBlock), other = load(from + (d + 1) * kBlock);
+                    for (int64_t line = d; line < d + 2; line += 64 / (kBlock * sizeof(T))) {
+                        __builtin_prefetch(soon + line * kBlock);
+                        __builtin_prefetch(later + line * kBlock, 0, 2);
+                    }
                     for (int g = 0; g < HEADS; g++) {
                         even[g] += all(queries[g * dim + d]) * one;
                         odd[g] += all(queries[g * dim + d + 1]) * other;
@@ -308,7 +329,7 @@ class Step {
             const int64_t vectors = std::min<int64_t>(kWide, (dim - d) / kLanes);
             Vec total[HEADS][kWide] = {};
             for (int64_t j = 0; j < length; j++) {
-                const float* from = values + table[j / kBlock] * block_size() + j % kBlock * dim + d;
+                const T* from = values + table[j / kBlock] * block_size() + j % kBlock * dim + d;
                 for (int v = 0; v < kWide; v++) {
                     if (v >= vectors) break;
                     const Vec value = load(from + v * kLanes);
@@ -334,26 +355,28 @@ class Step {
     }
 
     // Every query of a row that reads this head of keys.
+    template <class T>
     void attend(int64_t row, int64_t kv_head, int64_t index) {
         const int64_t group = p_.heads / p_.kv_heads;
         const int64_t base = index * p_.blocks * block_size() + kv_head * p_.head_dim * kBlock;
-        const float *keys = p_.keys + base, *values = p_.values + base;
+        const T *keys = static_cast<const T*>(p_.keys) + base, *values = static_cast<const T*>(p_.values) + base;
         float* scores = p_.scores + thread_ * kHeads * p_.table_size * kBlock;
         for (int64_t g = 0; g < group;) {
             const int64_t rest = group - g, head = kv_head * group + g;
             if (kHeads == 4 && rest >= 4)
-                attend_heads<kHeads>(row, head, keys, values, scores), g += 4;
+                attend_heads<kHeads, T>(row, head, keys, values, scores), g += 4;
             else if (rest >= 2)
-                attend_heads<2>(row, head, keys, values, scores), g += 2;
+                attend_heads<2, T>(row, head, keys, values, scores), g += 2;
             else
-                attend_heads<1>(row, head, keys, values, scores), g += 1;
+                attend_heads<1, T>(row, head, keys, values, scores), g += 1;
         }
     }
 
     void attend_mine(int64_t index) {
         const Range tasks = mine(p_.rows * p_.kv_heads);
         for (int64_t task = tasks.begin; task < tasks.end; task++)
-            attend(task / p_.kv_heads, task % p_.kv_heads, index);
+            p_.wide_cache ? attend<float>(task / p_.kv_heads, task % p_.kv_heads, index)
+                          : attend<bf16>(task / p_.kv_heads, task % p_.kv_heads, index);
     }
 
     // ---- mixtures of experts ----------------------------------------------------------------------------------------

@@ -1,21 +1,16 @@
 """The conversation: streamed text, the cache between turns, full contexts, interruptions."""
 
-import json
-import random
 from collections.abc import Callable, Iterator
 
 import pytest
-import tokenizers
 import torch
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from mengya.errors import UserError
 from mengya.infer import session as engine
 from mengya.infer.request import Sampling
-from mengya.infer.session import Session, TextStream, generate
+from mengya.infer.session import Session, generate
 from mengya.model.native.transformer import CausalLM
 from mengya.text.chat import Chat
-from mengya.text.tokenizer import Tokenizer
 
 from ..text.foreign import byte_level, write
 from ..text.published import PUBLISHED, shipped
@@ -231,32 +226,6 @@ def test_bfloat16_session(tiny_model, chat) -> None:
     assert len(session.messages) == 4
 
 
-def test_text_stream_holds_back_unfinished_characters(tokenizer: Tokenizer) -> None:
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that byte-level BPE spells as themselves
-    others = [b for b in range(256) if b not in plain]
-
-    def byte_tokens(data: bytes) -> list[int]:
-        letters = [chr(b) if b in plain else chr(256 + others.index(b)) for b in data]
-        return [tokenizer._backend.token_to_id(letter) for letter in letters]
-
-    stream = TextStream(tokenizer)
-    assert [stream.push(t) for t in byte_tokens("好a😀".encode())] == ["", "", "好", "a", "", "", "", "😀"]
-    assert stream.flush() == ""
-    stream = TextStream(tokenizer)
-    broken = b"\xff\xe5\xa5A\xe5\xa5\xe5\xa5\xbd\xf0\x9f"
-    pieces = [stream.push(t) for t in byte_tokens(broken)] + [stream.flush()]
-    assert "".join(pieces) == broken.decode("utf-8", "replace") == tokenizer.decode(byte_tokens(broken))
-    assert "好" in pieces[8]
-
-
-def test_text_stream_joins_to_decode(tokenizer: Tokenizer) -> None:
-    source = torch.Generator().manual_seed(0)
-    for _ in range(50):
-        ids = torch.randint(0, tokenizer.vocab_size, (40,), generator=source).tolist()
-        stream = TextStream(tokenizer)
-        assert "".join([stream.push(i) for i in ids] + [stream.flush()]) == tokenizer.decode(ids)
-
-
 def test_two_answers_at_once_are_our_mistake(model, chat) -> None:
     session = Session(model, chat, GREEDY)
     first = session.stream("你好")
@@ -265,69 +234,6 @@ def test_two_answers_at_once_are_our_mistake(model, chat) -> None:
         next(session.stream("再见"))
     first.close()
     assert "".join(session.stream("再见"))
-
-
-# --- text as it comes -------------------------------------------------------------------------------------------------
-
-
-class Foreign:
-    """A tokenizer of another kind, as far as a stream needs it."""
-
-    def __init__(self, backend: tokenizers.Tokenizer):
-        self.backend = backend
-
-    def decode(self, ids: list[int]) -> str:
-        return self.backend.decode(list(ids), skip_special_tokens=True)
-
-
-def sentencepiece(texts: list[str], decoder: decoders.Decoder) -> tokenizers.Tokenizer:
-    """As Llama's: words begin with "▁", and what is not in the vocabulary is spelled in bytes."""
-    backend = tokenizers.Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.decoder = decoder
-    special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=[*special, *(f"<0x{i:02X}>" for i in range(256))])
-    backend.train_from_iterator(texts, trainer)
-    # The bytes are to be decoded, so they are no special tokens.
-    content = json.loads(backend.to_str())
-    for token in content["added_tokens"]:
-        token["special"] = token["content"] in special
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["special"]]
-    return tokenizers.Tokenizer.from_str(json.dumps(content))
-
-
-LLAMA = decoders.Sequence(
-    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-)
-
-
-@pytest.mark.parametrize("decoder", [decoders.Metaspace(), LLAMA], ids=["metaspace", "llama"])
-def test_a_sentencepiece_stream_keeps_its_spaces(decoder: decoders.Decoder) -> None:
-    backend = sentencepiece(["hello world how are you", "从前 有座山"] * 5, decoder)
-    tokenizer = Foreign(backend)
-    end = backend.token_to_id("</s>")
-    texts = ["hello world", "how are  you hello", "hello 从前 you", "有座山 world"]
-    if decoder is LLAMA:
-        texts += ["hello 😀 world 龘", "龘😀"]
-    for text in texts:
-        ids = backend.encode(text, add_special_tokens=False).ids
-        for tokens in (ids, [end, *ids], [token for i in ids for token in (i, end)]):
-            stream = TextStream(tokenizer)
-            pieces = [stream.push(token) for token in tokens] + [stream.flush()]
-            assert "".join(pieces) == tokenizer.decode(tokens), (text, pieces)
-        assert "".join(pieces) == text
-
-
-def test_any_tokens_of_a_sentencepiece_tokenizer_join_to_their_text() -> None:
-    tokenizer = Foreign(sentencepiece(["hello world how are you", "从前 有座山"] * 5, LLAMA))
-    noise = random.Random(0)
-    characters = [tokenizer.backend.encode(text, add_special_tokens=False).ids[1:] for text in "😀龘é"]
-    words = [[token] for token in range(259, tokenizer.backend.get_vocab_size())] + [[0], [1]]
-    for _ in range(200):
-        ids = [token for _ in range(30) for token in noise.choice(characters if noise.random() < 0.3 else words)]
-        stream = TextStream(tokenizer)
-        joined = "".join([stream.push(i) for i in ids] + [stream.flush()])
-        assert joined == tokenizer.decode(ids), ids
 
 
 @pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "llama3.1", "mistral-v3", "deepseek"])

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from mengya.errors import UserError
-from mengya.infer.request import Sampling
-from mengya.infer.sampling import draws, sample
+from mengya.infer.request import Request, Sampling
+from mengya.infer.sampling import Drawer, draw
+from mengya.infer.stream import TextStream
 from mengya.model.language_model import Cache, LanguageModel
 from mengya.text.chat import Chat, Message
-from mengya.text.tokenizer import Tokenizer
 
 
 def _logits(model: LanguageModel, input_ids: Tensor, cache: Cache, last: Tensor | None = None) -> Tensor:
@@ -27,9 +27,13 @@ def _logits(model: LanguageModel, input_ids: Tensor, cache: Cache, last: Tensor 
     return logits
 
 
-def _seen(model: LanguageModel, ids: Tensor) -> Tensor:
-    """(B, V) bool: which tokens are in `ids` (B, T), for the repetition penalty."""
-    return torch.zeros(len(ids), model.vocab_size, dtype=torch.bool, device=ids.device).scatter_(1, ids, True)
+def _drawer(model: LanguageModel, prompt: Sequence[int], sampling: Sampling, stop_ids: set[int]) -> Drawer:
+    return Drawer(Request(prompt=prompt, sampling=sampling), prompt, 0, model.vocab_size, frozenset(stop_ids))
+
+
+def sample(logits: Tensor, drawers: Sequence[Drawer]) -> Tensor:
+    """(B,) int64 next tokens."""
+    return torch.tensor([drawn.token for drawn in draw(logits, drawers)], device=logits.device)
 
 
 @torch.inference_mode()
@@ -71,19 +75,15 @@ def _generate_batch(
     limits = [min(sampling.max_new_tokens, model.context - len(prompt)) for prompt in prompts]
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     longest = max(len(prompt) for prompt in prompts)
-    # Padding repeats a row's first token, which leaves its set of tokens unchanged.
     padded = [[*prompt, *[prompt[0]] * (longest - len(prompt))] for prompt in prompts]
     input_ids = torch.tensor(padded, device=model.device)
     cache = model.new_cache(len(prompts), min(longest + sampling.max_new_tokens, model.context))
-    seen = _seen(model, input_ids)
     logits = _logits(model, input_ids, cache, lengths - 1)
     cache.set_lengths(lengths)
     rows = list(range(len(prompts)))  # the prompt that each row of the tensors belongs to
-    uniform = torch.stack([draws(sampling.seed, prompt, sampling.max_new_tokens) for prompt in prompts])
-    uniform = uniform.to(model.device)
-    for position in range(sampling.max_new_tokens):
-        tokens = sample(logits, sampling, uniform[:, position], seen)
-        seen.scatter_(1, tokens[:, None], True)
+    drawers = [_drawer(model, prompt, sampling, stop_ids) for prompt in prompts]
+    for _ in range(sampling.max_new_tokens):
+        tokens = sample(logits, drawers)
         ended = set()
         for row, (i, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             if token not in stop_ids:
@@ -94,47 +94,9 @@ def _generate_batch(
             break
         if ended:
             order = cache.drop_rows(ended)
-            rows, tokens, seen, uniform = [rows[row] for row in order], tokens[order], seen[order], uniform[order]
+            rows, drawers, tokens = [rows[row] for row in order], [drawers[row] for row in order], tokens[order]
         logits = _logits(model, tokens[:, None], cache)
     return completions
-
-
-class TextStream:
-    """Tokens in, text out: whole characters as soon as they are complete. Joined, they equal `decode` of all tokens
-    (but SentencePiece turns the bytes around one that is not UTF-8 into U+FFFD, also those that are out already).
-
-    A token may end inside a character; decoding then ends in U+FFFD, which is held back. What a token adds is told from
-    the tokens before it, because a tokenizer may write a word otherwise at the beginning of a text: SentencePiece drops
-    the space before the first one.
-    """
-
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
-        self._known: list[int] = []  # the last tokens whose text is out; they stand before the others
-        self._pending: list[int] = []
-        self._emitted = 0  # characters of the pending tokens that are out already
-
-    def _text(self) -> str:
-        """Of the pending tokens."""
-        before = self._tokenizer.decode(self._known)
-        return self._tokenizer.decode([*self._known, *self._pending])[len(before) :]
-
-    def push(self, token: int) -> str:
-        self._pending.append(token)
-        text = self._text()
-        if text and not text.endswith("\ufffd"):
-            return self.flush()
-        piece, whole = text[self._emitted :].rstrip("\ufffd"), len(text.rstrip("\ufffd"))
-        self._emitted = max(self._emitted, whole)
-        return piece
-
-    def flush(self) -> str:
-        """What is left at the end, an unfinished character as U+FFFD."""
-        text = self._text()
-        piece = text[self._emitted :]
-        if text:  # tokens without a text say nothing about what follows them
-            self._known, self._pending, self._emitted = self._pending, [], 0
-        return piece
 
 
 class Session:
@@ -206,9 +168,8 @@ class Session:
     def _pieces(self, ids: list[int]) -> Iterator[str]:
         """Text of the answer to `ids`, never empty, up to a stop token, `max_new_tokens` or the end of the context."""
         text = TextStream(self._chat.tokenizer)
-        seen = _seen(self._model, torch.tensor([ids], device=self._model.device))
+        drawer = _drawer(self._model, ids, self._sampling, self._chat.stop_ids)
         room = min(self._sampling.max_new_tokens, self.context - len(ids))
-        uniform = draws(self._sampling.seed, ids, self._sampling.max_new_tokens).to(self._model.device)
         seconds, started = 0.0, time.perf_counter()
         common = 0  # tokens that the cache already has; the last one is fed anyway, because its logits are needed
         for cached, wanted in zip(self._cached, ids[:-1], strict=False):
@@ -219,7 +180,7 @@ class Session:
         self._cache.set_lengths(torch.tensor([common]))
         logits = self._feed(ids[common:])
         for count in range(1, room + 1):
-            token = int(sample(logits, self._sampling, uniform[count - 1 : count], seen))
+            token = int(sample(logits, [drawer]))
             if token in self._chat.stop_ids:
                 break
             seconds += time.perf_counter() - started
@@ -227,7 +188,6 @@ class Session:
             if piece := text.push(token):
                 yield piece
             started = time.perf_counter()  # the reader's own time does not count
-            seen[0, token] = True
             if count < room:
                 logits = self._feed([token])
         if piece := text.flush():

@@ -11,6 +11,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from mengya.errors import UserError
+from mengya.text.token_bytes import is_byte_level, token_bytes
 
 END_OF_TEXT = "<|endoftext|>"
 IM_START = "<|im_start|>"
@@ -104,6 +105,16 @@ class Tokenizer:
             f"{self.origin} has no token that could stand between documents; "
             "name an eos_token (or pad_token, bos_token) of its vocabulary in tokenizer_config.json"
         )
+
+    @cached_property
+    def token_bytes(self) -> tuple[bytes, ...]:
+        """What each token stands for; it may be a part of a character."""
+        return token_bytes(self._backend)
+
+    @cached_property
+    def is_byte_level(self) -> bool:
+        """Whether a text is the bytes of its tokens, one after the other, whatever they are."""
+        return is_byte_level(self._backend)
 
     def encode(self, text: str) -> list[int]:
         return self.encode_batch([text])[0]

@@ -277,6 +277,19 @@ def test_what_becomes_too_complex_fails_by_itself(chat: Chat, grammars: Grammars
             written(grammars.json_schema(LARGE_PATTERN), chat.tokenizer, chat.stop_ids, seed)
 
 
+def test_what_leads_nowhere_fails_by_itself(chat: Chat, grammars: Grammars) -> None:
+    """A name that two schemas describe, which the library takes and then cannot go on with: no blanks without end."""
+    number = {"type": "integer"}
+    schema = {"properties": {"s": number}, "patternProperties": {"^s$": number}, "required": ["s"], "type": "object"}
+    with pytest.raises(UserError, match="cannot go on"):
+        written(grammars.json_schema(schema | {"additionalProperties": False}), chat.tokenizer, chat.stop_ids)
+
+
+def test_a_long_list(chat: Chat, grammars: Grammars) -> None:
+    ids = chat.tokenizer.encode("[" + "7, " * 3000 + "7]")
+    assert allowed(grammars.json_schema({"type": "array", "items": {"type": "integer"}}), ids)
+
+
 def test_a_schema_is_made_in_a_thread_with_a_small_stack(grammars: Grammars) -> None:
     problems: list[Exception] = []
 

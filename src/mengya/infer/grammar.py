@@ -1,7 +1,8 @@
 """Answers held to a form: JSON of a schema, or the call of a tool. What may come next is worked out by llguidance."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -16,6 +17,9 @@ from mengya.text.tokenizer import Tokenizer
 _MAX_SIZE = 65_536
 """Characters of a schema: a few thousand properties, which take a second."""
 _MAX_DEPTH = 64
+
+_STACK_SIZE = 256 * 1024 * 1024  # of addresses; memory is taken as it is used
+_STACK = threading.Lock()
 
 _OPTIONS = {
     # Once between two words: a space, or a line with its indentation. A model that likes blanks would go on for ever.
@@ -40,7 +44,9 @@ class Grammars:
             raise UserError("answers of a given form need llguidance; pip install llguidance") from error
         assert ends, "an answer must be able to end"
         self._library = llguidance
-        self._limits = llguidance.LLParserLimits(max_grammar_size=200_000, verbose_errors=False)
+        self._limits = llguidance.LLParserLimits(
+            max_grammar_size=200_000, max_items_in_row=20_000, verbose_errors=False
+        )
         slices = llguidance.LLTokenizer.json_slices()
         wrapper = llguidance.TokenizerWrapper(_Vocabulary(tokenizer, min(ends)))
         self._tokenizer = llguidance.LLTokenizer(wrapper, eos_token=sorted(ends), slices=slices)
@@ -58,7 +64,7 @@ class Grammars:
         """JSON that the schema (draft 2020-12) describes, the properties of an object in its order.
 
         UserError for a schema that is too large, that nothing fits, or of which something is not supported."""
-        return self._maker({"grammars": [{"json_schema": checked(schema)}]})
+        return self._maker("start: @json", {"json": schema})
 
     def tool_call(self, tools: Sequence[Mapping[str, Any]]) -> GrammarMaker:
         """A call of one of the `tools`, as OpenAI's API describes them, in the words of `text.tools`.
@@ -68,20 +74,38 @@ class Grammars:
         heads = [json.dumps({"name": f["name"], "arguments": 0}, ensure_ascii=False)[:-2] for f in functions]
         calls = [f'{json.dumps(head)} @arguments{number} "}}"' for number, head in enumerate(heads)]
         lark = f'start: "<tool_call>\\n" ({" | ".join(calls)}) "\\n</tool_call>"'
-        arguments = [
-            {"name": f"arguments{number}", "json_schema": checked(_parameters(function))}
-            for number, function in enumerate(functions)
-        ]
-        return self._maker({"grammars": [{"lark_grammar": lark}, *arguments]})
+        return self._maker(lark, {f"arguments{number}": _parameters(f) for number, f in enumerate(functions)})
 
-    def _maker(self, grammar: dict[str, Any]) -> GrammarMaker:
-        matcher = self._library.LLMatcher(self._tokenizer, json.dumps(grammar), log_level=0, limits=self._limits)
+    def _maker(self, lark: str, schemas: Mapping[str, Any]) -> GrammarMaker:
+        """Of a grammar that names schemas. Without `no_forcing`, text that is certain could be spelled in one way only,
+        which need not be the one of the tokenizer."""
+        parts = [{"name": name, "json_schema": checked(schema)} for name, schema in schemas.items()]
+        main = {"lark_grammar": f'%llguidance {{"no_forcing": true}}\n{lark}'}
+        grammar = json.dumps({"grammars": [main, *parts]})
+        (matcher,) = _with_deep_stack(
+            lambda: self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
+        )
         if error := matcher.get_error():
             raise UserError(
                 f"this schema cannot be followed: {_first_line(error)}; leave it out, or write it otherwise"
             )
         _Grammar(matcher.deep_copy(), self._possible, self._ends).mask()  # some errors show up here only
         return lambda: _Grammar(matcher.deep_copy(), self._possible, self._ends)
+
+
+def _with_deep_stack(make: Callable[[], Any]) -> list[Any]:
+    """[make()]: the library follows one "$ref" inside of another by recursion, and where the stack ends, so does the
+    process. No schema of `_MAX_SIZE` needs half of this one."""
+    made: list[Any] = []
+    thread = threading.Thread(target=lambda: made.append(make()))
+    with _STACK:
+        before = threading.stack_size(_STACK_SIZE)
+        try:
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    return made
 
 
 class _Vocabulary:
@@ -94,8 +118,8 @@ class _Vocabulary:
         self.special_token_ids = sorted(tokenizer.control_ids.values())
         self._tokenizer = tokenizer
 
-    def __call__(self, text: str | bytes) -> list[int]:
-        return self._tokenizer.encode(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+    def __call__(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text)
 
 
 class _Grammar(Grammar):
@@ -206,8 +230,8 @@ def _check_finite(root: Mapping[str, Any]) -> None:
     except RecursionError:
         raise UserError('a "$ref" of the JSON schema leads through hundreds of others; shorten the way') from None
     raise UserError(
-        'nothing fits the JSON schema but what never ends: a "$ref" leads back to itself; make it optional, or one of '
-        'several in "anyOf"'
+        'nothing fits the JSON schema, or only what never ends, as where a "$ref" leads back to itself; make that part '
+        'optional, or one of several in "anyOf"'
     )
 
 

@@ -322,6 +322,8 @@ class Engine:
             self._waiting.remove(sequence)
         sequence.finished = True
         last = sequence.answer.flush()
+        if how == "length" and sequence.answer.stopped:  # the end made sure what the leftmost stop text is
+            how = "stop"
         if said is not None:
             last = last._replace(
                 text=said.text + last.text, tokens=said.tokens + last.tokens, logprobs=said.logprobs + last.logprobs

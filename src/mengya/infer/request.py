@@ -3,13 +3,15 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
-from torch import Tensor
 
 from mengya.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor  # options are declared with these classes, and `--help` does not wait for torch
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", use_attribute_docstrings=True))
@@ -76,7 +78,7 @@ Prompt = Conversation | str | Sequence[int]
 class Grammar(Protocol):
     """What the tokens of one answer are held to; one object for each choice."""
 
-    def mask(self) -> Tensor:
+    def mask(self) -> "Tensor":
         """(V,) bool: tokens that may come next. Tokens that end an answer are among them where it may end."""
         ...
 

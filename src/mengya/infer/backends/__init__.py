@@ -1,11 +1,12 @@
 """Who computes the answers, behind one small interface: our engine, other engines, or a server elsewhere."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from mengya.infer.request import Piece, Prompt, Request
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Deliver = Callable[[Piece], None]
 """Takes the pieces of a request, in order; called from a thread of the backend, so it must neither block nor raise.
@@ -55,7 +56,7 @@ class Backend(Protocol):
         """UserError if this backend does not know."""
         ...
 
-    def embed(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+    def embed(self, prompts: Sequence[Sequence[int]]) -> "Tensor":
         """(prompts, C) float32: the mean of the last hidden states of each. UserError if it cannot."""
         ...
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import ipaddress
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,7 +88,7 @@ def run(config: Config) -> None:
             if name in models:
                 raise UserError(f"two models are named {name}; name one of them otherwise: other={source}")
             models[name] = backend
-            sources |= {str(Path(source).resolve()): name, source: name}
+            sources |= {path: name for path in (str(Path(source).resolve()), source) if os.sep in path}
         settings = Settings(
             models=models,
             limits=limits,

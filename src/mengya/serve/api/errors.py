@@ -91,18 +91,18 @@ def from_user_error(error: UserError, param: str | None = None, sources: Mapping
 
 def from_validation(error: RequestValidationError) -> ApiError:
     """400, for the first of the faults; the value itself, which may be a prompt, is not repeated."""
-    first = error.errors()[0]
-    param = _param(first["loc"])
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"The body is not JSON: {first.get('ctx', {}).get('error', '')}".rstrip(": "))
-    if first["type"] == "missing" and param is None:
+    faults = error.errors()
+    param = _param(faults[0]["loc"])
+    if faults[0]["type"] == "missing" and not param:
         return ApiError(400, "The body is empty; send a JSON object.")
-    if param is None:
+    if not param:
         return ApiError(400, "The body must be a JSON object.")
-    return ApiError(400, f"{param}: {first['msg']}", param=param)
+    same = [fault for fault in faults if _param(fault["loc"]).split("[")[0] == param.split("[")[0]]  # of a union, each
+    reasons = list(dict.fromkeys(fault["msg"] for fault in same))[:3]
+    return ApiError(400, f"{param}: {'; or: '.join(reasons)}", param=param)
 
 
-def _param(location: Sequence[str | int]) -> str | None:
+def _param(location: Sequence[str | int]) -> str:
     """("body", "stop", "list[str]", 3) -> "stop[3]": pydantic also names the members of unions that it tried."""
     name = ""
     for part in location[1:]:
@@ -110,7 +110,7 @@ def _param(location: Sequence[str | int]) -> str | None:
             name += f"[{part}]"
         elif re.fullmatch(r"[a-z_]+", part) and part not in ("str", "int", "float", "bool", "nullable"):
             name += f".{part}" if name else part
-    return name or None
+    return name
 
 
 def from_http(error: StarletteHTTPException) -> ApiError:

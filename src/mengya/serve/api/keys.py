@@ -48,11 +48,12 @@ class Keys:
         return Keys(hashes, per_minute)
 
     def name_of(self, authorization: str | None) -> str | None:
-        """The name of the key in an Authorization header; None if it is missing or unknown.
+        """The name of the key in an Authorization header (decoded as Latin-1, as headers are); None if it is missing or
+        unknown.
 
         All hashes are compared, in constant time."""
         scheme, _, key = (authorization or "").partition(" ")
-        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
         found = None
         for known, name in self._hashes.items():
             if hmac.compare_digest(known, digest):

@@ -32,7 +32,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket at that address, which takes connections once it is served. UserError if there is none to be had."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family, kind, protocol)
+        bound = socket.socket(family, kind, protocol)  # asyncio sends without delay only where the protocol is told
     except (OSError, OverflowError, UnicodeError) as error:
         raise UserError(f"host={host} is not an address of this machine ({error}); choose another --host") from error
     try:

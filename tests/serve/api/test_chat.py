@@ -186,7 +186,7 @@ def test_what_has_no_effect_here_is_refused(plain, path, body, param):
     ("n", [0, -1, 129, 10**30, "two"]),
     ("seed", [2**63, 1.5, "x"]),
     ("stop", ["", [""], ["a"] * 65, ["a"] * 10_000, [1], {"a": 1}]),
-    ("stop_token_ids", [[1] * 10_000, ["x"]]),
+    ("stop_token_ids", [[1] * 10_000, ["x"], [-1], [2**31]]),
     ("logit_bias", [{"1": 101}, {"1": math.nan}, {"a": 1}, [1], {"1": "x"}]),
 ])  # fmt: skip
 def test_values_out_of_range(plain, field, values):

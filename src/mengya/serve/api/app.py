@@ -1,6 +1,5 @@
 """The application: routes, and how their errors are told."""
 
-import json
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -54,12 +53,11 @@ def create_app(settings: Settings) -> ASGIApp:
     """An ASGI application that answers for the models of `settings`, and never lets an error through."""
     measures = Measures(settings.models)
     service = Service(settings, measures)
-    app = FastAPI(title="Mengya", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = _Described(title="Mengya", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     routes = [_small_routes(service), _answering_routes(service)]
     for router in routes:
         app.include_router(router, responses=_REFUSALS)
     _tell_errors(app)
-    _without_422(app)
     names = {route.path for router in routes for route in router.routes if isinstance(route, APIRoute)}
     gate = Gate(app, settings, measures, names | {"/openapi.json"})
     return _Cors(gate, settings.cors_origins) if settings.cors_origins else gate
@@ -175,13 +173,15 @@ def _tell_errors(app: FastAPI) -> None:
         return error_response(ApiError(500, "The server failed to answer; its log says where.", code="internal_error"))
 
 
-def _without_422(app: FastAPI) -> None:
-    """FastAPI describes an error that this server does not give."""
-    described = json.loads(json.dumps(app.openapi()))
-    for path in described["paths"].values():
-        for operation in path.values():
-            operation["responses"].pop("422", None)
-    app.openapi_schema = described
+class _Described(FastAPI):
+    """FastAPI describes an error, 422, that this server does not give."""
+
+    def openapi(self) -> dict[str, Any]:
+        described = super().openapi()
+        for path in described["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        return described
 
 
 class _Cors(CORSMiddleware):

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 from mengya.infer.request import Sampling
 from mengya.serve.api.errors import ApiError
 
-Ids = Annotated[list[StrictInt], Field(min_length=1)]
+Id = Annotated[StrictInt, Field(ge=0, lt=2**31)]
+"""A token; whether a model has it, its backend knows."""
+Ids = Annotated[list[Id], Field(min_length=1)]
 HARMLESS = frozenset(
     "audio best_of functions function_call metadata modalities name parallel_tool_calls prediction prompt_cache_key "
     "reasoning_effort safety_identifier service_tier store stream_options user verbosity".split()
@@ -44,9 +46,9 @@ class Drawing(_Open):
     max_tokens: int | None = None
     min_tokens: int | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[Id] | None = None
     ignore_eos: bool | None = None
-    logit_bias: dict[int, float] | None = None
+    logit_bias: dict[Annotated[int, Field(ge=0, lt=2**31)], float] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 

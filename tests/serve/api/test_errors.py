@@ -12,7 +12,7 @@ CHAT = "/v1/chat/completions"
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [
-    ("GET", "/", 404), ("GET", "/v1", 404), ("POST", "/v1/nothing", 404), ("GET", "/v1/models/", 404),
+    ("GET", "/", 404), ("GET", "/v1", 404), ("POST", "/v1/nothing", 404), ("GET", "/v1/models/x/", 404),
     ("GET", "/v1/models/other", 404), ("GET", CHAT, 405), ("DELETE", "/v1/models", 405), ("PUT", CHAT, 405),
     ("OPTIONS", CHAT, 405), ("GET", "/docs", 404), ("POST", "/health", 405), ("GET", "/v1/models/%ff%00", 404),
 ])  # fmt: skip

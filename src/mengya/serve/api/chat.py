@@ -1,5 +1,7 @@
 """/v1/chat/completions. The plain answer is the stream, put together: so the two cannot differ."""
 
+import secrets
+import string
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -17,6 +19,8 @@ from mengya.serve.api.service import FINISH, Bill, Service, new_id
 from mengya.serve.api.stream import DONE, Stream, event, unless_gone, with_errors
 from mengya.serve.api.wanted import must_call, schema_of, tools_of
 from mengya.serve.api.work import Work
+
+_ALPHANUMERIC = string.ascii_letters + string.digits
 
 
 async def chat(service: Service, request: Request, body: ChatBody) -> Response:
@@ -42,6 +46,9 @@ def _refuse(body: ChatBody) -> None:
     for field, instead in (("functions", "tools"), ("function_call", "tool_choice"), ("audio", "text")):
         if extra.get(field) is not None:
             raise ApiError(400, f"{field} is not supported; use {instead}", param=field)
+    if extra.get("continue_final_message"):
+        instead = "continue the text of the conversation by /v1/completions"
+        raise ApiError(400, f"continue_final_message is not supported; {instead}", param="continue_final_message")
     if extra.get("modalities") not in (None, ["text"]):
         raise ApiError(400, "modalities other than text are not supported", param="modalities")
     if body.top_logprobs is not None and not body.logprobs:
@@ -49,7 +56,7 @@ def _refuse(body: ChatBody) -> None:
 
 
 def _plain(tools: list[Tool]) -> list[dict[str, Any]] | None:
-    return [tool.model_dump(exclude_unset=True) for tool in tools] or None
+    return [tool.model_dump(exclude_unset=True, exclude_none=True) for tool in tools] or None
 
 
 def _length(body: ChatBody) -> int | None:
@@ -109,7 +116,12 @@ def _choice(index: int, delta: dict[str, Any], finish: str | None = None) -> dic
 
 def _call(called: Called, index: int) -> dict[str, Any]:
     function = {"name": called.name, "arguments": called.arguments}
-    return {"index": index, "id": new_id("call"), "type": "function", "function": function}
+    return {"index": index, "id": _call_id(), "type": "function", "function": function}
+
+
+def _call_id() -> str:
+    """Nine letters and digits: what Mistral's template takes when the call comes back, and no other objects to."""
+    return "".join(secrets.choice(_ALPHANUMERIC) for _ in range(9))
 
 
 async def _frames(work: Work, answer: Answer, body: ChatBody) -> AsyncIterator[bytes]:

@@ -20,8 +20,6 @@ from mengya.serve.api.stream import unless_gone
 async def embed(service: Service, request: Request, body: EmbeddingBody) -> Response:
     service.note_unknown(body)
     name, backend = service.model(body.model)
-    if body.dimensions is not None:
-        raise ApiError(400, "dimensions is not supported: a vector has those of the model", param="dimensions")
     given: Any = body.input
     inputs = [given] if isinstance(given, str) or isinstance(given[0], int) else given
     if not isinstance(inputs[0], str) and not service.settings.embed_ids:
@@ -38,6 +36,9 @@ async def embed(service: Service, request: Request, body: EmbeddingBody) -> Resp
         prompts, vectors = await unless_gone(request, work)
     finally:
         service.shop.room.give(1)
+    size = vectors.shape[1]
+    if body.dimensions not in (None, size):
+        raise ApiError(400, f"dimensions={body.dimensions} is not what this model has, {size}", param="dimensions")
     tokens = sum(map(len, prompts))
     service.measures.tokens.labels(name, "prompt").inc(tokens)
     data = [

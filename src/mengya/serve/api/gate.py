@@ -6,6 +6,7 @@ No prompt, key or path is logged: of an error its type and where in the code it 
 import asyncio
 import logging
 import math
+import re
 import time
 import traceback
 from urllib.parse import urlsplit
@@ -40,6 +41,8 @@ class Gate:
             return
         begun, status = time.monotonic(), GONE
         started = False
+        # Clients put addresses together: a slash too many is no other route.
+        scope = dict(scope) | {"path": re.sub("//+", "/", scope["path"]).rstrip("/") or "/"}
 
         async def sending(message: Message) -> None:
             nonlocal status, started

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -30,6 +30,7 @@ class Measures:
         )
         self.tokens = Counter("mengya_tokens", "Tokens", ["model", "kind"], registry=self._registry)
         self._registry.register(_Loads(models))
+        ProcessCollector(registry=self._registry)  # memory and open files, where the system tells them
 
     def text(self) -> bytes:
         """In Prometheus's format."""

@@ -3,6 +3,8 @@
 import base64
 import math
 import struct
+import threading
+import time
 
 import pytest
 
@@ -61,6 +63,19 @@ def test_a_text_that_is_too_long(plain):
     error = error_of(embed(plain, input=["a", "长" * 1001]))
     assert error["code"] == "context_length_exceeded" and "1001" in error["message"] and error["param"] == "input"
     assert embed(plain, input="长" * 1000).status_code == 200
+
+
+def test_vectors_that_take_long_hold_up_nobody(serving):
+    live = serving(limits={"answer_seconds": 0.3})
+    live.backend.embed = lambda prompts: time.sleep(0.8)
+    answers = []
+    asking = [threading.Thread(target=lambda: answers.append(embed(live).status_code)) for _ in range(6)]
+    for thread in asking:
+        thread.start()
+    assert live.chat().status_code == 200
+    for thread in asking:
+        thread.join()
+    assert answers == [504] * 6
 
 
 def test_a_backend_that_cannot(serving):

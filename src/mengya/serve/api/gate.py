@@ -147,13 +147,13 @@ def _name(host: str) -> str:
 
 def _replay(body: bytes, receive: Receive) -> Receive:
     """The body at once, then what comes from the client: that it leaves."""
-    given = False
+    left: bytes | None = body
 
     async def replayed() -> Message:
-        nonlocal given
-        if given:
+        nonlocal left
+        if left is None:
             return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        given, left = left, None
+        return {"type": "http.request", "body": given, "more_body": False}
 
     return replayed

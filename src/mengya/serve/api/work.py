@@ -45,16 +45,24 @@ class Workshop:
     def __init__(self, limit: int, seconds: float, measures: Measures, sources: Mapping[str, str]):
         self.room, self.seconds, self.measures, self.sources = Room(limit), seconds, measures, sources
         self._threads = ThreadPoolExecutor(_THREADS, "mengya-api")
+        self._long = ThreadPoolExecutor(1, "mengya-embed")  # work that may take long is not to hold up the rest
 
     def submit(self, function: Callable[[], T]) -> "Future[T]":
         return self._threads.submit(function)
 
-    async def call(self, function: Callable[[], T], param: str | None = None) -> T:
-        """`function()`, in a thread; its UserError as ApiError."""
+    async def call(self, function: Callable[[], T], param: str) -> T:
+        """`function()`, in a thread, one after another; its UserError as ApiError, and 504 if the time is over."""
         try:
-            return await asyncio.wrap_future(self.submit(function))
+            async with asyncio.timeout(self.seconds):
+                return await asyncio.wrap_future(self._long.submit(function))
+        except TimeoutError:
+            raise too_slow(self.seconds) from None
         except UserError as error:
             raise from_user_error(error, param, self.sources) from error
+
+
+def too_slow(seconds: float) -> ApiError:
+    return ApiError(504, f"The answer took longer than {seconds:g} seconds.", code="timeout")
 
 
 class Work:
@@ -142,8 +150,7 @@ class Work:
                 async with asyncio.timeout_at(self._deadline):
                     number, piece = await self._queue.get()
             except TimeoutError:
-                message = f"The answer took longer than {self._shop.seconds:g} seconds."
-                raise ApiError(504, message, code="timeout") from None
+                raise too_slow(self._shop.seconds) from None
             if piece.finish == "error":
                 message = told(piece.error or "The model failed.", self._shop.sources)
                 raise ApiError(500, message, code="model_error")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-MODULES = {name: f"mengya.commands.{name}" for name in ("run", "plan", "inspect", "help", "chat", "export")}
+MODULES = {name: f"mengya.commands.{name}" for name in ("run", "plan", "inspect", "help", "chat", "serve", "export")}
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,11 @@ import importlib.util
 import ipaddress
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from mengya.commands import Command
 from mengya.errors import UserError
+from mengya.infer.backends.kinds import Kind
 from mengya.schema import Argument, config
 
 if TYPE_CHECKING:
@@ -23,7 +24,17 @@ class Config:
     """Serve models over HTTP, by OpenAI's protocol."""
 
     models: Annotated[list[str], Argument("MODEL")]
-    """Model directories; name=DIRECTORY gives one another name than its folder's."""
+    """Model directories, .gguf files, or addresses of OpenAI-compatible servers; name=MODEL names one otherwise."""
+    backend: Kind = "auto"
+    """Who computes; auto: what a model is decides."""
+    weights: Literal["exact", "bfloat16", "int8"] = "exact"
+    """As what the weights are kept: as they are, or rounded, which is faster. Of our own models on a CPU."""
+    running: int = 64
+    """Answers of a model that are written at a time; others wait."""
+    cache_tokens: int | None = None
+    """Tokens whose keys and values a model has memory for. Without: a share of what is free."""
+    trust_remote_code: bool = False
+    """Run the code that comes with a model, if nobody else has its architecture (auto_map)."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0: of all networks, which is for --api-keys only."""
     port: int = 8000
@@ -82,9 +93,12 @@ def run(config: Config) -> None:
         sources: dict[str, str] = {}
         for given in config.models:
             name, source = named(given)
-            backend = open_backend(source)
+            backend = open_backend(
+                source, backend=config.backend, name=name, weights=config.weights, running=config.running,
+                tokens=config.cache_tokens, trust_remote_code=config.trust_remote_code,
+            )  # fmt: skip
             stack.callback(backend.close)
-            name = name or backend.name
+            name = backend.name
             if name in models:
                 raise UserError(f"two models are named {name}; name one of them otherwise: other={source}")
             models[name] = backend
@@ -98,6 +112,7 @@ def run(config: Config) -> None:
             hosts=["localhost", "127.0.0.1", "::1", config.host] if local and keys is None else None,
             any_name=config.any_name,
             embed_ids=config.embed_ids,
+            grammar_for=lambda backend, schema: backend.grammar(schema),
             sources=sources,
         )
         if not local and keys is None:
@@ -112,6 +127,8 @@ def run(config: Config) -> None:
 def _check(config: Config) -> None:
     checks = (
         (0 <= config.port < 65536, "port", "from 0 to 65535"),
+        (config.running >= 1, "running", "1 or more"),
+        (config.cache_tokens is None or config.cache_tokens >= 1, "cache_tokens", "1 or more"),
         (config.open_answers >= 1, "open_answers", "1 or more"),
         (config.max_tokens is None or config.max_tokens >= 1, "max_tokens", "1 or more"),
         (config.max_seconds > 0, "max_seconds", "more than 0"),

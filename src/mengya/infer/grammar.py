@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -56,32 +56,13 @@ class Grammars:
         written = [bool(spelled) and token not in control for token, spelled in enumerate(tokenizer.token_bytes)]
         self._possible = torch.tensor(written) | self._ends
 
-    def json_object(self) -> GrammarMaker:
-        """Any JSON object."""
-        return self.json_schema({"type": "object"})
-
     def json_schema(self, schema: Mapping[str, Any] | bool) -> GrammarMaker:
         """JSON that the schema (draft 2020-12) describes, the properties of an object in its order.
 
         UserError for a schema that is too large, that nothing fits, or of which something is not supported."""
-        return self._maker("start: @json", {"json": schema})
-
-    def tool_call(self, tools: Sequence[Mapping[str, Any]]) -> GrammarMaker:
-        """A call of one of the `tools`, as OpenAI's API describes them, in the words of `text.tools`.
-
-        UserError for parameters that are no schema of an object, or as for `json_schema`."""
-        functions = [tool.get("function", tool) for tool in tools]
-        heads = [json.dumps({"name": f["name"], "arguments": 0}, ensure_ascii=False)[:-2] for f in functions]
-        calls = [f'{json.dumps(head)} @arguments{number} "}}"' for number, head in enumerate(heads)]
-        lark = f'start: "<tool_call>\\n" ({" | ".join(calls)}) "\\n</tool_call>"'
-        return self._maker(lark, {f"arguments{number}": _parameters(f) for number, f in enumerate(functions)})
-
-    def _maker(self, lark: str, schemas: Mapping[str, Any]) -> GrammarMaker:
-        """Of a grammar that names schemas. Without `no_forcing`, text that is certain could be spelled in one way only,
-        which need not be the one of the tokenizer."""
-        parts = [{"name": name, "json_schema": checked(schema)} for name, schema in schemas.items()]
-        main = {"lark_grammar": f'%llguidance {{"no_forcing": true}}\n{lark}'}
-        grammar = json.dumps({"grammars": [main, *parts]})
+        # Without `no_forcing`, text that is certain can be spelled in one way only, which need not be the tokenizer's.
+        main = {"lark_grammar": '%llguidance {"no_forcing": true}\nstart: @json'}
+        grammar = json.dumps({"grammars": [main, {"name": "json", "json_schema": checked(schema)}]})
         (matcher,) = _with_deep_stack(
             lambda: self._library.LLMatcher(self._tokenizer, grammar, log_level=0, limits=self._limits)
         )
@@ -143,17 +124,6 @@ class _Grammar(Grammar):
 
 def _first_line(error: str) -> str:
     return error.split("<state>")[0].replace("<non-verbose/>", "").replace("\n", " ").strip()[:300]
-
-
-def _parameters(function: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a function's arguments; one without parameters takes none."""
-    given = function.get("parameters")
-    if not given:
-        return {"type": "object", "properties": {}, "additionalProperties": False}
-    if not isinstance(given, Mapping) or given.get("type", "object") != "object":
-        shown = json.dumps(given, ensure_ascii=False)[:80]
-        raise UserError(f'the parameters of {function["name"]} are {shown}; give a schema with "type": "object"')
-    return {**given, "type": "object"}
 
 
 def checked(schema: Any) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """Who computes the answers, behind one small interface: our engine, other engines, or a server elsewhere."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from mengya.infer.request import Piece, Prompt, Request
+from mengya.infer.request import GrammarMaker, Piece, Prompt, Request
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +58,10 @@ class Backend(Protocol):
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> "Tensor":
         """(prompts, C) float32: the mean of the last hidden states of each. UserError if it cannot."""
+        ...
+
+    def grammar(self, schema: Mapping[str, Any]) -> GrammarMaker:
+        """What holds answers to a JSON schema. UserError for one that cannot be followed, or if this backend cannot."""
         ...
 
     def load(self) -> Load:

@@ -1,7 +1,9 @@
 """Our engine as a backend: a thread of its own computes step after step while there is something to do."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +11,8 @@ from torch import Tensor
 from mengya.errors import UserError
 from mengya.infer.backends import Deliver, Load
 from mengya.infer.engine import RUNNING, Engine, Job
-from mengya.infer.request import Conversation, Prompt, Request, TooLong
+from mengya.infer.grammar import Grammars
+from mengya.infer.request import Conversation, GrammarMaker, Prompt, Request, TooLong
 from mengya.metrics import format_count
 from mengya.model.language_model import LanguageModel, Weights
 from mengya.text.chat import Chat
@@ -73,6 +76,13 @@ class Local:
             hidden, _ = self._model.hidden(input_ids=torch.tensor([list(prompt)], device=self._model.device))
             found.append(hidden[0].float().mean(0).cpu())
         return torch.stack(found)
+
+    def grammar(self, schema: Mapping[str, Any]) -> GrammarMaker:
+        return self._grammars.json_schema(schema)
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.chat.stop_ids if self.chat else {self.tokenizer.eos_id})
 
     def load(self) -> Load:
         engine = self._engine

@@ -81,7 +81,7 @@ class Barrier {
             return;
         }
         for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; spins++)
-            if (spins < 4000)
+            if (spins < 300)
                 __builtin_ia32_pause();
             else
                 sched_yield();  // another program may have the core that the last thread needs

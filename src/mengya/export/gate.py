@@ -1,0 +1,205 @@
+"""The gate of an export: other engines must compute from the files what we compute, or nothing is written."""
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from mengya.errors import UserError
+from mengya.infer.request import Sampling
+from mengya.infer.session import generate
+from mengya.metrics import format_count
+from mengya.model.language_model import LanguageModel
+from mengya.text.chat import Chat
+from mengya.text.proof import lines, talks
+from mengya.text.template import own_template
+from mengya.text.tokenizer import Tokenizer
+
+PROBE = Path(__file__).parent / "probe.py"
+_TEXTS = (
+    "春天来了，小草从土里钻出来。熊猫吃竹子，12 加 30 等于 42。",
+    "The quick brown fox jumps over the lazy dog. It isn't 1,234.5 times!\n\nNext line.",
+    "问：法国的首都是哪里？\n答：巴黎。🙂 def f(x):\n    return x + 1\n",
+)
+_ANSWER_TOKENS = 16
+LIMITS = {"f32": 0.003, "f16": 0.02, "bf16": 0.08, "q8_0": 0.08, "q5_0": 0.15, "q4_0": 0.15}
+"""The mean difference of log-probabilities that the arithmetic of an engine may cause, by the type of the weights: with
+quantised ones llama.cpp rounds activations to 8 bits, too. Ours are computed from the numbers in the file."""
+LARGEST = 2e9
+"""Parameters above which a model is not loaded a second time to be compared."""
+
+
+class Figures(NamedTuple):
+    """What one engine gave."""
+
+    engine: str
+    version: str
+    mean: float
+    """Mean difference of log-probabilities, and the largest."""
+    largest: float
+    same_answers: int
+    """Of `answers`, those whose greedy tokens are ours."""
+    answers: int
+
+    def told(self) -> str:
+        answers = f", {self.same_answers} of {self.answers} greedy answers ours" if self.answers else ""
+        gaps = f"log-probabilities differ by {self.mean:.1e}, at most {self.largest:.1e}"
+        return f"{self.engine} {self.version}: {gaps}{answers}"
+
+
+def sequences_of(tokenizer: Tokenizer | None, model: LanguageModel) -> list[list[int]]:
+    """The texts as tokens, of which the model has rows; any ids if there is no tokenizer."""
+    room = min(model.context, 96)
+    if tokenizer is None:
+        return [[(7 * at + 1) % model.vocab_size for at in range(room)]]
+    return [ids for text in _TEXTS if len(ids := tokenizer.encode(text)[:room]) > 1]
+
+
+def prompts_of(tokenizer: Tokenizer | None, model: LanguageModel) -> list[list[int]]:
+    """Questions as tokens, with room for an answer; none without a chat template."""
+    if tokenizer is None or own_template(tokenizer.files) is None:
+        return []
+    chat = Chat(tokenizer)
+    found = [chat.encode(talk, add_generation_prompt=True)[0] for talk in talks(False, False)]
+    return [ids for ids in found if len(ids) + _ANSWER_TOKENS <= model.context][:4]
+
+
+@torch.inference_mode()
+def ours(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+    """The log-probability of each token after the first."""
+    out = []
+    for ids in sequences:
+        rows = model(torch.tensor([ids], device=model.device))[0].double().log_softmax(-1)
+        out.append([rows[at, token].item() for at, token in enumerate(ids[1:])])
+    return out
+
+
+def compare(
+    engine: str,
+    path: Path,
+    model: LanguageModel,
+    tokenizer: Tokenizer | None,
+    stops: Sequence[int],
+    python: str,
+    limit: float,
+    texts: Sequence[tuple[str, bool]] = (),
+) -> Figures:
+    """What an engine of another Python computes from `path`, beside `model`, which holds the same numbers.
+
+    UserError if log-probabilities differ by more than `limit` on average, or the ids of one of `texts`.
+    """
+    sequences, prompts = sequences_of(tokenizer, model), prompts_of(tokenizer, model)
+    request = {
+        "path": str(path),
+        "sequences": sequences,
+        "texts": [list(text) for text in texts],
+        "prompts": prompts,
+        "tokens": _ANSWER_TOKENS,
+        "context": model.context,
+        "threads": torch.get_num_threads(),
+    }
+    answer = _asked(engine, python, request)
+    mean, largest = difference(ours(model, sequences), answer["log_probs"])
+    if not mean <= limit:  # NaN
+        raise UserError(
+            f"{engine} {answer['version']} computes another model from {path.name}: log-probabilities differ by "
+            f"{mean:.3g} on average, more than {limit:g}; use the Hugging Face directory, and report this"
+        )
+    if tokenizer is not None and texts:
+        for (text, special), ids in zip(texts, answer["ids"], strict=True):
+            wanted = tokenizer.encode_structure(text).ids if special else tokenizer.encode(text)
+            if ids != wanted:
+                raise UserError(f"{engine} {answer['version']} reads {text!r} as other tokens than we do; report this")
+    greedy = generate(model, prompts, Sampling(temperature=0.0, max_new_tokens=_ANSWER_TOKENS), set(stops))
+    found = [[token for token in ids if token not in stops] for ids in answer["answers"]]
+    same = sum(a == b for a, b in zip(greedy, found, strict=True))
+    return Figures(engine, answer["version"], mean, largest, same, len(prompts))
+
+
+def difference(wanted: Sequence[Sequence[float]], found: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The mean and the largest difference; NaN if one is not finite."""
+    pairs = [(a, b) for left, right in zip(wanted, found, strict=True) for a, b in zip(left, right, strict=True)]
+    if not all(math.isfinite(b) for _, b in pairs):
+        return math.nan, math.nan
+    gaps = [abs(a - b) for a, b in pairs]
+    return sum(gaps) / len(gaps), max(gaps)
+
+
+def _asked(engine: str, python: str, request: dict[str, Any]) -> dict[str, Any]:
+    """UserError if the engine fails: a model that it does not load is not exported."""
+    done = subprocess.run([python, PROBE, engine], input=json.dumps(request), capture_output=True, text=True)
+    if done.returncode:
+        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"code {done.returncode}")
+        raise UserError(f"{engine} does not load {Path(request['path']).name} ({last.strip()}); report this")
+    return json.loads(done.stdout)
+
+
+def python_of(engine: str, others: Sequence[Path]) -> str | None:
+    """The Python that has the engine (a module): this one, or one of `others`; None if none has."""
+    if importlib.util.find_spec(engine) is not None:
+        return sys.executable
+    look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({engine!r}) is None)"
+    return next((str(p) for p in others if subprocess.run([p, "-c", look], capture_output=True).returncode == 0), None)
+
+
+# ---- transformers ----------------------------------------------------------------------------------------------------
+
+
+def with_transformers(
+    out: Path, model: LanguageModel, tokenizer: Tokenizer | None, trust_remote_code: bool
+) -> tuple[str | None, str]:
+    """What transformers makes of a directory that was written, and why it was not asked (else ""). UserError if that is
+    another model, tokenizer or conversation than ours. `model`: as it reads back, in float32."""
+    if importlib.util.find_spec("transformers") is None:
+        return None, "transformers is not installed"
+    if model.all_parameters() > LARGEST:
+        return None, f"more than {format_count(LARGEST)} parameters"
+    import transformers
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        out, dtype=torch.float32, trust_remote_code=trust_remote_code
+    ).eval()
+    sequences = sequences_of(tokenizer, model)
+    found = []
+    with torch.inference_mode():
+        for ids in sequences:
+            rows = theirs(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+            found.append([rows[at, token].item() for at, token in enumerate(ids[1:])])
+    mean, largest = difference(ours(model, sequences), found)
+    version = transformers.__version__
+    if not mean <= 1e-4:
+        raise UserError(
+            f"transformers {version} computes another model from {out.name}: log-probabilities differ by {mean:.3g} on "
+            "average; report this"
+        )
+    told = Figures("transformers", version, mean, largest, 0, 0).told()
+    if tokenizer is not None:
+        count = _same_tokens(
+            transformers.AutoTokenizer.from_pretrained(out, trust_remote_code=trust_remote_code), tokenizer
+        )
+        told += f"; tokens of {count[0]} lines and {count[1]} conversations are the same"
+    return told, ""
+
+
+def _same_tokens(theirs: Any, tokenizer: Tokenizer) -> tuple[int, int]:
+    """The lines and conversations that were compared. UserError if one has other tokens."""
+    texts = lines(200)
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        if theirs.encode(text, add_special_tokens=False) != ids:
+            raise UserError(f"transformers reads {text!r} as other tokens than we do; report this")
+    if own_template(tokenizer.files) is None:
+        return len(texts), 0
+    chat = Chat(tokenizer)
+    told = list(talks(chat.writes("system"), chat.writes("tool")))
+    for talk in told:
+        text = theirs.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        ids = theirs.encode(text, add_special_tokens=False)
+        if (text, ids) != (chat.text(talk, add_generation_prompt=True), chat.encode(talk, None, True)[0]):
+            raise UserError(f"transformers writes the conversation {talk} otherwise than we do; report this")
+    return len(texts), len(told)

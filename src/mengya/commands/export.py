@@ -29,6 +29,12 @@ class Config:
     check_with: list[Path] = dataclasses.field(default_factory=list)
     """A Python that has llama_cpp or vllm, to check with what is written; may be given several times. Without it, the
     engines that are installed beside mengya check."""
+    license: str | None = None
+    """What the model card says, e.g. apache-2.0. Default: unknown."""
+    push: str | None = None
+    """Upload what was written to hf:owner/name (HF_TOKEN) or ms:owner/name (MODELSCOPE_API_TOKEN)."""
+    public: bool = False
+    """Make the repository of --push public, if it is new. Default: private."""
     trust_remote_code: bool = False
     """Run the code that comes with the model, if nobody else has its architecture (auto_map)."""
 
@@ -42,8 +48,21 @@ def run(config: Config) -> None:
         raise UserError("--dtype is for Hugging Face directories; give --quantize f32, f16 or bf16 with --gguf")
     if config.quantize and not config.gguf:
         raise UserError(f"--quantize {config.quantize} is for GGUF files; add --gguf")
+    if config.public and not config.push:
+        raise UserError("--public is for --push; give --push hf:owner/name, too")
     dtype = getattr(torch, config.dtype) if config.dtype else None
-    export(config.source, config.out, dtype, config.trust_remote_code, config.gguf, config.quantize, config.check_with)
+    export(
+        config.source,
+        config.out,
+        dtype,
+        config.trust_remote_code,
+        gguf=config.gguf,
+        quantize=config.quantize,
+        pythons=config.check_with,
+        license=config.license,
+        push=config.push,
+        public=config.public,
+    )
 
 
 COMMAND = Command(Config, run)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from mengya import durable
+from mengya import durable, hub
 from mengya.errors import UserError
-from mengya.export import gate, gguf_file
+from mengya.export import card, gate, gguf_file
 from mengya.export.sources import Found, find
 from mengya.metrics import format_count, say
 from mengya.model.gguf import Quantization
@@ -25,6 +25,9 @@ def export(
     gguf: bool = False,
     quantize: Quantization | None = None,
     pythons: Sequence[Path] = (),
+    license: str | None = None,
+    push: str | None = None,
+    public: bool = False,
 ) -> None:
     """Fill `out`, which must not exist, and does not exist after an error. `dtype` None keeps that of the weights.
 
@@ -32,7 +35,10 @@ def export(
     a model directory, or that of an adapter, which is merged into its model. UserError if it is none of these.
     `gguf`: write a GGUF file of the type `quantize` (None: that of the weights) and what Ollama needs, instead.
     What was written is compared with the model, by the engines that are installed here or for one of `pythons`.
+    `license`: what the model card says. `push`: the repository of a hub to upload to, private unless `public`.
     """
+    if push is not None:
+        hub.check_target(push)
     if out.exists():
         raise UserError(f"{out} is there already; delete it or choose another name")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -41,9 +47,12 @@ def export(
     try:
         found = find(source, dtype, trust_remote_code)
         if gguf:
-            told = _check_gguf(gguf_file.write(found, partial, out.name, quantize), pythons)
+            written = gguf_file.write(found, partial, out.name, quantize)
+            card.write(found, source, partial, out.name, written.path, license)
+            told = _check_gguf(written, pythons)
         else:
             found.save(partial, dtype)
+            card.write(found, source, partial, out.name, None, license)
             told = _check_directory(found, partial, trust_remote_code, pythons)
         durable.flush_tree(partial)
         durable.rename(partial, out)
@@ -52,6 +61,8 @@ def export(
     say(f"✓ {out}: {found.name}, {format_count(found.model.all_parameters())} parameters")
     for line in told:
         say(f"  {line}")
+    if push is not None:
+        say(f"✓ {hub.push(out, push, public)}")
 
 
 def _check_directory(found: Found, partial: Path, trust_remote_code: bool, pythons: Sequence[Path]) -> list[str]:

@@ -142,10 +142,10 @@ def _asked(engine: str, python: str, request: dict[str, Any]) -> dict[str, Any]:
 
 def python_of(engine: str, others: Sequence[Path]) -> str | None:
     """The Python that has the engine (a module): this one, or one of `others`; None if none has."""
-    if importlib.util.find_spec(engine) is not None:
-        return sys.executable
-    look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({engine!r}) is None)"
-    return next((str(p) for p in others if subprocess.run([p, "-c", look], capture_output=True).returncode == 0), None)
+    # A folder of that name where the command is given would be found as a module, too, but has no origin.
+    look = f"import importlib.util as i, sys; s = i.find_spec({engine!r}); sys.exit(s is None or s.origin is None)"
+    pythons = [sys.executable, *map(str, others)]
+    return next((p for p in pythons if subprocess.run([p, "-c", look], capture_output=True).returncode == 0), None)
 
 
 # ---- transformers ----------------------------------------------------------------------------------------------------

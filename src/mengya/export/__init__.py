@@ -53,7 +53,7 @@ def export(
         else:
             found.save(partial, dtype)
             card.write(found, source, partial, out.name, None, license)
-            told = _check_directory(found, partial, trust_remote_code, pythons)
+            told = _check_directory(found, partial, dtype, trust_remote_code, pythons)
         durable.flush_tree(partial)
         durable.rename(partial, out)
     finally:
@@ -65,12 +65,15 @@ def export(
         say(f"✓ {hub.push(out, push, public)}")
 
 
-def _check_directory(found: Found, partial: Path, trust_remote_code: bool, pythons: Sequence[Path]) -> list[str]:
+def _check_directory(
+    found: Found, partial: Path, dtype: torch.dtype | None, trust_remote_code: bool, pythons: Sequence[Path]
+) -> list[str]:
     """What was compared, and what was not. UserError if another engine computes another model."""
     if found.model.all_parameters() > gate.LARGEST:
         return [f"not checked: more than {format_count(gate.LARGEST)} parameters"]
     tokenizer = Tokenizer(found.files, found.name) if "tokenizer.json" in found.files else None
     model = load_model(partial, trust_remote_code=trust_remote_code)
+    gate.same_weights(found.model, model, dtype or found.dtype)
     told, reason = gate.with_transformers(partial, model, tokenizer, trust_remote_code)
     out = [f"checked by {told}" if told else f"not checked by transformers: {reason}"]
     if (python := gate.python_of("vllm", pythons)) is None or tokenizer is None:

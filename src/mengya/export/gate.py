@@ -148,6 +148,22 @@ def python_of(engine: str, others: Sequence[Path]) -> str | None:
     return next((p for p in pythons if subprocess.run([p, "-c", look], capture_output=True).returncode == 0), None)
 
 
+def same_weights(model: LanguageModel, found: LanguageModel, dtype: torch.dtype | None) -> None:
+    """UserError if what was read back, in float32, is not the model that was written in `dtype`."""
+    own, other = model.weights(), found.weights()
+    differing = [name for name in own if name not in other or not _rounded(own[name], other[name], dtype)]
+    differing += [key for key, value in model.description().items() if found.description().get(key) != value]
+    if own.keys() != other.keys() or differing:
+        named = ", ".join([*differing, *(other.keys() - own.keys())][:3])
+        raise UserError(f"the model reads back with another {named} than was written; export it again, or report this")
+
+
+def _rounded(tensor: torch.Tensor, found: torch.Tensor, dtype: torch.dtype | None) -> bool:
+    """Whether `found` is the tensor, or that tensor in `dtype`; routers stay float32."""
+    wide = tensor.detach().cpu().float()
+    return torch.equal(found.float(), wide) or torch.equal(found.float(), wide.to(dtype or wide.dtype).float())
+
+
 # ---- transformers ----------------------------------------------------------------------------------------------------
 
 

@@ -62,7 +62,7 @@ def export(
     for line in told:
         say(f"  {line}")
     if push is not None:
-        say(f"✓ {hub.push(out, push, public)}")
+        say(f"✓ {hub.push(out, push, public, license)}")
 
 
 def _check_directory(

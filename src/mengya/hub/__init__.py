@@ -41,11 +41,13 @@ def check_target(value: str) -> None:
     _HUBS[value.partition(":")[0]].token(wanted)
 
 
-def push(directory: Path, value: str, public: bool) -> str:
+def push(directory: Path, value: str, public: bool, license: str | None = None) -> str:
     """Upload the files of a directory into the repository "hf:owner/name" or "ms:owner/name", which is made, private
-    unless `public`, if there is none; its address. Files of other names that are there stay. UserError if it fails."""
+    unless `public`, if there is none; its address. Files of other names that are there stay. UserError if it fails.
+
+    `license`: what a hub is told that asks for it beside the model card."""
     check_target(value)
-    return _HUBS[value.partition(":")[0]].push(directory, parse(value), public)
+    return _HUBS[value.partition(":")[0]].push(directory, parse(value), public, license)
 
 
 def located(value: str) -> Path:

@@ -46,8 +46,8 @@ def token(wanted: Wanted) -> str:
     return found
 
 
-def push(directory: Path, wanted: Wanted, public: bool) -> str:
-    """See `hub.push`."""
+def push(directory: Path, wanted: Wanted, public: bool, license: str | None) -> str:
+    """See `hub.push`; the license is read from the model card."""
     try:
         from huggingface_hub import HfApi, errors
     except ImportError as error:

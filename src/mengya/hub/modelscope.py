@@ -163,7 +163,7 @@ def token(wanted: Wanted) -> str:
     return found
 
 
-def push(directory: Path, wanted: Wanted, public: bool) -> str:
+def push(directory: Path, wanted: Wanted, public: bool, license: str | None) -> str:
     """See `hub.push`."""
     try:
         from modelscope_hub import HubApi, errors
@@ -174,8 +174,9 @@ def push(directory: Path, wanted: Wanted, public: bool) -> str:
     try:
         with _quiet():
             api = HubApi(token=key)
-            if not api.repo_exists(name, "model"):
-                api.create_repo(name, "model", visibility="public" if public else "private")
+            if not api.repo_exists(name, "model"):  # uploading would make a public one, under Apache's license
+                visibility = "public" if public else "private"
+                api.create_repo(name, "model", visibility=visibility, license=license or "other")
             # The cache of an interrupted upload would lie between the files, and be uploaded with them.
             api.upload_folder(
                 name, "model", directory, commit_message="Exported by Mengya", use_cache=False, disable_tqdm=True

@@ -3,8 +3,9 @@
     python probe.py llama_cpp|vllm < request.json > answer.json
 
 Request: `path`; `context`; `threads`; `sequences`, lists of token ids; `texts`, each with whether control tokens in it
-count; `prompts`, lists of ids to answer greedily with `tokens` tokens. Answer: `version`; `log_probs` of each
-sequence's tokens after the first; `ids` of the texts; `answers` of the prompts.
+count; `talks`, conversations for which an answer is due; `prompts`, lists of ids to answer greedily with `tokens`
+tokens. Answer: `version`; `log_probs` of each sequence's tokens after the first; `ids` of the texts; `rendered`, ids of
+the conversations by the chat template in the files; `answers` of the prompts.
 """
 
 import contextlib
@@ -48,7 +49,19 @@ def llama_cpp(request):
                 break
         answers.append(answer)
     ids = [model.tokenize(text.encode(), add_bos=True, special=special) for text, special in request["texts"]]
-    return {"version": llama_cpp.__version__, "log_probs": log_probs, "ids": ids, "answers": answers}
+    vocabulary = _vocab(llama_cpp, model)
+    bos, eos = (
+        llama_cpp.llama_vocab_get_text(vocabulary, token).decode() for token in (model.token_bos(), model.token_eos())
+    )
+    rendered = []
+    for talk in request["talks"]:
+        template = llama_cpp.llama_chat_format.Jinja2ChatFormatter(
+            template=model.metadata["tokenizer.chat_template"], bos_token=bos, eos_token=eos
+        )
+        prompt = template(messages=talk).prompt.encode()
+        rendered.append(model.tokenize(prompt, add_bos=True, special=True))
+    found = {"log_probs": log_probs, "ids": ids, "rendered": rendered, "answers": answers}
+    return {"version": llama_cpp.__version__} | found
 
 
 def _vocab(llama_cpp, model):
@@ -56,6 +69,7 @@ def _vocab(llama_cpp, model):
 
 
 def vllm(request):
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     import vllm
 
     model = vllm.LLM(
@@ -77,8 +91,13 @@ def vllm(request):
         (found,) = model.generate([{"prompt_token_ids": prompt}], greedy, use_tqdm=False)
         answers.append(list(found.outputs[0].token_ids))
     tokenizer = model.get_tokenizer()
-    ids = [tokenizer.encode(text, add_special_tokens=False) for text, special in request["texts"] if special]
-    return {"version": vllm.__version__, "log_probs": log_probs, "ids": ids, "answers": answers}
+    ids = [tokenizer.encode(text, add_special_tokens=False) for text, _ in request["texts"]]
+    rendered = []
+    for talk in request["talks"]:
+        prompt = tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
+        rendered.append(tokenizer.encode(prompt, add_special_tokens=False))
+    found = {"log_probs": log_probs, "ids": ids, "rendered": rendered, "answers": answers}
+    return {"version": vllm.__version__} | found
 
 
 if __name__ == "__main__":

@@ -53,6 +53,17 @@ def test_a_model_that_came_from_a_hub_names_its_base(grown, tmp_path):
     assert "base_model: sprout/tiny" in front and "license: unknown" in front
 
 
+@pytest.mark.parametrize("license", ["mit", "no", "1.0", "true", "a: b", '许可 "x"', "apache-2.0", None])
+def test_the_front_is_yaml(grown, tmp_path, license):
+    """As the hubs check it before they take a push."""
+    yaml = pytest.importorskip("yaml")
+    source = grown / "run" / "sft"
+    card.write(find(source, None, False), source, tmp_path, "mine", None, license)
+    front = yaml.safe_load("\n".join(front_of((tmp_path / "README.md").read_text(encoding="utf-8"))))
+    assert front["license"] == (license or "unknown") and front["language"] == ["zh", "en"]
+    assert front["tags"] == ["mengya"] and "base_model" not in front
+
+
 def test_a_card_that_is_there_is_kept(grown, tmp_path):
     (grown / "run" / "sft" / "README.md").write_text("# mine\n")
     export(grown / "run" / "sft", tmp_path / "out", None)

@@ -55,6 +55,11 @@ def test_a_trained_model_from_the_command_line(grown, mengya):
     found = gguf.read(grown / "out" / "out-q8_0.gguf")
     assert found.values["general.architecture"] == "llama" and found.values["general.name"] == "out"
     assert found.values["general.file_type"] == 7
+    # A model may end with either; what stands at the beginning of each turn must not end it.
+    stops = [
+        line for line in (grown / "out" / "Modelfile").read_text().splitlines() if line.startswith("PARAMETER stop")
+    ]
+    assert stops == ['PARAMETER stop "<|endoftext|>"', 'PARAMETER stop "<|im_end|>"']
     card = (grown / "out" / "README.md").read_text(encoding="utf-8")
     assert card.startswith("---\nlicense: apache-2.0\nlanguage:\n- zh\n- en\nlibrary_name: gguf\n")
     assert str(grown) not in card and "out-q8_0.gguf" in card

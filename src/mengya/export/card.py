@@ -1,6 +1,7 @@
 """The model card (README.md) of an export, as the hubs read it; it names no paths of this machine."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -87,7 +88,12 @@ def _front(links: Sequence[Mapping], base: str | None, license: str | None, gguf
         if isinstance(value, list) and value:
             lines += [f"{key}:", *(f"- {entry}" for entry in value)]
         elif isinstance(value, str):
-            plain = value.replace("-", "").replace(".", "").replace("/", "").replace("_", "").isalnum()
+            # A bare `no` or `1.0` would be no text in YAML.
+            plain = re.fullmatch(r"[A-Za-z][\w./-]{3,}", value, re.ASCII) and value.lower() not in (
+                "true",
+                "false",
+                "null",
+            )
             lines.append(f"{key}: {value if plain else json.dumps(value, ensure_ascii=False)}")
     return "\n".join([*lines, "---"])
 

@@ -43,6 +43,7 @@ FAMILIES: dict[str, dict] = {
     "qwen2": dict(qkv_bias=True),
     "mistral": dict(sliding_window=512),
     "ernie4_5_moe": EXPERTS,
+    "ernie4_5_moe, selection bias": EXPERTS,
     "qwen2_moe": EXPERTS | dict(norm_topk_prob=False),
     "llama, rope_type=llama3": dict(
         rope_scaling=RopeScaling(
@@ -57,21 +58,24 @@ FAMILIES: dict[str, dict] = {
         qk_norm=True, rope_scaling=RopeScaling(rope_type="yarn", factor=4.0, original_max_position_embeddings=128)
     ),
 }
+KNOWN = {("ernie4_5_moe, selection bias", "vllm")}
+"""vLLM 0.32 leaves the bias out on CPUs (_softmax_topk in fused_moe/router/cpu_router.py)."""
 TYPES: tuple[gguf_file.Quantization, ...] = ("f32", "bf16", "q8_0", "q4_0")
 
 
-def tiny(changes: dict, tokenizer: Tokenizer, directory: Path) -> None:
-    """A random model of a family, whose biases and norms are random, too."""
+def tiny(family: str, tokenizer: Tokenizer, directory: Path) -> None:
+    """A random model of a family, whose biases and norms are random, too; a selection bias only if it says so."""
     shape: dict = dict(
         vocab_size=tokenizer.vocab_size, hidden_size=128, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, intermediate_size=256, max_position_embeddings=512, initializer_range=0.1,
     )  # fmt: skip
-    model = CausalLM(ModelConfig(**shape | changes))
+    model = CausalLM(ModelConfig(**shape | FAMILIES[family]))
     generator = torch.Generator().manual_seed(1)
     model.initialize(generator)
     with torch.no_grad():
         for name, tensor in model.weights().items():
-            if name.endswith((".bias", "norm.weight", "e_score_correction_bias")):
+            selects = name.endswith("e_score_correction_bias") and "selection bias" in family
+            if selects or name.endswith((".bias", "norm.weight")):
                 tensor += 0.2 * torch.randn(tensor.shape, generator=generator)
     model.save(directory, None, ends_of(tokenizer), tokenizer.eos_id)
     tokenizer.save(directory)
@@ -151,14 +155,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         models = {path.name: path for path in options.model}
         for name in options.families:
-            models[name] = Path(folder, name.replace(" ", "-"))
-            tiny(FAMILIES[name], tokenizer, models[name])
+            models[name] = Path(folder, name.replace(" ", "-").replace(",", ""))
+            tiny(name, tokenizer, models[name])
         for name, directory in models.items():
             with contextlib.redirect_stdout(sys.stderr):  # what an export says is no row
                 for form, cells in rows(directory, pythons, Path(folder, f"{directory.name}-out")):
                     engine, _, figures = cells.partition(" | ")
                     print(f"| {name} | {engine} | {form} | {figures} |", file=table, flush=True)
-                    failed |= "**failed**" in cells
+                    failed |= "**failed**" in cells and (name, engine) not in KNOWN
     sys.exit(failed)
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ _TEXTS = (
     "The quick brown fox jumps over the lazy dog. It isn't 1,234.5 times!\n\nNext line.",
     "问：法国的首都是哪里？\n答：巴黎。🙂 def f(x):\n    return x + 1\n",
 )
+_LINES = lines(200)
 _ANSWER_TOKENS = 16
 LIMITS = {"f32": 0.001, "f16": 0.01, "bf16": 0.05, "q8_0": 0.1, "q5_0": 0.1, "q4_0": 0.1}
 """The mean difference of log-probabilities that the arithmetic of an engine may cause, by the type of the weights: with
@@ -47,11 +49,14 @@ class Figures(NamedTuple):
     same_answers: int
     """Of `answers`, those whose greedy tokens are ours."""
     answers: int
+    composes: bool = False
+    """It brings text into Unicode's form NFC, which the tokenizer does not."""
 
     def told(self) -> str:
         answers = f", {self.same_answers} of {self.answers} greedy answers ours" if self.answers else ""
         gaps = f"log-probabilities differ by {self.mean:.1e}, at most {self.largest:.1e}"
-        return f"{self.engine} {self.version}: {gaps}{answers}"
+        composes = "; text comes into Unicode's form NFC first, which is not so here" if self.composes else ""
+        return f"{self.engine} {self.version}: {gaps}{answers}{composes}"
 
 
 def sequences_of(tokenizer: Tokenizer | None, model: LanguageModel) -> list[list[int]]:
@@ -122,22 +127,36 @@ def compare(
     if not mean <= limit:  # NaN
         raise UserError(
             f"{engine} {answer['version']} computes another model from {path.name}: log-probabilities differ by "
-            f"{mean:.3g} on average, more than {limit:g}; use the Hugging Face directory, and report this"
+            f"{mean:.3g} on average, more than {limit:g}; serve it with another engine, and report this"
         )
-    if tokenizer is not None and texts:
-        for (text, special), ids in zip(texts, answer["ids"], strict=True):
-            wanted = tokenizer.encode_structure(text).ids if special else tokenizer.encode(text)
-            if ids != wanted:
-                raise UserError(f"{engine} {answer['version']} reads {text!r} as other tokens than we do; report this")
+    name = f"{engine} {answer['version']}"
+    composes = tokenizer is not None and _same_ids(name, tokenizer, texts, answer["ids"])
     for (talk, wanted), ids in zip(told, answer["rendered"], strict=True):
         if ids != wanted:
-            raise UserError(
-                f"{engine} {answer['version']} writes the conversation {talk} otherwise than we do; report this"
-            )
+            raise UserError(f"{name} writes the conversation {talk} otherwise than we do; report this")
     greedy = generate(model, prompts, Sampling(temperature=0.0, max_new_tokens=_ANSWER_TOKENS), set(stops))
     found = [[token for token in ids if token not in stops] for ids in answer["answers"]]
     same = sum(a == b for a, b in zip(greedy, found, strict=True))
-    return Figures(engine, answer["version"], mean, largest, same, len(prompts))
+    return Figures(engine, answer["version"], mean, largest, same, len(prompts), composes)
+
+
+def _same_ids(
+    name: str, tokenizer: Tokenizer, texts: Sequence[tuple[str, bool]], found: Sequence[Sequence[int]]
+) -> bool:
+    """Whether the ids that were found differ from ours in texts alone that are not in Unicode's form NFC, into which
+    transformers brings any text for every Qwen2, whatever its tokenizer says. UserError if others differ."""
+    composes = False
+    for (text, special), ids in zip(texts, found, strict=True):
+
+        def encode(text: str, special: bool = special) -> list[int]:
+            return tokenizer.encode_structure(text).ids if special else tokenizer.encode(text)
+
+        if ids != encode(text):
+            composed = unicodedata.normalize("NFC", text)
+            if composed == text or ids != encode(composed):
+                raise UserError(f"{name} reads {text!r} as other tokens than we do; report this")
+            composes = True
+    return composes
 
 
 def difference(wanted: Sequence[Sequence[float]], found: Sequence[Sequence[float]]) -> tuple[float, float]:
@@ -196,9 +215,8 @@ def with_transformers(
         return None, f"more than {format_count(LARGEST)} parameters"
     import transformers
 
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        out, dtype=torch.float32, trust_remote_code=trust_remote_code
-    ).eval()
+    load = {"trust_remote_code": trust_remote_code}
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **load).eval()
     sequences = sequences_of(tokenizer, model)
     found = []
     with torch.inference_mode():
@@ -212,28 +230,25 @@ def with_transformers(
             f"transformers {version} computes another model from {out.name}: log-probabilities differ by {mean:.3g} on "
             "average; report this"
         )
-    told = Figures("transformers", version, mean, largest, 0, 0).told()
+    composes, compared = False, ""
     if tokenizer is not None:
-        count = _same_tokens(
-            transformers.AutoTokenizer.from_pretrained(out, trust_remote_code=trust_remote_code), tokenizer
-        )
-        told += f"; tokens of {count[0]} lines and {count[1]} conversations are the same"
-    return told, ""
+        try:
+            reader = transformers.AutoTokenizer.from_pretrained(out, **load)
+        except (ValueError, OSError, ImportError) as error:  # one that needs code of its own, or a library
+            compared = f"; its tokenizer was not checked ({str(error).strip().splitlines()[0]})"
+        else:
+            composes, count = _same_tokens(f"transformers {version}", reader, tokenizer)
+            compared = f"; tokens of {len(_LINES)} lines and {count} conversations are the same"
+    return Figures("transformers", version, mean, largest, 0, 0, composes).told() + compared, ""
 
 
-def _same_tokens(theirs: Any, tokenizer: Tokenizer) -> tuple[int, int]:
-    """The lines and conversations that were compared. UserError if one has other tokens."""
-    texts = lines(200)
-    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
-        if theirs.encode(text, add_special_tokens=False) != ids:
-            raise UserError(f"transformers reads {text!r} as other tokens than we do; report this")
-    if own_template(tokenizer.files) is None:
-        return len(texts), 0
-    chat = Chat(tokenizer)
-    told = list(talks(chat.writes("system"), chat.writes("tool")))
-    for talk in told:
+def _same_tokens(name: str, theirs: Any, tokenizer: Tokenizer) -> tuple[bool, int]:
+    """As `_same_ids`, and how many conversations were compared. UserError if one has other tokens."""
+    found = [theirs.encode(text, add_special_tokens=False) for text in _LINES]
+    composes = _same_ids(name, tokenizer, [(text, False) for text in _LINES], found)
+    told = talks_of(tokenizer)
+    for talk, wanted in told:
         text = theirs.apply_chat_template(talk, tokenize=False, add_generation_prompt=True)
-        ids = theirs.encode(text, add_special_tokens=False)
-        if (text, ids) != (chat.text(talk, add_generation_prompt=True), chat.encode(talk, None, True)[0]):
-            raise UserError(f"transformers writes the conversation {talk} otherwise than we do; report this")
-    return len(texts), len(told)
+        if theirs.encode(text, add_special_tokens=False) != wanted:
+            raise UserError(f"{name} writes the conversation {talk} otherwise than we do; report this")
+    return composes, len(told)

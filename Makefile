@@ -1,10 +1,11 @@
 # make demo: set up, grow a model from the embedded schoolbook, chat with it.   make test: set up and run every test.
+# make test-engines: set up llama.cpp and vLLM in .venv-engines (20 minutes), and compare every family with them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-engines check bench clean
 
 demo: $(VENV)/.core
 	$(BIN)/mengya run recipes/quickstart.toml --out runs/quickstart
@@ -13,6 +14,10 @@ demo: $(VENV)/.core
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-engines: $(VENV)/.dev
+	$(BIN)/python bench/engines.py
+	$(BIN)/python -m pytest -q tests/test_export_gguf.py --engines .venv-engines/llama_cpp/bin/python
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -37,4 +42,4 @@ $(VENV)/.dev: $(VENV)/.core
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info
+	rm -rf $(VENV) .venv-engines build src/*.egg-info

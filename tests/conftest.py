@@ -18,6 +18,7 @@ import torch
 
 from mengya.data.documents import Document
 from mengya.data.rendering import write_documents
+from mengya.export.gate import python_of
 from mengya.model.native.config import ModelConfig
 from mengya.model.native.transformer import CausalLM
 from mengya.text.chat import Chat
@@ -85,6 +86,7 @@ heldout_bytes = 1000
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--engines", action="append", default=[], help="a Python that has llama_cpp or vllm")
     parser.addoption("--fuzz-inputs", default=150, type=int, help="files for each test of tests/data/test_fuzz.py")
     parser.addoption("--api-requests", default=200, type=int, help="requests of tests/serve/api/test_schema.py")
     parser.addoption("--fuzz-seed", default=0, type=int, help="the seed of tests/data/test_fuzz.py")
@@ -268,6 +270,15 @@ def small_disk(tmp_path) -> Iterator[Path]:
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def llama_python(request) -> str:
+    """A Python that has llama_cpp; without one, the test is skipped."""
+    found = python_of("llama_cpp", request.config.getoption("--engines"))
+    if found is None:
+        pytest.skip("llama_cpp is not installed: make test-engines, or pytest --engines PYTHON_THAT_HAS_IT")
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -42,7 +42,7 @@ def test_an_unfinished_training_and_its_checkpoints(unfinished, mengya):
     newest, finished = unfinished / "models" / "newest", unfinished / "run" / "pretrain"
     assert {path.name for path in newest.iterdir()} == {
         path.name for path in finished.iterdir() if path.name not in ("stage.json", "metrics.jsonl")
-    }
+    } | {"README.md"}
     assert (newest / "tokenizer.json").read_bytes() == (finished / "tokenizer.json").read_bytes()
     config, wanted = (json.loads((d / "config.json").read_text()) for d in (newest, finished))
     assert config | {"eos_token_id": wanted["eos_token_id"]} == wanted
@@ -79,6 +79,7 @@ def test_a_checkpoint_that_was_moved_has_no_tokenizer(unfinished, mengya):
     result = mengya("export", "moved", "out")
     assert result.code == 0 and "exporting without" in result.out
     assert {path.name for path in (unfinished / "out").iterdir()} == {
+        "README.md",
         "config.json",
         "generation_config.json",
         "model.safetensors",

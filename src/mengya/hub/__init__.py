@@ -1,5 +1,5 @@
 """Models from a hub in place of a path: "hf:owner/name" of Hugging Face's, "ms:owner/name" of ModelScope, each with
-"@revision" or without. What has been downloaded once is not downloaded again."""
+"@revision" or without. What has been downloaded once is not downloaded again. And models to a hub."""
 
 from pathlib import Path
 
@@ -29,6 +29,25 @@ def fetch(value: str) -> Path:
     if wanted.revision != found.name:
         say(f"{value} is revision {found.name}")
     return found
+
+
+def check_target(value: str) -> None:
+    """UserError if nothing can be pushed to the repository `value`, as far as this can be known beforehand."""
+    if not is_remote(value):
+        raise UserError(f"--push {value} names no hub; give hf:owner/name or ms:owner/name")
+    wanted = parse(value)
+    if wanted.revision is not None:
+        raise UserError(f"--push {value} names a revision; give {value.partition('@')[0]}: a commit is added to it")
+    _HUBS[value.partition(":")[0]].token(wanted)
+
+
+def push(directory: Path, value: str, public: bool, license: str | None = None) -> str:
+    """Upload the files of a directory into the repository "hf:owner/name" or "ms:owner/name", which is made, private
+    unless `public`, if there is none; its address. Files of other names that are there stay. UserError if it fails.
+
+    `license`: what a hub is told that asks for it beside the model card."""
+    check_target(value)
+    return _HUBS[value.partition(":")[0]].push(directory, parse(value), public, license)
 
 
 def located(value: str) -> Path:

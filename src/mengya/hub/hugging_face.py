@@ -38,6 +38,40 @@ def fetch(wanted: Wanted) -> Path:
         ) from error
 
 
+def token(wanted: Wanted) -> str:
+    """The key to write with. UserError without one."""
+    found = os.environ.get("HF_TOKEN")
+    if not found:
+        raise UserError(f"{wanted.value!r} needs a key that may write; set HF_TOKEN")
+    return found
+
+
+def push(directory: Path, wanted: Wanted, public: bool, license: str | None) -> str:
+    """See `hub.push`; the license is read from the model card."""
+    try:
+        from huggingface_hub import HfApi, errors
+    except ImportError as error:
+        raise UserError(f"{wanted.value!r} needs the client of the hub; pip install 'mengya[models]'") from error
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token(wanted))
+    try:
+        made = api.create_repo(wanted.name, private=not public, exist_ok=True)
+        api.upload_folder(repo_id=wanted.name, folder_path=directory, commit_message="Exported by Mengya")
+        return str(made)
+    except errors.HFValidationError as error:
+        raise UserError(f"{wanted.value!r} is not of the form hf:owner/name: {error}") from error
+    except (errors.HfHubHTTPError, OSError) as error:
+        response = getattr(error, "response", None)
+        if response is not None and response.status_code in (401, 403):
+            raise UserError(
+                f"HF_TOKEN may not write to {wanted.value!r}; make a key that may, or correct it"
+            ) from error
+        reason = next(iter(str(error.__cause__ or error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"{wanted.value!r} could not be uploaded ({reason}); the files are there: give them again with "
+            f"hf upload {wanted.name} DIRECTORY"
+        ) from error
+
+
 def name_of(path: Path) -> str | None:
     """What of `fetch` gives this directory, with its revision; None if it is none of its."""
     folder, snapshots, revision = path.parent.parent.name, path.parent.name, path.name

@@ -155,6 +155,46 @@ def _quiet() -> Iterator[None]:
         log.setLevel(level)
 
 
+def token(wanted: Wanted) -> str:
+    """The key to write with. UserError without one."""
+    found = os.environ.get("MODELSCOPE_API_TOKEN")
+    if not found:
+        raise UserError(f"{wanted.value!r} needs a key that may write; set MODELSCOPE_API_TOKEN")
+    return found
+
+
+def push(directory: Path, wanted: Wanted, public: bool, license: str | None) -> str:
+    """See `hub.push`."""
+    try:
+        from modelscope_hub import HubApi, errors
+    except ImportError as error:
+        raise UserError(f"{wanted.value!r} needs the client of ModelScope; pip install 'mengya[modelscope]'") from error
+    value, name = wanted.value, wanted.name
+    key = token(wanted)
+    try:
+        with _quiet():
+            api = HubApi(token=key)
+            if not api.repo_exists(name, "model"):  # uploading would make a public one, under Apache's license
+                visibility = "public" if public else "private"
+                api.create_repo(name, "model", visibility=visibility, license=license or "other")
+            # The cache of an interrupted upload would lie between the files, and be uploaded with them.
+            api.upload_folder(
+                name, "model", directory, commit_message="Exported by Mengya", use_cache=False, disable_tqdm=True
+            )
+            return f"{api.legacy.endpoint}/models/{name}"
+    except (errors.HubError, OSError) as error:
+        cause = _cause(error)
+        if isinstance(cause, (errors.AuthenticationError, errors.PermissionDeniedError)):
+            raise UserError(
+                f"MODELSCOPE_API_TOKEN may not write to {value!r}; make a key that may, or correct it"
+            ) from error
+        reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+        raise UserError(
+            f"{value!r} could not be uploaded ({reason}); the files are there: give them again with "
+            f"modelscope upload {name} DIRECTORY"
+        ) from error
+
+
 def name_of(path: Path) -> str | None:
     """What of `fetch` gives this directory, with its revision; None if it is none of its."""
     note = _read(path.parent.parent, path.name) if path.parent.name == "snapshots" else None

@@ -71,6 +71,16 @@ class Chat:
         encoding = self.tokenizer.encode_structure(text)
         return encoding.ids, _mask(encoding, spans)
 
+    def text(
+        self, messages: Sequence[Message], tools: Sequence[dict] | None = None, add_generation_prompt: bool = False
+    ) -> str:
+        """What `encode` encodes. UserError as there."""
+        return self._render(messages, tools, add_generation_prompt)[0]
+
+    def writes(self, role: str) -> bool:
+        """Whether the template takes turns of the role system or tool, and writes what they say."""
+        return self._writes(("leaf",), _TRIALS[role]) is True
+
     def _render(
         self, messages: Sequence[Message], tools: Sequence[dict] | None = None, add_generation_prompt: bool = False
     ) -> tuple[str, list[Span]]:
@@ -120,8 +130,7 @@ class Chat:
     @cached_property
     def _left_out(self) -> set[str]:
         """Roles whose turns the template drops without a word."""
-        trials = {"system": [_RESULT | {"role": "system"}, _TRIAL[0]], "tool": [*_TRIAL, _RESULT]}
-        return {role for role, messages in trials.items() if self._writes(("leaf",), messages) is False}
+        return {role for role, messages in _TRIALS.items() if self._writes(("leaf",), messages) is False}
 
     def _writes(self, words: Sequence[str], messages: list, tools: list | None = None) -> bool | None:
         """Whether the template writes `words`, which the messages hold; None if it refuses these."""
@@ -217,6 +226,8 @@ class Chat:
 
 _TRIAL: list[Message] = [{"role": "user", "content": "mengya"}, {"role": "assistant", "content": "sprout"}]
 _RESULT: Message = {"role": "tool", "content": "leaf"}
+_TRIALS = {"system": [_RESULT | {"role": "system"}, _TRIAL[0]], "tool": [*_TRIAL, _RESULT]}
+"""For each role that a template may leave out, a conversation in which it says "leaf"."""
 
 
 def _plain(message: Message) -> Message:

@@ -97,6 +97,12 @@ class _Generation(Extension):
         return nodes.Scope([mark, *body, mark]).set_lineno(line)
 
 
+def without_marks(source: str) -> str:
+    """The same template for readers that do not know `{% generation %}`."""
+    source = re.sub(r"\{%([-+]?)\s*generation\s*([-+]?)%\}", r"{%\1 if true \2%}", source)
+    return re.sub(r"\{%([-+]?)\s*endgeneration\s*([-+]?)%\}", r"{%\1 endif \2%}", source)
+
+
 def _raise_exception(message: str) -> None:
     raise jinja2.TemplateError(message)
 

@@ -130,6 +130,11 @@ class Tokenizer:
         """An encoding in which control tokens in the text stay control tokens. Apply `defuse` to what users wrote."""
         return self._structure.encode(text, add_special_tokens=False)
 
+    def pieces(self, text: str) -> list[str]:
+        """What text is cut into before anything is merged, as the vocabulary spells it."""
+        step = self._backend.pre_tokenizer
+        return [text] if step is None else [piece for piece, _ in step.pre_tokenize_str(text)]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text without control tokens; bytes that are not UTF-8 become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
@@ -139,6 +144,10 @@ class Tokenizer:
         text = self._control.sub(lambda match: _spaced(match[0]), text)
         # A normalizer may make a control token out of other characters, such as full-width ones.
         return self._broken(self._structure, text) if self._backend.normalizer else text
+
+    def content(self) -> dict[str, Any]:
+        """What tokenizer.json would hold with all that the other files add."""
+        return json.loads(self._backend.to_str())
 
     def save(self, directory: Path) -> None:
         """Write the files that the tokenizer came from, its chat template among them."""

@@ -59,22 +59,22 @@ class RotaryEmbedding:
         self._dim, self._theta = config.head_dim, config.rope_theta
         self._context = config.max_position_embeddings
         self._scaling = scaling = config.rope_scaling
-        self._amplitude = 1.0
+        self.amplitude = 1.0
         original = (scaling and scaling.original_max_position_embeddings) or self._context
         with torch.device("cpu"):  # real numbers even when the model around them is built on the meta device
-            self._frequencies = _frequencies(self._theta, self._dim)
+            self.frequencies = _frequencies(self._theta, self._dim)
             if scaling and scaling.rope_type == "linear":
-                self._frequencies = self._frequencies / scaling.factor
+                self.frequencies = self.frequencies / scaling.factor
             elif scaling and scaling.rope_type == "yarn":
-                self._frequencies, self._amplitude = _yarn(scaling, self._theta, self._dim, original)
+                self.frequencies, self.amplitude = _yarn(scaling, self._theta, self._dim, original)
             elif scaling and scaling.rope_type == "llama3":
-                self._frequencies = _llama3(scaling, self._theta, self._dim, original)
+                self.frequencies = _llama3(scaling, self._theta, self._dim, original)
 
     def __call__(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) positions -> float32 cos and sin, each (B, T, 1, head_dim / 2)."""
-        if self._frequencies.device != position_ids.device:
-            self._frequencies = self._frequencies.to(position_ids.device)
-        frequencies = self._frequencies
+        if self.frequencies.device != position_ids.device:
+            self.frequencies = self.frequencies.to(position_ids.device)
+        frequencies = self.frequencies
         if self._scaling and self._scaling.rope_type == "dynamic":  # the base grows with the length that is in use
             length = (position_ids.max() + 1).clamp(min=self._context)
             factor = self._scaling.factor
@@ -82,7 +82,7 @@ class RotaryEmbedding:
             exponent = torch.arange(0, self._dim, 2, dtype=torch.float32, device=position_ids.device) / self._dim
             frequencies = 1.0 / (self._theta * stretch) ** exponent
         angles = position_ids[..., None, None].float() * frequencies
-        return angles.cos() * self._amplitude, angles.sin() * self._amplitude
+        return angles.cos() * self.amplitude, angles.sin() * self.amplitude
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ import torch
 from mengya.errors import UserError
 from mengya.export import export, gate, gguf_file
 from mengya.export.sources import find
-from mengya.infer.request import Sampling
-from mengya.infer.session import generate
+from mengya.infer.engine import Engine
+from mengya.infer.generate import generate
+from mengya.infer.request import Request, Sampling
 from mengya.model import gguf
 from mengya.model.native.config import RopeScaling
 from mengya.text.chat import Chat, ends_of
@@ -308,6 +309,7 @@ def test_llama_cpp_stops_at_the_end_of_an_answer(tiny_model, tokenizer, tmp_path
     tokenizer.save(tmp_path / "model")
     result = written(tmp_path / "model", tmp_path / "out")
     prompts = gate.prompts_of(tokenizer, result.model)
-    sampling = Sampling(temperature=0.0, max_new_tokens=4)
-    assert prompts and generate(result.model, prompts, sampling, set(result.stops)) == [[] for _ in prompts]
+    requests = [Request(prompt=prompt, sampling=Sampling(temperature=0.0, max_new_tokens=4)) for prompt in prompts]
+    answers = generate(Engine(result.model, tokenizer, set(result.stops)), requests)
+    assert prompts and all(choice.tokens == () and choice.finish == "stop" for (choice,) in answers)
     assert compared(result, llama_python, 1e-3).same_answers == len(prompts)

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 
 from mengya.errors import UserError
-from mengya.infer.request import Sampling
-from mengya.infer.session import generate
+from mengya.infer.engine import Engine
+from mengya.infer.generate import generate
+from mengya.infer.request import Request, Sampling
 from mengya.metrics import format_count
 from mengya.model.language_model import LanguageModel
 from mengya.text.chat import Chat
@@ -85,6 +86,17 @@ def talks_of(tokenizer: Tokenizer | None) -> list[tuple[list[dict], list[int]]]:
     return [(talk, chat.encode(talk, add_generation_prompt=True)[0]) for talk in told]
 
 
+def _greedy(
+    model: LanguageModel, tokenizer: Tokenizer | None, prompts: Sequence[Sequence[int]], stops: Sequence[int]
+) -> list[list[int]]:
+    if tokenizer is None:
+        return []
+    sampling = Sampling(temperature=0.0, max_new_tokens=_ANSWER_TOKENS)
+    engine = Engine(model, tokenizer, set(stops), running=max(1, len(prompts)))
+    found = generate(engine, [Request(prompt=prompt, sampling=sampling) for prompt in prompts])
+    return [list(choice.tokens) for (choice,) in found]
+
+
 @torch.inference_mode()
 def ours(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
     """The log-probability of each token after the first."""
@@ -134,7 +146,7 @@ def compare(
     for (talk, wanted), ids in zip(told, answer["rendered"], strict=True):
         if ids != wanted:
             raise UserError(f"{name} writes the conversation {talk} otherwise than we do; report this")
-    greedy = generate(model, prompts, Sampling(temperature=0.0, max_new_tokens=_ANSWER_TOKENS), set(stops))
+    greedy = _greedy(model, tokenizer, prompts, stops)
     found = [[token for token in ids if token not in stops] for ids in answer["answers"]]
     same = sum(a == b for a, b in zip(greedy, found, strict=True))
     return Figures(engine, answer["version"], mean, largest, same, len(prompts), composes)

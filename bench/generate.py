@@ -1,17 +1,19 @@
 """Generation speed: our engine, transformers' `generate` and, where it is built, llama.cpp, with the 26M model.
 
-    python bench/generate.py [--minutes 3] [--peers transformers,llama.cpp]
+    python bench/generate.py [--minutes 3] [--llama-python PYTHON]
 
 One stream, and 16 requests of mixed length at once; greedy, every answer has the same number of tokens and none ends
-early. Each contestant has a process of its own, and all take turns; ratios are formed within a round, and the
-median of the rounds counts. transformers takes part in float32 and in bfloat16, and the faster one counts; its batch is
-padded, as its users do it. Ours computes in float32 over weights as they are, rounded to bfloat16, and in 8 bits. The
-last line is JSON: ratio_1 and ratio_16 are tokens a second against transformers' best, first_16 our time to the last of
-the first tokens, as a share of transformers' time to them.
+early. Each contestant has a process of its own, and all take turns; ratios are formed within a round, and the median of
+the rounds counts. transformers takes part in float32 and in bfloat16, and the faster one counts; its batch is padded, as
+its users do it. llama.cpp takes part, in float32 and in 8 bits, where a Python that has it is named. Ours computes in
+float32 over weights as they are, rounded to bfloat16, and in 8 bits. The last line is JSON: ratio_1 and ratio_16 are
+tokens a second against transformers' best, first_16 our time to the last of the first tokens, as a share of its time to
+them; llama_cpp_ratio_1 and _16 against llama.cpp, 8 bits against 8 bits in those that end with _int8.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -38,30 +40,32 @@ def prompts_of(streams: int) -> list[list[int]]:
     return rows[3:4] if streams == 1 else rows
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, llama_python: str | None) -> None:
+    """The model with a tokenizer of the embedded schoolbook; and for llama.cpp in float32 and in 8 bits."""
     import torch
 
+    from mengya.data.schoolbook import prose, tables
+    from mengya.export import export
     from mengya.model.native.config import ModelConfig
     from mengya.model.native.transformer import CausalLM
+    from mengya.text.tokenizer import train_tokenizer
 
     model = CausalLM(ModelConfig(**SHAPE))
     model.initialize(torch.Generator().manual_seed(0))
-    model.save(folder, eos_token_id=0, pad_token_id=0)
-
-
-class Numbers:
-    """Stands for a tokenizer: a token's text is a character."""
-
-    is_byte_level, vocab_size, control_ids = True, SHAPE["vocab_size"], {}
-    token_bytes = tuple(chr(33 + i % 90).encode() for i in range(vocab_size))
+    model.save(folder / "model", eos_token_id=0, pad_token_id=0)
+    train_tokenizer(prose.documents(tables.load(), 0), SHAPE["vocab_size"], 9).save(folder / "model")
+    for kind in ("f32", "q8_0") if llama_python else ():
+        export(folder / "model", folder / kind, None, gguf=True, quantize=kind)
 
 
 def ours(folder: Path, weights: str) -> Turn:
     from mengya.infer.engine import Engine
     from mengya.infer.request import Request, Sampling
     from mengya.model.load import load_model
+    from mengya.text.tokenizer import Tokenizer
 
-    engine = Engine(load_model(folder), Numbers(), {0}, weights=weights, running=16)
+    tokenizer = Tokenizer.load(folder / "model")
+    engine = Engine(load_model(folder / "model"), tokenizer, {0}, weights=weights, running=16)
     sampling = Sampling(temperature=0, max_new_tokens=ANSWER)
 
     def turn(streams: int) -> tuple[float, float]:
@@ -87,7 +91,7 @@ def transformers(folder: Path, dtype: str) -> Turn:
     import torch
     import transformers as library
 
-    model = library.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    model = library.AutoModelForCausalLM.from_pretrained(folder / "model", dtype=getattr(torch, dtype)).eval()
 
     class First(library.LogitsProcessor):
         """Notes when the first tokens are there to be chosen."""
@@ -121,6 +125,7 @@ CONTESTANTS = {
     "transformers float32": (transformers, "float32"),
     "transformers bfloat16": (transformers, "bfloat16"),
 }
+LLAMA_CPP = {"llama.cpp float32": "f32", "llama.cpp 8 bits": "q8_0"}
 
 
 def serve(name: str, folder: Path) -> None:
@@ -135,11 +140,12 @@ def serve(name: str, folder: Path) -> None:
 
 
 class Worker:
-    def __init__(self, name: str, folder: Path):
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, "--serve", name, "--folder", str(folder)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+    """A contestant's process."""
+
+    def __init__(self, command: list[str], line: Callable[[int], str]):
+        """`line`: what it is told for so many streams."""
+        self._line = line
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._answer() == "ready"
 
     def _answer(self) -> str:
@@ -149,13 +155,26 @@ class Worker:
         return line.strip()
 
     def turn(self, streams: int) -> list[float]:
-        self._process.stdin.write(f"{streams}\n")
+        self._process.stdin.write(self._line(streams) + "\n")
         self._process.stdin.flush()
         return json.loads(self._answer())
 
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
+
+
+def workers_of(folder: Path, llama_python: str | None) -> Iterator[tuple[str, Worker]]:
+    for name in CONTESTANTS:
+        yield name, Worker([sys.executable, __file__, "--serve", name, "--folder", str(folder)], str)
+    for name, kind in LLAMA_CPP.items() if llama_python else ():
+        (file,) = (folder / kind).glob("*.gguf")
+        script = Path(__file__).with_name("llama_streams.py")
+        command = [llama_python or "", str(script), str(file), str(os.cpu_count())]
+        worker = Worker(command, lambda streams: json.dumps([prompts_of(streams), ANSWER]))
+        for streams in STREAMS:
+            worker.turn(streams)
+        yield name, worker
 
 
 def rounds_of(workers: dict[str, Worker], seconds: float) -> Iterator[dict[tuple[str, int], list[float]]]:
@@ -171,17 +190,18 @@ def rounds_of(workers: dict[str, Worker], seconds: float) -> Iterator[dict[tuple
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--llama-python", help="a Python that has llama_cpp")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
         return serve(args.serve, args.folder)
     with tempfile.TemporaryDirectory() as made:
-        prepare(Path(made))
-        workers = {}
+        prepare(Path(made), args.llama_python)
+        workers: dict[str, Worker] = {}
         try:
-            for name in CONTESTANTS:
-                workers[name] = Worker(name, Path(made))
+            for name, worker in workers_of(Path(made), args.llama_python):
+                workers[name] = worker
             rounds = list(rounds_of(workers, args.minutes * 60))
         finally:
             for worker in workers.values():
@@ -191,7 +211,7 @@ def main() -> None:
 
 def report(rounds: list[dict[tuple[str, int], list[float]]]) -> None:
     seconds, first = ({key: statistics.median(r[key][i] for r in rounds) for key in rounds[0]} for i in range(2))
-    for name in CONTESTANTS:
+    for name in dict.fromkeys(name for name, _ in seconds):
         speeds = " ".join(f"{streams * ANSWER / seconds[name, streams]:8,.0f}" for streams in STREAMS)
         firsts = " ".join(f"{first[name, streams]:6.3f}" for streams in STREAMS)
         print(f"{name:28} tokens/s {speeds}   first token after {firsts} s")
@@ -206,6 +226,13 @@ def report(rounds: list[dict[tuple[str, int], list[float]]]) -> None:
         for streams in STREAMS:
             ratios = [r[best[streams], streams][0] / r[name, streams][0] for r in rounds]
             found[f"ratio_{streams}{suffix}"] = round(statistics.median(ratios), 2)
+    for name, peer, suffix in (
+        ("ours", "llama.cpp float32", ""),
+        ("ours, weights in 8 bits", "llama.cpp 8 bits", "_int8"),
+    ):
+        for streams in STREAMS if (peer, 1) in seconds else ():
+            ratios = [r[peer, streams][0] / r[name, streams][0] for r in rounds]
+            found[f"llama_cpp_ratio_{streams}{suffix}"] = round(statistics.median(ratios), 2)
     firsts = statistics.median(r["ours", 16][1] / r[best[16], 16][1] for r in rounds)
     print(json.dumps(found | {"first_16": round(firsts, 2), "rounds": len(rounds), "features": features()}))
 

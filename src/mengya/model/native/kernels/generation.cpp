@@ -12,6 +12,8 @@
 #include <sched.h>
 
 #include <atomic>
+#include <type_traits>
+#include <vector>
 
 #include "vectors.h"
 
@@ -25,6 +27,7 @@ constexpr int kHeads = 4;   // that read the same keys together
 constexpr int kRows = 6, kHeads = 2;
 #endif
 
+constexpr int kPartsToWiden = 2;  // a panel that is read more often is taken apart once
 constexpr int kAhead = 2048;  // bytes that are fetched before they are needed
 
 enum Kind : int64_t { kFloat, kBfloat, kInt8 };
@@ -155,6 +158,22 @@ inline Vec silu(Vec x) { return x / (1.0f + exp2(smaller(x * -kLog2e, all(126.0f
 
 enum Mode { kPut, kAdd, kGate };  // what becomes of a result y in its place: y, place + y, silu(place) * y
 
+thread_local std::vector<float> wide_panel;
+
+// A panel in float32, if many rows will read it: the same numbers, without taking them apart again and again.
+template <class W>
+const float* widened(const typename W::Entry* w, int64_t depth) {
+    wide_panel.resize(std::max<size_t>(wide_panel.size(), depth * kPanel));
+    float* to = wide_panel.data();
+    for (int64_t k = 0; k < depth; k += W::kStep)
+        for (int j = 0; j < 2; j++) {
+            Vec entries[W::kStep];
+            W::read(w + k / W::kStep * kPanel + j * kLanes, entries);
+            for (int step = 0; step < W::kStep; step++) store(to + (k + step) * kPanel + j * kLanes, entries[step]);
+        }
+    return to;
+}
+
 template <class W>
 void product(const Matrix& a, const float* x, int64_t x_row, int64_t rows, Range panels, float* out, int64_t out_row,
              Mode mode) {
@@ -166,6 +185,9 @@ void product(const Matrix& a, const float* x, int64_t x_row, int64_t rows, Range
     for (int64_t p = panels.begin; p < panels.end;) {
         const int64_t together = p + joined <= panels.end ? joined : 1, most = kRows / together;
         const int64_t parts = (rows + most - 1) / most;
+        const float* wide = nullptr;
+        if constexpr (!std::is_same_v<W, Floats>)
+            if (parts > kPartsToWiden) wide = widened<W>(weight + p * panel, a.depth);
         for (int64_t part = 0; part < parts; part++) {
             const Range rest = share(rows, part, parts);
             const int64_t count = rest.end - rest.begin;
@@ -176,6 +198,8 @@ void product(const Matrix& a, const float* x, int64_t x_row, int64_t rows, Range
                 tile_of<W, 4, 1>(count, from, x_row, weight + p * panel, panel, a.depth, ahead, sums);
             else if (together == 2)
                 tile_of<W, 2>(count, from, x_row, weight + p * panel, panel, a.depth, ahead, sums);
+            else if (wide)
+                tile_of<Floats, 1>(count, from, x_row, wide, a.depth * kPanel, a.depth, 0, sums);
             else
                 tile_of<W, 1>(count, from, x_row, weight + p * panel, panel, a.depth, ahead, sums);
             for (int64_t i = 0; i < count; i++)

@@ -66,6 +66,19 @@ def test_heavy_libraries_are_not_imported_at_the_top():
             assert not heavy & {name.split(".")[0] for name in names}, path
 
 
+def test_what_serves_http_is_imported_by_the_server_alone():
+    """The extra `serve` is not needed for anything else; commands/serve.py imports serve/api when it runs."""
+    web = {"fastapi", "starlette", "uvicorn", "h11", "prometheus_client"}
+    for path in FILES:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        inside = (SOURCE / "serve" / "api") in path.parents
+        for node in ast.walk(tree) if not inside else ():
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            assert not web & {name.split(".")[0] for name in names}, path
+            assert not (node in tree.body and any("serve.api" in name for name in names)), path
+
+
 def test_a_file_is_read_in_a_sitting():
     assert [path for path in FILES if len(path.read_text(encoding="utf-8").splitlines()) > 400] == []
 

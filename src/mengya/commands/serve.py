@@ -69,7 +69,6 @@ def run(config: Config) -> None:
     missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f'serving needs {", ".join(missing)}; install it: pip install "mengya[serve]"')
-    from mengya.infer.backends.opening import open_backend
     from mengya.infer.request import Sampling
     from mengya.metrics import say
     from mengya.serve.api.keys import Keys
@@ -89,20 +88,7 @@ def run(config: Config) -> None:
     local = _is_local(config.host)
     with contextlib.ExitStack() as stack:
         bound = stack.enter_context(listen(config.host, config.port))  # before models are loaded, which takes a while
-        models: dict[str, Backend] = {}
-        sources: dict[str, str] = {}
-        for given in config.models:
-            name, source = named(given)
-            backend = open_backend(
-                source, backend=config.backend, name=name, weights=config.weights, running=config.running,
-                tokens=config.cache_tokens, trust_remote_code=config.trust_remote_code,
-            )  # fmt: skip
-            stack.callback(backend.close)
-            name = backend.name
-            if name in models:
-                raise UserError(f"two models are named {name}; name one of them otherwise: other={source}")
-            models[name] = backend
-            sources |= {path: name for path in (str(Path(source).resolve()), source) if os.sep in path}
+        models, sources = _opened(config, stack)
         settings = Settings(
             models=models,
             limits=limits,
@@ -122,6 +108,27 @@ def run(config: Config) -> None:
         host = f"[{config.host}]" if ":" in config.host else config.host
         say(f"{', '.join(models)}: http://{host}:{bound.getsockname()[1]}/v1  ·  Ctrl-C 停止 stops")
         serve(settings, bound)
+
+
+def _opened(config: Config, stack: contextlib.ExitStack) -> tuple[dict[str, "Backend"], dict[str, str]]:
+    """Backends by name, closed with the stack; and the names by path."""
+    from mengya.infer.backends.opening import open_backend
+
+    models: dict[str, Backend] = {}
+    sources: dict[str, str] = {}
+    for given in config.models:
+        name, source = named(given)
+        backend = open_backend(
+            source, backend=config.backend, name=name, weights=config.weights, running=config.running,
+            tokens=config.cache_tokens, trust_remote_code=config.trust_remote_code,
+        )  # fmt: skip
+        stack.callback(backend.close)
+        name = backend.name
+        if name in models:
+            raise UserError(f"two models are named {name}; name one of them otherwise: other={source}")
+        models[name] = backend
+        sources |= {path: name for path in (str(Path(source).resolve()), source) if os.sep in path}
+    return models, sources
 
 
 def _check(config: Config) -> None:

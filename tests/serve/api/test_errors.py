@@ -1,6 +1,7 @@
 """Whatever is not a success says so in OpenAI's shape; nothing that a client sends is a fault of the server."""
 
 import json
+import time
 
 import httpx
 import pytest
@@ -121,6 +122,15 @@ def test_an_answer_that_takes_too_long(serving):
     assert answer.status_code == 504 and error_of(answer)["code"] == "timeout"
     assert live.events()[-1]["error"]["code"] == "timeout"
     soon(lambda: live.backend.cancels == 2)
+
+
+def test_a_request_whose_preparation_takes_too_long(serving):
+    live = serving(limits={"answer_seconds": 0.2, "open_answers": 1})
+    live.backend.refuse = lambda request: time.sleep(0.6)
+    assert live.chat().status_code == 504
+    live.backend.refuse = lambda request: None
+    soon(lambda: live.chat().status_code == 200)
+    assert live.backend.free_blocks == 64
 
 
 def test_a_stream_ends_after_an_error_so_that_clients_do_too(serving):

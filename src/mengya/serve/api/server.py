@@ -67,7 +67,7 @@ def make_server(settings: Settings) -> Server:
     limits = settings.limits
     config = uvicorn.Config(
         create_app(settings),
-        http=_protocol(limits),
+        http=type("Protocol", (_Protocol,), {"limits": limits}),  # uvicorn makes one for each connection
         loop="asyncio",
         ws="none",
         lifespan="off",
@@ -91,54 +91,52 @@ def serve(settings: Settings, bound: socket.socket) -> None:
     make_server(settings).run([bound])
 
 
-def _protocol(limits: Limits) -> type[H11Protocol]:
-    class Protocol(H11Protocol):
-        """Drops connections whose request does not come, or whose client does not read; tells errors in our shape."""
+class _Protocol(H11Protocol):
+    """Drops connections whose request does not come, or whose client does not read; tells errors in our shape."""
 
-        _waiting: asyncio.TimerHandle | None = None
-        _stuck: asyncio.TimerHandle | None = None
+    limits: Limits
+    _waiting: asyncio.TimerHandle | None = None
+    _stuck: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._waiting = self.loop.call_later(limits.head_seconds, transport.abort)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._waiting = self.loop.call_later(self.limits.head_seconds, transport.abort)
 
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            incomplete = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
-            if not incomplete and self._waiting:
-                self._waiting.cancel()
-                self._waiting = None
-            elif incomplete and not self._waiting:
-                self._waiting = self.loop.call_later(limits.head_seconds, self.transport.abort)
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        incomplete = self.conn.their_state is h11.IDLE and not self.transport.is_closing()
+        if not incomplete and self._waiting:
+            self._waiting.cancel()
+            self._waiting = None
+        elif incomplete and not self._waiting:
+            self._waiting = self.loop.call_later(self.limits.head_seconds, self.transport.abort)
 
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._stuck = self.loop.call_later(limits.write_seconds, self.transport.abort)
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck = self.loop.call_later(self.limits.write_seconds, self.transport.abort)
 
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            if self._stuck:
-                self._stuck.cancel()
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stuck:
+            self._stuck.cancel()
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            for timer in (self._waiting, self._stuck):
-                if timer:
-                    timer.cancel()
-            super().connection_lost(exc)
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._waiting, self._stuck):
+            if timer:
+                timer.cancel()
+        super().connection_lost(exc)
 
-        def send_400_response(self, msg: str) -> None:
-            body = to_json(ApiError(400, msg, code="invalid_http").body)
-            headers = [
-                ("content-type", "application/json"),
-                ("content-length", str(len(body))),
-                ("connection", "close"),
-            ]
-            for event in (
-                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
-                h11.Data(data=body),
-                h11.EndOfMessage(),
-            ):
-                self.transport.write(self.conn.send(event) or b"")
-            self.transport.close()
-
-    return Protocol
+    def send_400_response(self, msg: str) -> None:
+        body = to_json(ApiError(400, msg, code="invalid_http").body)
+        headers = [
+            ("content-type", "application/json"),
+            ("content-length", str(len(body))),
+            ("connection", "close"),
+        ]
+        for event in (
+            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()

@@ -87,16 +87,19 @@ class Work:
         self._open = dict.fromkeys(range(len(makers)), choices)
         number = -1
         try:
-            for number, make in enumerate(makers):
-                future = self._shop.submit(partial(self._submit, number, make))
-                future.add_done_callback(partial(self._submitted, number))
-                await asyncio.wrap_future(future)
+            async with asyncio.timeout_at(self._deadline):
+                for number, make in enumerate(makers):
+                    future = self._shop.submit(partial(self._submit, number, make))
+                    future.add_done_callback(partial(self._submitted, number))
+                    await asyncio.wrap_future(future)
         except BaseException as error:  # also if the client leaves meanwhile
             self.cancel()
             for later in range(number + 1, len(makers)):
                 self._close(later)
             if isinstance(error, UserError):
                 raise from_user_error(error, self._param, self._shop.sources) from error
+            if isinstance(error, TimeoutError):
+                raise too_slow(self._shop.seconds) from None
             raise
 
     def _submit(self, number: int, make: Callable[[], Request]) -> None:
@@ -145,7 +148,7 @@ class Work:
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
         """(number of the request, piece) until all answers are finished. ApiError if one breaks off: 500 for a fault of
         the backend, 503 if it closes, 504 if the time is over."""
-        while self._left:
+        while self._left > 0:
             try:
                 async with asyncio.timeout_at(self._deadline):
                     number, piece = await self._queue.get()

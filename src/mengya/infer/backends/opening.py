@@ -1,7 +1,8 @@
 """From what a user names (a directory, a file, an address) to a backend; which one is chosen here and nowhere else."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -9,6 +10,7 @@ from mengya.errors import UserError
 from mengya.infer.backends import Backend
 from mengya.infer.backends.kinds import Kind
 from mengya.infer.backends.local import Local
+from mengya.infer.backends.openai import Remote
 from mengya.infer.engine import RUNNING
 from mengya.model.adapters import is_adapter
 from mengya.model.load import load_merged, load_model
@@ -36,13 +38,20 @@ def open_backend(
     running: int = RUNNING,
     tokens: int | None = None,
     trust_remote_code: bool = False,
+    vllm_options: Mapping[str, Any] | None = None,
 ) -> Backend:
     """`name`: what it is called; left out, the last part of the source. `adapter`: the directory of one, which goes
-    into the model of the source. Others: see `Local`. UserError if there is no such model, or it cannot be used so."""
+    into the model of the source. `vllm_options`: of vLLM's engine, by its own names, such as tensor_parallel_size.
+    Others: see `Local`. UserError if there is no such model, or it cannot be used so."""
     kind = kind_of(source, backend)
-    if kind not in ("auto", "native", "transformers"):
+    if vllm_options and kind != "vllm":
+        raise UserError(f"{', '.join(vllm_options)}: only vLLM has such options; name it as the backend")
+    if kind == "openai" or kind == "llama.cpp" or kind == "vllm":
         if adapter is not None or int8:
-            raise UserError(f"adapters and int8 are for model directories; {source} is opened by {kind}")
+            what = "an address" if kind == "openai" else source  # an address may hold a key
+            raise UserError(f"adapters and int8 are for model directories; {what} is opened by {kind}")
+        if kind == "openai":
+            return Remote(source, name=name)
         raise UserError(f"{kind} is not supported yet")
     return open_local(
         Path(source), implementation=kind, adapter=adapter, name=name, int8=int8, running=running, tokens=tokens,

@@ -13,9 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mengya.errors import UserError
 from mengya.infer.blocks import BlockPool
-from mengya.infer.request import Finish, LogProb, Piece, Request, TooLong, Usage
+from mengya.infer.request import Finish, LogProb, Piece, Request, Usage, check_tokens
 from mengya.infer.sampling import Drawer, Drawn, draw, score
 from mengya.infer.stream import Answer, named
 from mengya.model.language_model import LanguageModel, Span
@@ -123,18 +122,7 @@ class Engine:
     def add(self, request: Request, prompt: Sequence[int], deliver: Callable[[Piece], None]) -> Job:
         """Answer token ids in the steps to come. `deliver` gets the pieces, each choice ending with one that has a
         `finish`. UserError if the prompt cannot be answered: `TooLong` if it leaves no room for an answer."""
-        if not prompt:
-            raise UserError("the prompt is empty; give at least one token")
-        unknown = next((t for t in (*prompt, *request.logit_bias, *request.stop_ids) if not self._is_token(t)), None)
-        if unknown is not None:
-            raise UserError(f"token {unknown} is not in the vocabulary; use 0 to {self._limit - 1}")
-        if len(prompt) >= self._context:
-            raise TooLong(
-                f"the prompt has {len(prompt)} tokens, which leave no room for an answer in the context of "
-                f"{self._context}; shorten it",
-                len(prompt),
-                self._context,
-            )
+        check_tokens(request, prompt, self._context, self._limit)
         job = Job(request, prompt, deliver)
         self._incoming.append(job)
         return job
@@ -143,9 +131,6 @@ class Engine:
     def _limit(self) -> int:
         """Entries of the vocabulary that have a token; a model may have more rows."""
         return min(self._vocab_size, self._tokenizer.vocab_size)
-
-    def _is_token(self, token: int) -> bool:
-        return 0 <= token < self._limit
 
     @property
     def busy(self) -> bool:

@@ -9,6 +9,7 @@ import torch
 from mengya.errors import UserError
 from mengya.infer.backends import Backend
 from mengya.infer.backends.kinds import Kind
+from mengya.infer.backends.llama_cpp import LlamaCpp
 from mengya.infer.backends.local import Local
 from mengya.infer.backends.openai import Remote
 from mengya.infer.engine import RUNNING
@@ -52,6 +53,8 @@ def open_backend(
             raise UserError(f"adapters and int8 are for model directories; {what} is opened by {kind}")
         if kind == "openai":
             return Remote(source, name=name)
+        if kind == "llama.cpp":
+            return LlamaCpp(Path(source), name=name, tokens=tokens)
         raise UserError(f"{kind} is not supported yet")
     return open_local(
         Path(source), implementation=kind, adapter=adapter, name=name, int8=int8, running=running, tokens=tokens,

@@ -16,7 +16,7 @@ from torch import Tensor
 from mengya.infer.blocks import BlockPool
 from mengya.infer.request import Finish, LogProb, Piece, Request, Usage, check_tokens
 from mengya.infer.sampling import Drawer, Drawn, draw, score
-from mengya.infer.stream import Answer, named
+from mengya.infer.stream import Answer, joined, named
 from mengya.model.language_model import LanguageModel, Span
 from mengya.runtime import free_memory
 from mengya.text.tokenizer import Tokenizer
@@ -302,9 +302,7 @@ class Engine:
         sequence.finished = True
         last = sequence.answer.flush()
         if said is not None:
-            last = last._replace(
-                text=said.text + last.text, tokens=said.tokens + last.tokens, logprobs=said.logprobs + last.logprobs
-            )
+            last = joined(said, last)
         usage = Usage(sequence.size, len(sequence.tokens) - sequence.size, sequence.cached)
         self._deliver(sequence, last._replace(finish=how, usage=usage, error=error))
 

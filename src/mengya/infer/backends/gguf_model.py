@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,8 +19,8 @@ CONTEXT = 8192
 """Tokens, unless it is said otherwise: keys and values of all that a large model could take fill a machine."""
 _BATCH = 512
 """Tokens computed at a time: what a cancellation waits for."""
-_ERROR = 3
-"""The level of llama.cpp's log."""
+_ERROR = 4
+"""The level in llama.cpp's log (ggml.h)."""
 
 
 class GgufModel:
@@ -33,7 +32,7 @@ class GgufModel:
         if not path.is_file():
             raise UserError(f"{path} is not there; give a .gguf file")
         self._library, self._errors = _library()
-        self._errors.lines.clear()
+        self._errors.first = ""
         self._context: Any = None
         parameters = self._library.llama_model_default_params()
         parameters.n_gpu_layers = 0x7FFFFFFF  # all of them, where it was built for a GPU
@@ -113,19 +112,20 @@ class GgufModel:
         return context
 
     def _refused(self, path: Path) -> UserError:
-        reason = "; ".join(dict.fromkeys(self._errors.lines)) or "no reason given"
+        reason = self._errors.first or "no reason given"
         return UserError(f"llama.cpp cannot use {path} ({reason}); copy or convert the model again, or give another")
 
 
 class _Errors:
-    """What llama.cpp logs of errors, the last few; nothing of it is printed."""
+    """Takes llama.cpp's log, of which nothing is printed."""
 
     def __init__(self, library: Any):
-        self.lines: deque[str] = deque(maxlen=4)
+        self.first = ""
+        """The first error since this was emptied; those behind it only say what came of it."""
 
         def take(level: int, text: bytes, _: object) -> None:
-            if level == _ERROR:
-                self.lines.append(" ".join(text.decode(errors="replace").split()))
+            if level == _ERROR and not self.first:
+                self.first = " ".join(text.decode(errors="replace").partition(": ")[2].split())
 
         self._callback = library.llama_log_callback(take)  # must live as long as the library may call it
         library.llama_log_set(self._callback, None)

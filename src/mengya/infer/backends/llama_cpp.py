@@ -1,7 +1,8 @@
 """A GGUF file as a backend: llama.cpp computes the logits, all else is done as in our engine."""
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -13,7 +14,7 @@ from mengya.infer.backends.gguf_model import GgufModel
 from mengya.infer.backends.tasks import Choices
 from mengya.infer.request import Conversation, Finish, LogProb, Piece, Prompt, Request, Usage, check_tokens
 from mengya.infer.sampling import Drawer, draw, score
-from mengya.infer.stream import Answer, named
+from mengya.infer.stream import Answer, joined, named
 from mengya.text.chat import Chat
 from mengya.text.template import own_template
 
@@ -39,20 +40,20 @@ class LlamaCpp:
         self._thread.start()
 
     def submit(self, request: Request, deliver: Deliver) -> "_Job":
-        prompt = self._encode(request.prompt)
-        check_tokens(request, prompt, self.context, self.tokenizer.vocab_size)
-        job = _Job(request, prompt, deliver)
-        with self._lock:
-            if self._closed:
-                raise UserError("the model is being closed; ask again later")
+        with self._open():
+            prompt = self._encode(request.prompt)
+            check_tokens(request, prompt, self.context, self.tokenizer.vocab_size)
+            job = _Job(request, prompt, deliver)
             self._jobs.put(job)
         return job
 
     def count(self, prompt: Prompt) -> int:
-        return len(self._encode(prompt))
+        with self._open():
+            return len(self._encode(prompt))
 
     def tokenize(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text)
+        with self._open():
+            return self.tokenizer.encode(text)
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         raise UserError(f"{self.name} is a GGUF file, which is only asked for answers; use a model directory")
@@ -68,6 +69,14 @@ class LlamaCpp:
             self._jobs.put(None)
         self._thread.join()
         self._model.close()
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        """The vocabulary may be used: it goes with the model, and a use after that would end the process."""
+        with self._lock:
+            if self._closed:
+                raise UserError("the model is being closed; ask again later")
+            yield
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str | Conversation):
@@ -117,13 +126,13 @@ class LlamaCpp:
                 break
             tokens.append(drawn.token)
             if drawn.token not in ends:
-                said = _joined(said, answer.push(drawn.token, drawn.scored))
+                said = joined(said, answer.push(drawn.token, drawn.scored))
             how = _finish(drawn.token in ends or answer.stopped, len(tokens) - job.prompt_tokens == most)
             if how is None and (said.text or said.prompt_logprobs):
                 choices.put(said)
                 said = Piece(choice, "")
         usage = Usage(job.prompt_tokens, len(tokens) - job.prompt_tokens, cached)
-        choices.put(_joined(said, answer.flush())._replace(finish=how, usage=usage, error=error))
+        choices.put(joined(said, answer.flush())._replace(finish=how, usage=usage, error=error))
 
     def _prompt_scores(self, job: "_Job") -> tuple[LogProb, ...]:
         """Token by token: llama.cpp gives the logits of the last one only."""
@@ -154,9 +163,3 @@ class _Job:
 
 def _finish(ended: bool, full: bool) -> Finish | None:
     return "stop" if ended else "length" if full else None
-
-
-def _joined(first: Piece, second: Piece) -> Piece:
-    return first._replace(
-        text=first.text + second.text, tokens=first.tokens + second.tokens, logprobs=first.logprobs + second.logprobs
-    )

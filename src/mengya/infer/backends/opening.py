@@ -1,6 +1,7 @@
 """From what a user names (a directory, a file, an address) to a backend; which one is chosen here and nowhere else."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from mengya.infer.backends.kinds import Kind
 from mengya.infer.backends.llama_cpp import LlamaCpp
 from mengya.infer.backends.local import Local
 from mengya.infer.backends.openai import Remote
+from mengya.infer.backends.vllm import Vllm
 from mengya.infer.engine import RUNNING
 from mengya.model.adapters import is_adapter
 from mengya.model.load import load_merged, load_model
@@ -27,6 +29,20 @@ def kind_of(source: str, wanted: Kind = "auto") -> Kind:
     if source.startswith(("http://", "https://")):
         return "openai"
     return "llama.cpp" if source.endswith(".gguf") else "auto"
+
+
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE each, with JSON as the value, or a text. UserError if there is no "="."""
+    found: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not (key and equals):
+            raise UserError(f"--options {option} is not KEY=VALUE, such as tensor_parallel_size=2")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 def open_backend(
@@ -55,7 +71,7 @@ def open_backend(
             return Remote(source, name=name)
         if kind == "llama.cpp":
             return LlamaCpp(Path(source), name=name, tokens=tokens)
-        raise UserError(f"{kind} is not supported yet")
+        return Vllm(Path(source), name=name, trust_remote_code=trust_remote_code, options=vllm_options)
     return open_local(
         Path(source), implementation=kind, adapter=adapter, name=name, int8=int8, running=running, tokens=tokens,
         trust_remote_code=trust_remote_code,

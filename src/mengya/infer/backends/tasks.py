@@ -20,21 +20,23 @@ class Choices:
     """The open choices of a request: each ends once, whatever its engine says or leaves out."""
 
     def __init__(self, n: int, deliver: Deliver, prompt_tokens: int = 0):
-        self._open = set(range(n))
+        self._open = dict.fromkeys(range(n), 0)
+        """Choice -> tokens that were delivered."""
         self._deliver = deliver
         self._prompt_tokens = prompt_tokens
 
     def put(self, piece: Piece) -> None:
         """Deliver it; nothing follows the last piece of a choice."""
         if piece.choice in self._open:
+            self._open[piece.choice] += len(piece.tokens)
             if piece.finish is not None:
-                self._open.remove(piece.choice)
+                del self._open[piece.choice]
             self._deliver(piece)
 
     def end(self, finish: Finish, error: str | None = None) -> None:
         """Finish those that are open still."""
-        for choice in sorted(self._open):
-            self.put(Piece(choice, "", finish=finish, usage=Usage(self._prompt_tokens, 0), error=error))
+        for choice, tokens in list(self._open.items()):
+            self.put(Piece(choice, "", finish=finish, usage=Usage(self._prompt_tokens, tokens), error=error))
 
 
 class Tasks:

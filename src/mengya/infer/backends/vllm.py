@@ -81,7 +81,8 @@ class Vllm:
 
     def close(self) -> None:
         async def shut_down() -> None:
-            self._engine.shutdown()
+            engine, self._engine = self._engine, None  # it must not live until modules are gone, which it would use
+            engine.shutdown()
 
         self._tasks.close(shut_down)
 

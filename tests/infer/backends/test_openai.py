@@ -263,11 +263,25 @@ def test_a_missing_usage_is_no_error(server: Server, remote: Remote):
     assert (found.last.finish, found.last.usage) == ("stop", (0, 0, 0))
 
 
-def test_a_server_that_does_not_tell_usage(server: Server, remote: Remote):
-    refused = fails(422, {"detail": [{"loc": ["body", "stream_options"], "msg": "Extra inputs are not permitted"}]})
+@pytest.mark.parametrize(
+    "refused",
+    [
+        fails(422, {"detail": [{"loc": ["body", "stream_options"], "msg": "Extra inputs are not permitted"}]}),
+        fails(400, {"error": {"message": "Param Incorrect"}}),
+    ],
+)
+def test_a_server_that_does_not_tell_usage(server: Server, remote: Remote, refused):
     server.script = one_of(refused, says("好"), says("好"))
     assert answer(remote).text == answer(remote).text == "好"
     assert ["stream_options" in body for _, _, body in server.asked] == [True, False, False]
+
+
+def test_a_refused_request_is_not_sent_again_to_a_server_that_tells_usage(server: Server, remote: Remote):
+    server.script = one_of(says("好"), fails(400, {"error": {"message": "too long"}}))
+    assert answer(remote).text == "好"
+    with pytest.raises(UserError, match="too long"):
+        answer(remote)
+    assert len(server.asked) == 2
 
 
 def test_cancelling_closes_the_connection(server: Server, remote: Remote):

@@ -39,7 +39,9 @@ class Remote:
         """`source`: an address such as https://host/v1, and "#model" behind it; left out, the only one that the server
         has. UserError if it cannot be reached, or the model is not clear."""
         address = _Address(source)
-        self._address, self._usage_told = address, True
+        self._address = address
+        self._tells_usage: bool | None = None
+        """Whether the server takes the question; None: not known yet."""
         self._client = _client(address, silence)
         self._tasks = Tasks(f"client of {address.shown}", lambda error: _explain(error, address, silence))
         try:
@@ -88,18 +90,22 @@ class Remote:
         return names[0]
 
     async def _call(self, values: Mapping[str, Any], chat: bool) -> Any:
-        """The stream of an answer. Asks for the tokens used unless the server has refused that, as some do."""
+        """The stream of an answer. Asks what was used, unless the server refuses that, as some do in words of their
+        own: so a first request that is refused is sent again without."""
         from openai import BadRequestError, UnprocessableEntityError
 
         completions: Any = self._client.chat.completions if chat else self._client.completions
-        if self._usage_told:
+        if self._tells_usage is not False:
             try:
-                return await completions.create(**values, stream_options={"include_usage": True})
-            except (BadRequestError, UnprocessableEntityError) as error:
-                if "stream_options" not in str(error.body):
+                stream = await completions.create(**values, stream_options={"include_usage": True})
+                self._tells_usage = True
+                return stream
+            except (BadRequestError, UnprocessableEntityError):
+                if self._tells_usage:
                     raise
-                self._usage_told = False
-        return await completions.create(**values)
+        stream = await completions.create(**values)
+        self._tells_usage = False
+        return stream
 
     async def _pieces(self, stream: Any, reader: Reader) -> Pieces:
         try:

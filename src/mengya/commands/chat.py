@@ -35,6 +35,8 @@ class Config:
     """A file that remembers what was typed, for the arrow keys."""
     trust_remote_code: bool = False
     """Run the code that comes with the model, if nobody else has its architecture (auto_map)."""
+    options: list[str] = dataclasses.field(default_factory=list)
+    """KEY=VALUE of vLLM's engine, such as tensor_parallel_size=2 (may be given several times)."""
     ask: list[str] = dataclasses.field(default_factory=list)
     """Answer this question first (may be given several times); without a terminal, end after that."""
 
@@ -44,12 +46,12 @@ class Config:
 
 
 def run(config: Config) -> None:
-    from mengya.infer.backends.opening import open_backend
+    from mengya.infer.backends.opening import open_backend, parse_options
     from mengya.serve.terminal import chat
 
     backend = open_backend(
         config.model or config.base or "", backend=config.backend, adapter=config.adapter, weights=config.weights,
-        trust_remote_code=config.trust_remote_code, running=1,
+        trust_remote_code=config.trust_remote_code, running=1, vllm_options=parse_options(config.options),
     )  # fmt: skip
     with contextlib.closing(backend):
         chat(

@@ -82,7 +82,8 @@ class Dialogue:
         try:
             while piece is None or piece.finish is None:
                 now, piece = pieces.get()
-                count += len(piece.tokens)
+                told = piece.usage.completion_tokens if piece.usage else 0  # a server names no tokens
+                count = max(count + len(piece.tokens), told)
                 if count:
                     self.tokens_per_second = count / (now - started)
                 if piece.text:

@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mengya.errors import UserError
 from mengya.infer.blocks import BlockPool
-from mengya.infer.request import Finish, LogProb, Piece, Request, TooLong, Usage
+from mengya.infer.request import Finish, LogProb, Piece, Request, Usage, check_tokens
 from mengya.infer.sampling import Drawer, Drawn, draw, score
-from mengya.infer.stream import Answer, named
+from mengya.infer.stream import Answer, joined, named
 from mengya.model.language_model import LanguageModel, Span, Weights
 from mengya.runtime import free_memory
 from mengya.text.tokenizer import Tokenizer
@@ -122,18 +121,7 @@ class Engine:
     def add(self, request: Request, prompt: Sequence[int], deliver: Callable[[Piece], None]) -> Job:
         """Answer token ids in the steps to come. `deliver` gets the pieces, each choice ending with one that has a
         `finish`. UserError if the prompt cannot be answered: `TooLong` if it leaves no room for an answer."""
-        if not prompt:
-            raise UserError("the prompt is empty; give at least one token")
-        unknown = next((t for t in (*prompt, *request.logit_bias, *request.stop_ids) if not self._is_token(t)), None)
-        if unknown is not None:
-            raise UserError(f"token {unknown} is not in the vocabulary; use 0 to {self._limit - 1}")
-        if len(prompt) >= self._context:
-            raise TooLong(
-                f"the prompt has {len(prompt)} tokens, which leave no room for an answer in the context of "
-                f"{self._context}; shorten it",
-                len(prompt),
-                self._context,
-            )
+        check_tokens(request, prompt, self._context, self._limit)
         job = Job(request, prompt, deliver)
         self._incoming.append(job)
         return job
@@ -142,9 +130,6 @@ class Engine:
     def _limit(self) -> int:
         """Entries of the vocabulary that have a token; a model may have more rows."""
         return min(self._vocab_size, self._tokenizer.vocab_size)
-
-    def _is_token(self, token: int) -> bool:
-        return 0 <= token < self._limit
 
     @property
     def busy(self) -> bool:
@@ -325,9 +310,7 @@ class Engine:
         if how == "length" and sequence.answer.stopped:  # the end made sure what the leftmost stop text is
             how = "stop"
         if said is not None:
-            last = last._replace(
-                text=said.text + last.text, tokens=said.tokens + last.tokens, logprobs=said.logprobs + last.logprobs
-            )
+            last = joined(said, last)
         usage = Usage(sequence.size, len(sequence.tokens) - sequence.size, sequence.cached)
         self._deliver(sequence, last._replace(finish=how, usage=usage, error=error))
 

@@ -152,6 +152,23 @@ class TooLong(UserError):
         self.tokens, self.context = tokens, context
 
 
+def check_tokens(request: Request, prompt: Sequence[int], context: int, tokens: int) -> None:
+    """UserError if a model with so many tokens cannot answer `prompt`: `TooLong` if that leaves no room in the
+    `context`."""
+    if not prompt:
+        raise UserError("the prompt is empty; give at least one token")
+    unknown = next((t for t in (*prompt, *request.logit_bias, *request.stop_ids) if not 0 <= t < tokens), None)
+    if unknown is not None:
+        raise UserError(f"token {unknown} is not in the vocabulary; use 0 to {tokens - 1}")
+    if len(prompt) >= context:
+        raise TooLong(
+            f"the prompt has {len(prompt)} tokens, which leave no room for an answer in the context of {context}; "
+            "shorten it",
+            len(prompt),
+            context,
+        )
+
+
 class LogProb(NamedTuple):
     """Of one token, in nats; `LOWEST` at least."""
 

@@ -143,6 +143,13 @@ def named(tokenizer: Tokenizer, token: int, scored: Scored) -> LogProb:
     return LogProb(token, spelled[token], scored.logprob, top)
 
 
+def joined(first: Piece, second: Piece) -> Piece:
+    """`first`, and the text and tokens of the piece after it."""
+    return first._replace(
+        text=first.text + second.text, tokens=first.tokens + second.tokens, logprobs=first.logprobs + second.logprobs
+    )
+
+
 class Answer:
     """One choice as it grows: its tokens in, its pieces out. Joined, their texts are the answer up to the leftmost of
     the texts in `stop`, wherever tokens are cut.

@@ -7,11 +7,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import tokenizers
-
 from mengya.errors import UserError
 from mengya.text.template import TEMPLATES, Span, Template, own_template, time_limit, with_named
-from mengya.text.tokenizer import END_OF_TEXT, Tokenizer
+from mengya.text.tokenizer import END_OF_TEXT, Encoded, Tokenizer
 from mengya.text.tools import TRIAL, TRIAL_WORDS, as_fields, has_words, with_arguments
 
 Message = dict[str, Any]
@@ -235,9 +233,9 @@ def _plain(message: Message) -> Message:
     return with_arguments({key: value for key, value in message.items() if value is not None and key != _SUPERVISED})
 
 
-def _mask(encoding: tokenizers.Encoding, spans: Sequence[Span]) -> list[int]:
+def _mask(encoding: Encoded, spans: Sequence[Span]) -> list[int]:
     """1 for each token with a character in one of the spans."""
-    mask = [0] * len(encoding)
+    mask = [0] * len(encoding.ids)
     offsets = encoding.offsets  # in order; some white space belongs to no token, and one character to several
     for begin, end in spans:
         if begin < end:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
@@ -59,6 +59,18 @@ def json_object(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
 
 def as_json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode()
+
+
+class Encoded(Protocol):
+    """A text as tokens."""
+
+    @property
+    def ids(self) -> list[int]: ...
+
+    @property
+    def offsets(self) -> list[tuple[int, int]]:
+        """Where the characters of each token begin and end."""
+        ...
 
 
 class Tokenizer:
@@ -126,7 +138,7 @@ class Tokenizer:
                 rows[number] = self._backend.encode(self._broken(self._backend, text), add_special_tokens=False).ids
         return rows
 
-    def encode_structure(self, text: str) -> tokenizers.Encoding:
+    def encode_structure(self, text: str) -> Encoded:
         """An encoding in which control tokens in the text stay control tokens. Apply `defuse` to what users wrote."""
         return self._structure.encode(text, add_special_tokens=False)
 
@@ -141,7 +153,7 @@ class Tokenizer:
 
     def defuse(self, text: str) -> str:
         """`text` with each control token broken by a space, so that `encode_structure` finds none."""
-        text = self._control.sub(lambda match: _spaced(match[0]), text)
+        text = self._control.sub(lambda match: spaced(match[0]), text)
         # A normalizer may make a control token out of other characters, such as full-width ones.
         return self._broken(self._structure, text) if self._backend.normalizer else text
 
@@ -178,8 +190,8 @@ class Tokenizer:
         raise UserError(f"{self.origin} makes a control token of plain text ({text[:40]!r}); use another tokenizer")
 
 
-def _spaced(token: str) -> str:
-    """`<| x |>` of `<|x|>`, `< /s>` of `</s>`."""
+def spaced(token: str) -> str:
+    """A control token that is none any more: `<| x |>` of `<|x|>`, `< /s>` of `</s>`."""
     if token.startswith("<|"):
         return token.replace("<|", "<| ").replace("|>", " |>")
     return f"{token[0]} {token[1:]}" if token[1:] else " "

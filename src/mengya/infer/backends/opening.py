@@ -1,14 +1,19 @@
 """From what a user names (a directory, a file, an address) to a backend; which one is chosen here and nowhere else."""
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from mengya.errors import UserError
 from mengya.infer.backends import Backend
 from mengya.infer.backends.kinds import Kind
+from mengya.infer.backends.llama_cpp import LlamaCpp
 from mengya.infer.backends.local import Local
+from mengya.infer.backends.openai import Remote
+from mengya.infer.backends.vllm import Vllm
 from mengya.infer.engine import RUNNING
 from mengya.model.adapters import is_adapter
 from mengya.model.language_model import Weights
@@ -27,6 +32,20 @@ def kind_of(source: str, wanted: Kind = "auto") -> Kind:
     return "llama.cpp" if source.endswith(".gguf") else "auto"
 
 
+def parse_options(options: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE each, with JSON as the value, or a text. UserError if there is no "="."""
+    found: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not (key and equals):
+            raise UserError(f"--options {option} is not KEY=VALUE, such as tensor_parallel_size=2")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
 def open_backend(
     source: str,
     *,
@@ -37,14 +56,23 @@ def open_backend(
     running: int = RUNNING,
     tokens: int | None = None,
     trust_remote_code: bool = False,
+    vllm_options: Mapping[str, Any] | None = None,
 ) -> Backend:
     """`name`: what it is called; left out, the last part of the source. `adapter`: the directory of one, which goes
-    into the model of the source. Others: see `Local`. UserError if there is no such model, or it cannot be used so."""
+    into the model of the source. `vllm_options`: of vLLM's engine, by its own names, such as tensor_parallel_size.
+    Others: see `Local`. UserError if there is no such model, or it cannot be used so."""
     kind = kind_of(source, backend)
-    if kind not in ("auto", "native", "transformers"):
+    if vllm_options and kind != "vllm":
+        raise UserError(f"{', '.join(vllm_options)}: only vLLM has such options; name it as the backend")
+    if kind == "openai" or kind == "llama.cpp" or kind == "vllm":
         if adapter is not None or weights != "exact":
-            raise UserError(f"adapters and weights are for model directories; {source} is opened by {kind}")
-        raise UserError(f"{kind} is not supported yet")
+            what = "an address" if kind == "openai" else source  # an address may hold a key
+            raise UserError(f"adapters and weights are for model directories; {what} is opened by {kind}")
+        if kind == "openai":
+            return Remote(source, name=name)
+        if kind == "llama.cpp":
+            return LlamaCpp(Path(source), name=name, tokens=tokens)
+        return Vllm(Path(source), name=name, trust_remote_code=trust_remote_code, options=vllm_options)
     return open_local(
         Path(source), implementation=kind, adapter=adapter, name=name, weights=weights, running=running, tokens=tokens,
         trust_remote_code=trust_remote_code,

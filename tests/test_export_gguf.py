@@ -5,10 +5,12 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
+from mengya.commands import export as commands
 from mengya.errors import UserError
 from mengya.export import export, gate, gguf_file
 from mengya.export.sources import find
@@ -108,6 +110,10 @@ def test_rows_without_a_token(tiny_model, tokenizer, tmp_path, capsys):
     result = written(tmp_path / "model", tmp_path / "out")
     assert len(result.values["tokenizer.ggml.tokens"]) == tokenizer.vocab_size == result.model.vocab_size
     assert "20 rows of the embedding have no token and are left out" in capsys.readouterr().out
+
+
+def test_the_command_offers_the_types_that_are_written():
+    assert get_args(commands.Quantization) == get_args(gguf.Quantization)
 
 
 def test_a_name_for_which_llama_cpp_reads_tokens_otherwise(saved, tmp_path):

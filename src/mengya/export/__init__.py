@@ -68,7 +68,7 @@ def _export(
         file = None
         if gguf:
             written = gguf_file.write(found, partial, out.name, quantize)
-            file, told = written.path, _check_gguf(written, pythons)
+            file, told = written.path, _check_gguf(found, written, pythons)
         else:
             found.save(partial, dtype)
             told = _check_directory(found, partial, dtype, trust_remote_code, pythons)
@@ -97,9 +97,13 @@ def _check_directory(
     return [*out, f"checked by {figures.told()}"]
 
 
-def _check_gguf(written: gguf_file.Written, pythons: Sequence[Path]) -> list[str]:
+def _check_gguf(found: Found, written: gguf_file.Written, pythons: Sequence[Path]) -> list[str]:
     """What was compared, and what was not. UserError if llama.cpp computes another model, or reads other tokens."""
     out = [f"checked: {written.path.name} read back, all tensors and the tokens of 2000 lines"]
+    if written.wanted != "f32":
+        sequences = gate.sequences_of(written.tokenizer, written.model)
+        moved, _ = gate.difference(gate.ours(found.model, sequences), gate.ours(written.model, sequences))
+        out.append(f"{written.wanted} moves log-probabilities by {moved:.1e} on average")
     if (python := gate.python_of("llama_cpp", pythons)) is None:
         return [*out, "not checked by llama.cpp: llama_cpp is not installed (--check-with names a Python that has it)"]
     texts = gguf_file.proof_texts(written.tokenizer)

@@ -112,15 +112,16 @@ def told(engine, path, model, tokenizer, pythons, limit, texts) -> str:
 
 
 def python_with(engine: str) -> str:
-    """The Python in .venv-engines that has the engine, which is installed there if it is not yet."""
+    """A Python that has the engine: this one, or that in .venv-engines, where it is installed if it is not yet."""
     folder = VENVS / engine
     python = folder / "bin" / "python"
-    if gate.python_of(engine, [python] if python.exists() else []) is None:
+    found = gate.python_of(engine, [python] if python.exists() else [])
+    if found is None:
         venv.create(folder, with_pip=True, clear=True)
         subprocess.run([python, "-m", "pip", "install", "-q", *PINNED[engine]], check=True)
         if engine == "vllm":
             repair_vllm(python)
-    return str(python)
+    return found or str(python)
 
 
 def repair_vllm(python: Path) -> None:

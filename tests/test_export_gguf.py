@@ -5,10 +5,12 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
+from mengya.commands import export as commands
 from mengya.errors import UserError
 from mengya.export import export, gate, gguf_file
 from mengya.export.sources import find
@@ -52,6 +54,7 @@ def test_a_trained_model_from_the_command_line(grown, mengya):
     assert result.code == 0, result.err
     assert {path.name for path in (grown / "out").iterdir()} == {"out-q8_0.gguf", "Modelfile", "README.md"}
     assert "checked: out-q8_0.gguf read back, all tensors and the tokens of 2000 lines" in result.out
+    assert "q8_0 moves log-probabilities by " in result.out
     assert "checked by llama.cpp" in result.out or "checked by llama_cpp" in result.out
     found = gguf.read(grown / "out" / "out-q8_0.gguf")
     assert found.values["general.architecture"] == "llama" and found.values["general.name"] == "out"
@@ -109,6 +112,17 @@ def test_rows_without_a_token(tiny_model, tokenizer, tmp_path, capsys):
     result = written(tmp_path / "model", tmp_path / "out")
     assert len(result.values["tokenizer.ggml.tokens"]) == tokenizer.vocab_size == result.model.vocab_size
     assert "20 rows of the embedding have no token and are left out" in capsys.readouterr().out
+
+
+def test_an_adapter_samples_as_a_model_does(saved, tmp_path):
+    """It has no generation_config.json to read that from."""
+    found = find(saved(), None, False)
+    gguf_file.write(found._replace(generation=None), tmp_path / "out", "out", None)
+    assert "PARAMETER temperature 0.7\nPARAMETER top_p 0.9\n" in (tmp_path / "out" / "Modelfile").read_text()
+
+
+def test_the_command_offers_the_types_that_are_written():
+    assert get_args(commands.Quantization) == get_args(gguf.Quantization)
 
 
 def test_a_name_for_which_llama_cpp_reads_tokens_otherwise(saved, tmp_path):

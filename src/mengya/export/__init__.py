@@ -39,6 +39,25 @@ def export(
     """
     if push is not None:
         hub.check_target(push)
+    found, told = _export(source, out, dtype, trust_remote_code, gguf, quantize, pythons, license)
+    say(f"✓ {out}: {found.name}, {format_count(found.model.all_parameters())} parameters")
+    for line in told:
+        say(f"  {line}")
+    if push is not None:
+        say(f"✓ {hub.push(out, push, public, license)}")
+
+
+def _export(
+    source: Path,
+    out: Path,
+    dtype: torch.dtype | None,
+    trust_remote_code: bool,
+    gguf: bool,
+    quantize: Quantization | None,
+    pythons: Sequence[Path],
+    license: str | None,
+) -> tuple[Found, list[str]]:
+    """As `export`, without a word; what was found, and what was compared."""
     if out.exists():
         raise UserError(f"{out} is there already; delete it or choose another name")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -46,23 +65,19 @@ def export(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         found = find(source, dtype, trust_remote_code)
+        file = None
         if gguf:
             written = gguf_file.write(found, partial, out.name, quantize)
-            card.write(found, source, partial, out.name, written.path, license)
-            told = _check_gguf(written, pythons)
+            file, told = written.path, _check_gguf(found, written, pythons)
         else:
             found.save(partial, dtype)
-            card.write(found, source, partial, out.name, None, license)
             told = _check_directory(found, partial, dtype, trust_remote_code, pythons)
+        card.write(found, source, partial, out.name, file, license)
         durable.flush_tree(partial)
         durable.rename(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    say(f"✓ {out}: {found.name}, {format_count(found.model.all_parameters())} parameters")
-    for line in told:
-        say(f"  {line}")
-    if push is not None:
-        say(f"✓ {hub.push(out, push, public, license)}")
+    return found, told
 
 
 def _check_directory(
@@ -82,9 +97,13 @@ def _check_directory(
     return [*out, f"checked by {figures.told()}"]
 
 
-def _check_gguf(written: gguf_file.Written, pythons: Sequence[Path]) -> list[str]:
+def _check_gguf(found: Found, written: gguf_file.Written, pythons: Sequence[Path]) -> list[str]:
     """What was compared, and what was not. UserError if llama.cpp computes another model, or reads other tokens."""
     out = [f"checked: {written.path.name} read back, all tensors and the tokens of 2000 lines"]
+    if written.wanted != "f32":
+        sequences = gate.sequences_of(written.tokenizer, written.model)
+        moved, _ = gate.difference(gate.ours(found.model, sequences), gate.ours(written.model, sequences))
+        out.append(f"{written.wanted} moves log-probabilities by {moved:.1e} on average")
     if (python := gate.python_of("llama_cpp", pythons)) is None:
         return [*out, "not checked by llama.cpp: llama_cpp is not installed (--check-with names a Python that has it)"]
     texts = gguf_file.proof_texts(written.tokenizer)

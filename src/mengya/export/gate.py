@@ -122,8 +122,7 @@ def compare(
     UserError if log-probabilities differ by more than `limit` on average, or the ids of one of `texts`, or those of a
     conversation.
     """
-    sequences, prompts = sequences_of(tokenizer, model), prompts_of(tokenizer, model)
-    told = talks_of(tokenizer)
+    sequences, prompts, told = sequences_of(tokenizer, model), prompts_of(tokenizer, model), talks_of(tokenizer)
     request = {
         "path": str(path),
         "sequences": sequences,
@@ -227,6 +226,7 @@ def with_transformers(
         return None, f"more than {format_count(LARGEST)} parameters"
     import transformers
 
+    transformers.utils.logging.disable_progress_bar()
     load = {"trust_remote_code": trust_remote_code}
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **load).eval()
     sequences = sequences_of(tokenizer, model)

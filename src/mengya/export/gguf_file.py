@@ -23,6 +23,7 @@ from mengya.model.gguf import (
     to_gguf,
 )
 from mengya.model.gguf import write as write_file
+from mengya.model.language_model import SAMPLING
 from mengya.model.native.transformer import CausalLM
 from mengya.text.chat import Chat, ends_of
 from mengya.text.gguf_reader import Reader
@@ -61,7 +62,7 @@ def write(found: Found, out: Path, name: str, quantize: Quantization | None) -> 
     rows = tokenizer.vocab_size
     if rows > model.vocab_size:
         raise UserError(f"{found.name}: the tokenizer has {rows} tokens, the model {model.vocab_size}; use its own")
-    generation = json.loads(found.generation or b"{}")
+    generation: dict[str, Any] = json.loads(found.generation) if found.generation else SAMPLING
     stops = _stops(tokenizer, found.eos, generation.get("eos_token_id"))
     values, notes = vocabulary(tokenizer, stops)
     wanted = quantize or _TYPES.get(model.output_weight.dtype, "f32")

@@ -49,19 +49,24 @@ def llama_cpp(request):
                 break
         answers.append(answer)
     ids = [model.tokenize(text.encode(), add_bos=True, special=special) for text, special in request["texts"]]
+    rendered = _rendered(llama_cpp, model, request["talks"])
+    found = {"log_probs": log_probs, "ids": ids, "rendered": rendered, "answers": answers}
+    return {"version": llama_cpp.__version__} | found
+
+
+def _rendered(llama_cpp, model, talks):
     vocabulary = _vocab(llama_cpp, model)
     bos, eos = (
         llama_cpp.llama_vocab_get_text(vocabulary, token).decode() for token in (model.token_bos(), model.token_eos())
     )
     rendered = []
-    for talk in request["talks"]:
+    for talk in talks:
         template = llama_cpp.llama_chat_format.Jinja2ChatFormatter(
             template=model.metadata["tokenizer.chat_template"], bos_token=bos, eos_token=eos
         )
         prompt = template(messages=talk).prompt.encode()
         rendered.append(model.tokenize(prompt, add_bos=True, special=True))
-    found = {"log_probs": log_probs, "ids": ids, "rendered": rendered, "answers": answers}
-    return {"version": llama_cpp.__version__} | found
+    return rendered
 
 
 def _vocab(llama_cpp, model):

@@ -20,6 +20,8 @@ from mengya.model import log_probs
 from mengya.model.weight_files import WEIGHTS, read_weights
 
 GENERATION = "generation_config.json"
+SAMPLING: dict[str, Any] = {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
+"""What it says of how to write with a model of ours."""
 PARTS = {
     "vocab_size": "entries of the vocabulary",
     "context": "the longest context, in tokens",
@@ -321,7 +323,7 @@ class LanguageModel(nn.Module):
         name = str(dtype or self.output_weight.dtype).removeprefix("torch.")
         tokens = {"bos_token_id": None, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
         config = self.description() | {"dtype": name, "torch_dtype": name} | tokens
-        generation = tokens | {"do_sample": True, "temperature": 0.7, "top_p": 0.9}
+        generation = tokens | SAMPLING
         for file, value in (("config.json", config), (GENERATION, generation)):
             (directory / file).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 

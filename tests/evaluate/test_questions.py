@@ -1,5 +1,7 @@
 """Held-out questions are asked in their order and counted by task."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -39,10 +41,12 @@ def test_results_by_task_in_the_order_in_which_they_occur() -> None:
 
 
 def test_ask_goes_through_the_template_and_keeps_the_order(make_model, chat, monkeypatch) -> None:
-    def echo(model, prompts, sampling, stop_ids):
-        assert (sampling.temperature, sampling.max_new_tokens, set(stop_ids)) == (0, 10, {256, 258})
-        return [chat.tokenizer.encode(f" {chat.tokenizer.decode(prompt)}! ") for prompt in prompts]
+    def echo(stop_ids, requests):
+        assert stop_ids == {256, 258}
+        assert {(r.sampling.temperature, r.sampling.max_new_tokens) for r in requests} == {(0, 10)}
+        return [[SimpleNamespace(text=f" {chat.tokenizer.decode(request.prompt)}! ")] for request in requests]
 
+    monkeypatch.setattr(module, "Engine", lambda model, tokenizer, stop_ids: set(stop_ids))
     monkeypatch.setattr(module, "generate", echo)
     asked = [fact("?" * (i % 4) + str(i)) for i in range(7)] + [CHOICE]
     responses = ask(make_model(context=32), chat, asked, max_new_tokens=10)

@@ -143,6 +143,37 @@ def test_a_step_that_fails_ends_only_what_it_computed(engine: Engine, monkeypatc
     finish(engine)
 
 
+def test_a_grammar_that_cannot_be_made_ends_only_its_request(engine: Engine) -> None:
+    def broken():
+        raise UserError("no such form")
+
+    other, _ = ask(engine)
+    pieces, _ = ask(engine, n=2, grammar=broken)
+    finish(engine)
+    assert [(piece.finish, piece.error) for piece in pieces] == [("error", "no such form")] * 2
+    assert other[-1].finish == "length"
+
+
+def test_a_grammar_holds_every_choice(engine: Engine) -> None:
+    class Even:
+        def __init__(self):
+            self.taken = []
+
+        def mask(self):
+            return torch.arange(300) % 2 == 0
+
+        def accept(self, token):
+            self.taken.append(token)
+
+    made = []
+    request = Request(
+        prompt=PROMPT, n=2, sampling=Sampling(temperature=2, seed=0), grammar=lambda: made.append(Even()) or made[-1]
+    )
+    [choices] = generate(engine, [request])
+    assert [list(choice.tokens) for choice in choices] == [each.taken for each in made]
+    assert all(token % 2 == 0 for choice in choices for token in choice.tokens)
+
+
 def test_stop_texts_and_tokens(engine: Engine, tokenizer) -> None:
     [[free]] = generate(engine, [Request(prompt=PROMPT, sampling=GREEDY)])
     end = free.tokens[3]

@@ -35,6 +35,8 @@ LIMITS = {"f32": 0.001, "f16": 0.01, "bf16": 0.05, "q8_0": 0.1, "q5_0": 0.1, "q4
 """The mean difference of log-probabilities that the arithmetic of an engine may cause, by the type of the weights: with
 quantised ones llama.cpp rounds activations to 8 bits, too. Ours are computed from the numbers in the file. Several
 times what bench/engines.py measures."""
+_OF_THE_DIRECTORY = ("bos_token_id", "eos_token_id", "pad_token_id", "_name_or_path", "transformers_version")
+"""Keys of config.json that say nothing of the model, and may be another's in what is written."""
 LARGEST = 2e9
 """Parameters above which a model is not loaded a second time to be compared."""
 
@@ -200,7 +202,11 @@ def same_weights(model: LanguageModel, found: LanguageModel, dtype: torch.dtype 
     """UserError if what was read back, in float32, is not the model that was written in `dtype`."""
     own, other = model.weights(), found.weights()
     differing = [name for name in own if name not in other or not _rounded(own[name], other[name], dtype)]
-    differing += [key for key, value in model.description().items() if found.description().get(key) != value]
+    described, again = (
+        {key: value for key, value in each.description().items() if key not in _OF_THE_DIRECTORY}
+        for each in (model, found)
+    )
+    differing += [key for key, value in described.items() if again.get(key) != value]
     if own.keys() != other.keys() or differing:
         named = ", ".join([*differing, *(other.keys() - own.keys())][:3])
         raise UserError(f"the model reads back with another {named} than was written; export it again, or report this")
@@ -227,6 +233,8 @@ def with_transformers(
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
+    if not trust_remote_code and model.description().get("model_type") not in transformers.CONFIG_MAPPING:
+        return None, f"transformers has no {model.description().get('model_type')}"
     load = {"trust_remote_code": trust_remote_code}
     theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, **load).eval()
     sequences = sequences_of(tokenizer, model)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from mengya.errors import UserError
 from mengya.infer.blocks import BlockPool
 from mengya.infer.request import Finish, LogProb, Piece, Request, Usage, check_tokens
 from mengya.infer.sampling import Drawer, Drawn, draw, score
@@ -168,16 +169,26 @@ class Engine:
         assert not self.busy
         self.pool = BlockPool(self._steps.blocks, self._steps.block, self._steps.shares)
 
-    def close(self) -> None:
-        """Cancel everything."""
+    def end_all(self, how: Finish = "cancelled", error: str | None = None) -> None:
+        """Nothing goes on."""
         while self._incoming:
             self._begin(self._incoming.popleft())
         for sequence in (*self._running, *self._waiting):
-            self._finish(sequence, "cancelled")
+            self._finish(sequence, how, error=error)
 
     def _begin(self, job: Job) -> None:
+        try:
+            self._wait(job)
+        except Exception as error:  # such as a grammar that cannot be made
+            told = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            usage = Usage(job.prompt_tokens, 0)
+            for choice in range(job.request.n):
+                job.deliver(Piece(choice, "", finish="error", error=told, usage=usage))
+
+    def _wait(self, job: Job) -> None:
         ends = frozenset(job.request.stop_ids) | (frozenset() if job.request.ignore_eos else self._stop_ids)
         leader: _Sequence | None = None
+        choices = []
         for choice in range(job.request.n):
             drawer = Drawer(job.request, job.prompt, choice, self._limit, ends)
             answer = Answer(self._tokenizer, job.request.stop, choice)
@@ -186,7 +197,8 @@ class Engine:
             sequence = _Sequence(job, choice, next(self._numbers), tokens, most, ends, drawer, answer, leader)
             sequence.scores_prompt = job.request.prompt_logprobs and choice == 0
             leader = leader or sequence
-            self._waiting.append(sequence)
+            choices.append(sequence)
+        self._waiting += choices
 
     def _plan(self) -> list[tuple[_Sequence, Span]]:
         """What the next step takes in."""

@@ -153,18 +153,19 @@ def load_model(
     as_trained: bool = False,
     trust_remote_code: bool = False,
     change: Callable[[LanguageModel], None] = lambda model: None,
+    base: Path | None = None,
 ) -> LanguageModel:
     """A model from any directory that has an implementation, or one with the adapter that the directory holds, in
     evaluation mode; `lora` gives it a new adapter. UserError if its weights do not fit.
 
     `as_trained`: an adapter whose model was in 4 bits gets it so again, to be trained further; else whole.
     `trust_remote_code`: run the code that comes with a model, if nobody else has such a model. `change`: what is done
-    to the model before it gets the new adapter.
+    to the model before it gets the new adapter. `base`: where the model of the adapter is; None: where that says.
 
     What must not be rounded, such as routers, stays float32.
     """
     directory = Path(directory)
-    base = base_of(directory) if is_adapter(directory) else directory
+    base = base_of(directory, base) if is_adapter(directory) else directory
     content = _read_json(base)
     quantize = lora.quantize if lora else quantized_in(directory) if as_trained else "none"
 
@@ -198,11 +199,12 @@ def load_merged(
             raise UserError(f"{directory} has no adapter to merge; give the directory of a stage with the table lora")
     first = directories[0]
     place = base_of(first, base)
-    model = load_model(place, trust_remote_code=trust_remote_code)
+    model = load_model(first, trust_remote_code=trust_remote_code, base=base)
     for directory, weight in zip(directories, weights or [1.0] * len(directories), strict=True):
-        if base_of(directory, base).resolve() != place.resolve():
-            raise UserError(f"{directory} and {first} are adapters of different models; merge those of one model")
-        read_adapter(model, directory, place)
+        if model.adapter is None:
+            if base_of(directory, base).resolve() != place.resolve():
+                raise UserError(f"{directory} and {first} are adapters of different models; merge those of one model")
+            read_adapter(model, directory, place)
         scale(model, weight, directory, lone)
         merge(model)
     return model

@@ -32,7 +32,7 @@ def lines(count: int = 2000, composed: bool = False) -> list[str]:
 
 def talks(with_system: bool, with_tools: bool) -> Iterator[list[dict]]:
     """Eight conversations that end with a question, or with the result of a tool, for which an answer is due."""
-    user, answer = {"role": "user", "content": "你是谁？"}, {"role": "assistant", "content": "我叫萌芽。\n🌱"}
+    user, answer = {"role": "user", "content": "天是什么颜色？"}, {"role": "assistant", "content": "我叫萌芽。\n🌱"}
     system = [{"role": "system", "content": "Answer in one line.\n只用中文。"}] if with_system else []
     more = {"role": "user", "content": "What is 37+45?  Think twice."}
     yield [user]

@@ -187,8 +187,8 @@ def test_what_it_cannot_do_is_told(backend: LlamaCpp, file: Path, qwen, tokenize
         answer(backend, logit_bias={9999: 1.0})
     with pytest.raises(UserError, match="model directory"):
         backend.embed([[1]])
-    with pytest.raises(UserError, match="int8"):
-        open_backend(str(file), int8=True)
+    with pytest.raises(UserError, match="weights"):
+        open_backend(str(file), weights="int8")
     bare = LlamaCpp(write(tmp_path / "bare.gguf", qwen, tokenizer, None))
     with pytest.raises(UserError, match="no chat template"):
         answer(bare)

@@ -28,10 +28,10 @@ def run(monkeypatch, capsys):
         seen = []
         opened = []
 
-        def open_backend(source):
+        def open_backend(source, name=None, **settings):
             if "missing" in source:
                 raise UserError(f"{source} is not a directory")
-            opened.append(Scripted(name=source.rstrip("/").rpartition("/")[2]))
+            opened.append(Scripted(name=name or source.rstrip("/").rpartition("/")[2]))
             return opened[-1]
 
         opening = SimpleNamespace(open_backend=open_backend)
@@ -116,7 +116,7 @@ def test_a_signal_ends_it_when_answers_have_ended(tmp_path):
         class Said(Scripted):
             def close(self): print("closed", flush=True)
         backend = Said(lambda request, choice: [Say("春", wait=0.2)] * 5)
-        opening = types.SimpleNamespace(open_backend=lambda source: backend)
+        opening = types.SimpleNamespace(open_backend=lambda source, **settings: backend)
         sys.modules["mengya.infer.backends.opening"] = opening
         from mengya import cli
         sys.exit(cli.main(["serve", "x", "--port", "0"]))

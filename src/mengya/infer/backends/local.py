@@ -111,8 +111,11 @@ class Local:
                     self._work.wait()
                 if self._closed:
                     break
-            self._engine.step()
-        self._engine.close()
+            try:
+                self._engine.step()
+            except Exception as error:  # our fault; those who ask next are still to be answered
+                self._engine.end_all("error", f"{type(error).__name__}: {error}")
+        self._engine.end_all()
 
 
 class Ticket:

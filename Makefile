@@ -13,7 +13,7 @@ demo: $(VENV)/.core
 	$(BIN)/mengya chat runs/quickstart/dpo --temperature 0 --ask "你是谁？" --ask "法国的首都是哪里？" --ask "37+45等于多少？"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-engines: $(VENV)/.dev
 	$(BIN)/python bench/engines.py

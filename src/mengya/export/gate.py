@@ -27,7 +27,7 @@ PROBE = Path(__file__).parent / "probe.py"
 _TEXTS = (
     "春天来了，小草从土里钻出来。熊猫吃竹子，12 加 30 等于 42。",
     "The quick brown fox jumps over the lazy dog. It isn't 1,234.5 times!\n\nNext line.",
-    "问：熊猫吃什么？\n答：竹子。🙂 def f(x):\n    return x + 1\n",
+    "问：今天几号？\n答：三号。🙂 def f(x):\n    return x + 1\n",
 )
 _LINES = lines(200)
 _ANSWER_TOKENS = 16

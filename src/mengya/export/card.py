@@ -137,8 +137,8 @@ def _data(links: Sequence[Mapping]) -> list[str]:
             sources.append(f"{shown} ({entry['fingerprint'][:8]})")
         config = link.get("config", {})
         told = [f"{key}={config[key]}" for key in _KEYS if config.get(key) is not None]
-        if config.get("schoolbook"):
-            sources.append("the embedded schoolbook")
+        if not link["inputs"]:  # its data came with the program, by the keys that are set
+            sources += [key for key, value in config.items() if value is True]
         told += ["unfinished"] if link.get("unfinished") else []
         made = link.get("fingerprint", "")[:8]
         rows.append((link["stage"], made, ", ".join(sources), _counts(link), ", ".join(told)))
@@ -183,7 +183,7 @@ def _use(name: str, gguf: Path | None, chats: bool) -> str:
             f"```bash\nollama create {name.lower()} -f Modelfile\nollama run {name.lower()}\n```"
         )
     ask = (
-        'ids = tokenizer.apply_chat_template([{"role": "user", "content": "你是谁？"}],\n'
+        'ids = tokenizer.apply_chat_template([{"role": "user", "content": "你好！"}],\n'
         '    add_generation_prompt=True, return_tensors="pt", return_dict=True)\n'
         if chats
         else 'ids = tokenizer("春天", return_tensors="pt")\n'

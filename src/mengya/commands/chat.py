@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from mengya.commands import Command
 from mengya.errors import UserError
 from mengya.infer.backends.kinds import Kind
 from mengya.infer.request import Sampling
+from mengya.model.precision import Weights
 from mengya.schema import Argument, config
 
 
@@ -24,7 +25,7 @@ class Config:
     """The directory of an adapter for the model of --base."""
     backend: Kind = "auto"
     """Who computes; auto: what MODEL is decides."""
-    weights: Literal["exact", "bfloat16", "int8"] = "exact"
+    weights: Weights = "exact"
     """As what the weights are kept: as they are, or rounded, which is faster. Of our own models on a CPU."""
     system: str | None = None
     """System prompt."""

@@ -6,11 +6,12 @@ import importlib.util
 import ipaddress
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from mengya.commands import Command
 from mengya.errors import UserError
 from mengya.infer.backends.kinds import Kind
+from mengya.model.precision import Weights
 from mengya.schema import Argument, config
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Config:
     """Model directories, .gguf files, or addresses of OpenAI-compatible servers; name=MODEL names one otherwise."""
     backend: Kind = "auto"
     """Who computes; auto: what a model is decides."""
-    weights: Literal["exact", "bfloat16", "int8"] = "exact"
+    weights: Weights = "exact"
     """As what the weights are kept: as they are, or rounded, which is faster. Of our own models on a CPU."""
     running: int = 64
     """Answers of a model that are written at a time; others wait."""

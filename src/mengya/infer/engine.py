@@ -18,7 +18,8 @@ from mengya.infer.blocks import BlockPool
 from mengya.infer.request import Finish, LogProb, Piece, Request, Usage, check_tokens
 from mengya.infer.sampling import Drawer, Drawn, draw, score
 from mengya.infer.stream import Answer, joined, named
-from mengya.model.language_model import LanguageModel, Span, Weights
+from mengya.model.language_model import LanguageModel, Span
+from mengya.model.precision import Weights
 from mengya.runtime import free_memory
 from mengya.text.tokenizer import Tokenizer
 
@@ -186,7 +187,7 @@ class Engine:
                 job.deliver(Piece(choice, "", finish="error", error=told, usage=usage))
 
     def _wait(self, job: Job) -> None:
-        ends = frozenset(job.request.stop_ids) | (frozenset() if job.request.ignore_eos else self._stop_ids)
+        ends = job.request.ends(self._stop_ids)
         leader: _Sequence | None = None
         choices = []
         for choice in range(job.request.n):

@@ -138,6 +138,10 @@ class Request:
             if not valid:
                 raise UserError(f"{name}={value} is out of range; choose {remedy}")
 
+    def ends(self, own: frozenset[int]) -> frozenset[int]:
+        """Tokens that end an answer; `own`: those of the model."""
+        return frozenset(self.stop_ids) | (frozenset() if self.ignore_eos else own)
+
 
 MAX_CHOICES, MAX_STOPS, MAX_LOGPROBS = 128, 64, 20
 LOWEST = -9999.0

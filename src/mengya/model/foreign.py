@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from mengya.errors import UserError
 from mengya.metrics import say
 from mengya.model.foreign_steps import ForeignSteps
-from mengya.model.language_model import GENERATION, LanguageModel, Routing, Steps, Weights, check_fit
+from mengya.model.language_model import GENERATION, LanguageModel, Routing, Steps, check_fit
+from mengya.model.precision import Weights
 from mengya.model.vocabulary import grown_rows
 from mengya.runtime import pick_device
 

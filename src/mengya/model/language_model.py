@@ -7,7 +7,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mengya.errors import UserError
 from mengya.model import log_probs
+from mengya.model.precision import Weights
 from mengya.model.weight_files import WEIGHTS, read_weights
 
 GENERATION = "generation_config.json"
@@ -45,11 +46,6 @@ class Routing(NamedTuple):
     """(B, T, experts) float32, before the softmax."""
     experts: Tensor
     """(B, T, num_experts_per_tok) int64, the selected experts."""
-
-
-Weights = Literal["exact", "bfloat16", "int8"]
-"""As what a model that generates keeps its matrices: as they are; rounded to bfloat16; in 8 bits with a scale for each
-output. Keys and values are then kept in bfloat16, too."""
 
 
 class Span(NamedTuple):

@@ -13,6 +13,7 @@ from torch import Tensor
 from mengya.errors import UserError
 from mengya.infer.backends import Deliver, Load
 from mengya.infer.backends.gguf_model import GgufModel
+from mengya.infer.backends.prompts import token_ids
 from mengya.infer.backends.tasks import Choices
 from mengya.infer.grammar import Grammars
 from mengya.infer.request import (
@@ -99,15 +100,9 @@ class LlamaCpp:
             yield
 
     def _encode(self, prompt: Prompt) -> list[int]:
+        ids = token_ids(prompt, self.tokenizer, self.chat, self.name)
         if not isinstance(prompt, str | Conversation):
-            return list(prompt)
-        if isinstance(prompt, str):
-            ids = self.tokenizer.encode(prompt)
-        elif self.chat is not None:
-            messages = [dict(message) for message in prompt.messages]
-            ids = self.chat.encode(messages, prompt.tools, add_generation_prompt=True)[0]
-        else:
-            raise UserError(f"{self.name} has no chat template; ask it to continue a text")
+            return ids
         begun = not self.tokenizer.begins or ids[:1] == [self.tokenizer.bos_id]  # a template may write it or not
         return ids if begun else [self.tokenizer.bos_id, *ids]
 
@@ -125,7 +120,7 @@ class LlamaCpp:
     def _write(self, job: "_Job", choice: int, choices: Choices) -> None:
         """One choice, to its end."""
         request, tokens = job.request, list(job.prompt)
-        ends = frozenset(request.stop_ids) | (frozenset() if request.ignore_eos else self._ends)
+        ends = request.ends(self._ends)
         drawer = Drawer(request, job.prompt, choice, self.tokenizer.vocab_size, ends)
         answer = Answer(self.tokenizer, request.stop, choice)
         most = min(request.sampling.max_new_tokens, self.context - job.prompt_tokens)

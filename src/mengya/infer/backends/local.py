@@ -10,11 +10,13 @@ from torch import Tensor
 
 from mengya.errors import UserError
 from mengya.infer.backends import Deliver, Load
+from mengya.infer.backends.prompts import token_ids
 from mengya.infer.engine import RUNNING, Engine, Job
 from mengya.infer.grammar import Grammars
-from mengya.infer.request import Conversation, GrammarMaker, Prompt, Request, TooLong
+from mengya.infer.request import GrammarMaker, Prompt, Request, TooLong
 from mengya.metrics import format_count
-from mengya.model.language_model import LanguageModel, Weights
+from mengya.model.language_model import LanguageModel
+from mengya.model.precision import Weights
 from mengya.text.chat import Chat
 from mengya.text.tokenizer import Tokenizer
 
@@ -95,14 +97,7 @@ class Local:
         self._thread.join()
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        if not isinstance(prompt, Conversation):
-            return list(prompt)
-        if self.chat is None:
-            raise UserError(f"{self.name} has no chat template; ask it to continue a text, or give it a template")
-        messages = [dict(message) for message in prompt.messages]
-        return self.chat.encode(messages, prompt.tools, add_generation_prompt=True)[0]
+        return token_ids(prompt, self.tokenizer, self.chat, self.name)
 
     def _run(self) -> None:
         while True:

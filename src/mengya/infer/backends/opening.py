@@ -16,8 +16,8 @@ from mengya.infer.backends.openai import Remote
 from mengya.infer.backends.vllm import Vllm
 from mengya.infer.engine import RUNNING
 from mengya.model.adapters import is_adapter
-from mengya.model.language_model import Weights
 from mengya.model.load import load_merged, load_model
+from mengya.model.precision import Weights
 from mengya.runtime import pick_device
 from mengya.text.chat import Chat
 from mengya.text.template import own_template

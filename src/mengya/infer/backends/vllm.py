@@ -9,10 +9,10 @@ from torch import Tensor
 
 from mengya.errors import UserError
 from mengya.infer.backends import Deliver, Load
+from mengya.infer.backends.prompts import token_ids
 from mengya.infer.backends.tasks import Pieces, Tasks, Ticket
 from mengya.infer.request import (
     LOWEST,
-    Conversation,
     Finish,
     GrammarMaker,
     LogProb,
@@ -105,17 +105,7 @@ class Vllm:
         return self._engine_class.from_engine_args(arguments)
 
     def _encode(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        if not isinstance(prompt, Conversation):
-            return list(prompt)
-        if self.chat is None:
-            raise UserError(f"{self.name} has no chat template; ask it to continue a text, or give it a template")
-        messages = [dict(message) for message in prompt.messages]
-        return self.chat.encode(messages, prompt.tools, add_generation_prompt=True)[0]
-
-    def _ends_of(self, request: Request) -> frozenset[int]:
-        return frozenset(request.stop_ids) | (frozenset() if request.ignore_eos else self._ends)
+        return token_ids(prompt, self.tokenizer, self.chat, self.name)
 
     def _asked(self, request: Request) -> dict[str, Any]:
         """The arguments of vLLM's SamplingParams."""
@@ -135,7 +125,7 @@ class Vllm:
             "min_tokens": sampling.min_new_tokens,
             "seed": sampling.seed,
             "stop": list(request.stop) or None,
-            "stop_token_ids": sorted(self._ends_of(request)),
+            "stop_token_ids": sorted(request.ends(self._ends)),
             "ignore_eos": request.ignore_eos,
             "logit_bias": dict(request.logit_bias) or None,
             "logprobs": request.logprobs,
@@ -171,7 +161,7 @@ class _Choice:
 
     def __init__(self, backend: Vllm, request: Request, number: int, prompt_tokens: int):
         self._request, self._prompt_tokens = request, prompt_tokens
-        self._ends = backend._ends_of(request)
+        self._ends = request.ends(backend._ends)
         self._answer = Answer(backend.tokenizer, request.stop, number)
         self._count = 0
         self._number = number

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mengya.model.language_model import Span, Weights
+from mengya.model.language_model import Span
 from mengya.model.native import kernels
 from mengya.model.native.kernels import GenerationProblem, Layer, Matrix
 from mengya.model.native.linear import is_plain
 from mengya.model.native.moe import MoE
+from mengya.model.precision import Weights
 
 if TYPE_CHECKING:
     from mengya.model.native.transformer import CausalLM

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mengya.errors import UserError
-from mengya.model.language_model import Span, Steps, Weights
+from mengya.model.language_model import Span, Steps
 from mengya.model.native.kernel_steps import KernelSteps, why_not
+from mengya.model.precision import Weights
 
 if TYPE_CHECKING:
     from mengya.model.native.transformer import CausalLM

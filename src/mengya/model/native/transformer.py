@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from mengya.errors import UserError
-from mengya.model.language_model import LanguageModel, Routing, Steps, Weights
+from mengya.model.language_model import LanguageModel, Routing, Steps
 from mengya.model.native.attention import document_mask, packed_attention, uses_kernel
 from mengya.model.native.config import ModelConfig, from_hf, model_type, to_hf
 from mengya.model.native.families import from_disk, to_disk
@@ -25,6 +25,7 @@ from mengya.model.native.linear import project, project_joined, swiglu
 from mengya.model.native.moe import MoE, Router
 from mengya.model.native.rope import RotaryEmbedding, apply_rotary
 from mengya.model.native.steps import steps_of
+from mengya.model.precision import Weights
 from mengya.model.vocabulary import grown_rows
 
 Tables = tuple[Tensor, Tensor]

@@ -12,11 +12,11 @@ from starlette.responses import Response
 from mengya.infer.request import Conversation, Piece
 from mengya.serve.api.bodies import ChatBody, NamedTool, Tool
 from mengya.serve.api.calls import Called, CallFinder
-from mengya.serve.api.errors import ApiError, json_response
+from mengya.serve.api.errors import ApiError
 from mengya.serve.api.logprobs import as_chat
 from mengya.serve.api.messages import as_conversation
 from mengya.serve.api.service import FINISH, Bill, Service, new_id
-from mengya.serve.api.stream import DONE, Stream, event, unless_gone, with_errors
+from mengya.serve.api.stream import DONE, Stream, event, plain, unless_gone, with_errors
 from mengya.serve.api.wanted import must_call, schema_of, tools_of
 from mengya.serve.api.work import Work
 
@@ -34,10 +34,7 @@ async def chat(service: Service, request: Request, body: ChatBody) -> Response:
     answer = Answer(name, body, tools)
     if body.stream:
         return Stream(with_errors(_frames(work, answer, body)), work.cancel, service.settings.limits.ping_seconds)
-    try:
-        return json_response(await unless_gone(request, _whole(work, answer)))
-    finally:
-        work.cancel()
+    return await plain(request, work, _whole(work, answer))
 
 
 def _refuse(body: ChatBody) -> None:

@@ -9,10 +9,10 @@ from starlette.responses import Response
 
 from mengya.infer.request import LogProb, Piece
 from mengya.serve.api.bodies import CompletionBody
-from mengya.serve.api.errors import ApiError, json_response
+from mengya.serve.api.errors import ApiError
 from mengya.serve.api.logprobs import CompletionLogprobs
 from mengya.serve.api.service import FINISH, Bill, Service, new_id
-from mengya.serve.api.stream import DONE, PING, Stream, event, unless_gone, with_errors
+from mengya.serve.api.stream import DONE, PING, Stream, event, plain, unless_gone, with_errors
 from mengya.serve.api.work import Work
 
 _LENGTH = 16
@@ -36,10 +36,7 @@ async def complete(service: Service, request: Request, body: CompletionBody) -> 
     answer = Completion(name, body, prompts, empty, about_prompt)
     if body.stream:
         return Stream(with_errors(_frames(work, answer, body)), work.cancel, service.settings.limits.ping_seconds)
-    try:
-        return json_response(await unless_gone(request, _whole(work, answer)))
-    finally:
-        work.cancel()
+    return await plain(request, work, _whole(work, answer))
 
 
 def _refuse(body: CompletionBody) -> None:

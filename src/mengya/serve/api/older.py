@@ -16,10 +16,10 @@ from starlette.responses import Response
 
 from mengya.infer.request import Conversation
 from mengya.serve.api.bodies import OlderBody
-from mengya.serve.api.errors import ApiError, json_response, to_json
+from mengya.serve.api.errors import ApiError, to_json
 from mengya.serve.api.messages import history
 from mengya.serve.api.service import Service
-from mengya.serve.api.stream import Stream, unless_gone
+from mengya.serve.api.stream import Stream, plain, unless_gone
 from mengya.serve.api.work import Work
 
 
@@ -33,10 +33,7 @@ async def generate(service: Service, request: Request, body: OlderBody, streams:
     if streams if body.stream is None else body.stream:
         frames = _frames(work, body.choices)
         return Stream(frames, work.cancel, service.settings.limits.ping_seconds, "application/octet-stream", ping=None)
-    try:
-        return json_response({"text": await unless_gone(request, _whole(work, body.choices))})
-    finally:
-        work.cancel()
+    return await plain(request, work, _whole(work, body.choices))
 
 
 async def _frames(work: Work, choices: int) -> AsyncIterator[bytes]:
@@ -50,8 +47,8 @@ async def _frames(work: Work, choices: int) -> AsyncIterator[bytes]:
         yield to_json(error.body) + b"\0"
 
 
-async def _whole(work: Work, choices: int) -> list[str]:
+async def _whole(work: Work, choices: int) -> dict[str, list[str]]:
     texts: list[list[str]] = [[] for _ in range(choices)]
     async for _, piece in work.pieces():
         texts[piece.choice].append(piece.text)
-    return ["".join(parts) for parts in texts]
+    return {"text": ["".join(parts) for parts in texts]}

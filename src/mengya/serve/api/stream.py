@@ -9,8 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mengya.serve.api.errors import ApiError, to_json
+from mengya.serve.api.errors import ApiError, json_response, to_json
 from mengya.serve.api.gate import Gone
+from mengya.serve.api.work import Work
 
 T = TypeVar("T")
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -96,6 +97,14 @@ class Stream(Response):
             waiting.cancel()
             with suppress(asyncio.CancelledError, StopAsyncIteration, Exception):
                 await waiting
+
+
+async def plain(request: Request, work: Work, content: Coroutine[Any, Any, Any]) -> Response:
+    """The whole answer, `content`, as JSON. Gone, and the work ends, if the client leaves first."""
+    try:
+        return json_response(await unless_gone(request, content))
+    finally:
+        work.cancel()
 
 
 async def with_errors(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -14,7 +14,7 @@ LAYERS = [
     {"batch"},
     {"data", "model"},
     {"infer"},
-    {"tasks"},
+    {"tasks", "rag"},
     {"train", "evaluate", "serve"},
     {"stages"},
     {"toml_tables"},

@@ -5,8 +5,8 @@
 One stream, and 16 requests of mixed length at once; greedy, every answer has the same number of tokens and none ends
 early. Each contestant has a process of its own, and all take turns; ratios are formed within a round, and the median of
 the rounds counts. transformers takes part in float32 and in bfloat16, and the faster one counts; its batch is padded.
-llama.cpp takes part, in float32 and in 8 bits, where a Python that has it is named. Ours computes in float32 over
-weights as they are, rounded to bfloat16, and in 8 bits. The last line is JSON: ratio_1 and ratio_16 are tokens a second
+llama.cpp takes part, in float32 and in 8 bits, where a Python that has it is named. Ours takes part in float32, and
+with weights rounded to bfloat16 and to 8 bits. The last line is JSON: ratio_1 and ratio_16 are tokens a second
 against transformers' best, first_16 our time to the last of the first tokens, as a share of its time to them;
 llama_cpp_ratio_1 and _16 against llama.cpp, 8 bits against 8 bits in those that end with _int8.
 """

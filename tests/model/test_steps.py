@@ -99,20 +99,44 @@ def test_weights_of_bfloat16_are_computed_in_float32() -> None:
         torch.testing.assert_close(a, logits, atol=2e-5, rtol=1e-4)
 
 
+def rounded_to_int8(weight: torch.Tensor) -> torch.Tensor:
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    return (weight / scale).round() * scale
+
+
+def rounded_to_bfloat16(weight: torch.Tensor) -> torch.Tensor:
+    return weight.bfloat16().float()
+
+
 @needs_kernel
-def test_int8_is_what_the_rounded_weights_give() -> None:
+@pytest.mark.parametrize(("weights", "rounded"), [("int8", rounded_to_int8), ("bfloat16", rounded_to_bfloat16)])
+def test_rounded_weights_are_all_that_is_much_rounded(weights, rounded) -> None:
+    """Keys and values, and what the weights meet, are so, too, but more finely."""
     model, rows = make(), rows_of()
-    found = in_pieces(KernelSteps(model, 20, "int8"), rows, PLAN)
-    rounded = make(tie_word_embeddings=False)
-    rounded.load_state_dict(model.state_dict() | {"lm_head.weight": model.output_weight})
+    found = in_pieces(KernelSteps(model, 20, weights), rows, PLAN)
+    other = make(tie_word_embeddings=False)
+    other.load_state_dict(model.state_dict() | {"lm_head.weight": model.output_weight})
     with torch.no_grad():
-        for name, weight in rounded.named_parameters():
+        for name, weight in other.named_parameters():
             if name.endswith(("proj.weight", "lm_head.weight")):
-                scale = weight.abs().amax(1, keepdim=True) / 127
-                weight.copy_((weight / scale).round() * scale)
-        expected = rounded(torch.tensor(rows))
-    for logits, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(logits, other, atol=2e-2, rtol=1e-2)  # keys and values are rounded, too
+                weight.copy_(rounded(weight))
+        expected = other(torch.tensor(rows))
+    for logits, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(logits, wanted, atol=2e-2, rtol=1e-2)
+
+
+@needs_kernel
+def test_sums_of_long_rows_stay_within_32_bits() -> None:
+    """Nine thousand times the largest weight and the largest activation."""
+    model, rows = make(intermediate_size=9000, num_hidden_layers=1), rows_of()
+    mlp = model.model.layers[0].mlp
+    with torch.no_grad():
+        for layer in (mlp.gate_proj, mlp.up_proj):
+            layer.weight.copy_(layer.weight[:1].expand_as(layer.weight))
+        mlp.down_proj.weight.fill_(1e-5)
+        expected = model(torch.tensor(rows))
+    for logits, wanted in zip(in_pieces(KernelSteps(model, 20, "int8"), rows, PLAN), expected, strict=True):
+        torch.testing.assert_close(logits, wanted, atol=6e-2, rtol=2e-2)
 
 
 def test_int8_without_the_kernel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,9 @@ _BLOCK = 16
 """kBlock of the kernel."""
 _HEADS = 4
 """The largest kHeads."""
-_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 3}
+_BFLOAT_PAIRS = 2
+"""Weights in bfloat16 that meet activations rounded to it."""
 _READ = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
 """Layers whose weights are read; experts have parameters of such names."""
 _WIDEST = 32
@@ -75,6 +77,7 @@ class KernelSteps:
         library = kernels.library("generation")
         assert library is not None
         self._panel = library.panel()
+        self._pairs = weights == "bfloat16" and bool(library.multiplies_bfloat())
         self._heads, self._size = config.num_attention_heads, config.hidden_size
         self._top_k = config.num_experts_per_tok if config.num_experts else 0
         self._vocab_size = config.vocab_size
@@ -210,7 +213,7 @@ class KernelSteps:
         return self._packed(torch.cat([layer.weight for layer in layers]), bias)
 
     def _packed(self, weight: Tensor, bias: Tensor | None) -> Matrix:
-        """(outputs, depth) in panels: (panels, depth, panel), of bf16 (panels, depth / 2, panel, 2)."""
+        """(outputs, depth) in panels: (panels, depth, panel), unless float32 (panels, depth / 2, panel, 2)."""
         weight = weight.detach()
         outputs, depth = weight.shape
         scale = None
@@ -224,12 +227,13 @@ class KernelSteps:
                 weight = weight.bfloat16()
         rest = self._padded(outputs) - outputs
         weight = nn.functional.pad(weight, (0, 0, 0, rest)).unflatten(0, (-1, self._panel))
-        if weight.dtype == torch.bfloat16:
-            packed = weight.unflatten(2, (-1, 2)).transpose(1, 2)
-        else:
+        if weight.dtype == torch.float32:
             packed = weight.transpose(1, 2)
+        else:
+            packed = weight.unflatten(2, (-1, 2)).transpose(1, 2)
         padded = [None if t is None else nn.functional.pad(t.detach().float(), (0, rest)) for t in (scale, bias)]
         return Matrix(
             weight=self._pointer(packed), scale=self._pointer(padded[0]), bias=self._pointer(padded[1]),
-            outputs=outputs, depth=depth, kind=_KINDS[packed.dtype],
+            outputs=outputs, depth=depth,
+            kind=_BFLOAT_PAIRS if self._pairs and packed.dtype == torch.bfloat16 else _KINDS[packed.dtype],
         )  # fmt: skip

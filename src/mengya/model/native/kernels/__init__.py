@@ -20,6 +20,8 @@ _LOG = logging.getLogger(__name__)
 _FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp")
 _AVX2 = ("-mavx2", "-mfma")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+_DOTS = {"avx512_bf16": "-mavx512bf16", "avx512_vnni": "-mavx512vnni"}
+"""Products of pairs, in bf16 and in whole numbers: not every AVX-512 has them."""
 _AMX = (*_AVX512, "-mavx512bf16")
 _AMX_FEATURES = {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16"}
 
@@ -28,14 +30,17 @@ VECTOR = ("vector_attention", "avx2_attention", "generation")
 """As wide as the processor's vectors; avx2_attention, which is vector_attention.cpp, has 32 bytes anywhere."""
 
 
-def has_amx() -> bool:
-    """Whether this machine's processor and system have AMX bf16 tiles, and AVX-512 beside them."""
+def _features() -> set[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
-        return False
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return set(flags.split()) >= _AMX_FEATURES
+        return set()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def has_amx() -> bool:
+    """Whether this machine's processor and system have AMX bf16 tiles, and AVX-512 beside them."""
+    return _features() >= _AMX_FEATURES
 
 
 def _level(name: str) -> tuple[str, ...] | None:
@@ -47,7 +52,7 @@ def _level(name: str) -> tuple[str, ...] | None:
         return None
     capability = torch.backends.cpu.get_cpu_capability()
     if name != "avx2_attention" and capability.startswith("AVX512"):
-        return _AVX512
+        return (*_AVX512, *(flag for feature, flag in _DOTS.items() if feature in _features()))
     return _AVX2 if capability.startswith("AVX") else None
 
 

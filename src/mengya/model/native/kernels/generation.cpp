@@ -1,47 +1,27 @@
 // One step of generation on a CPU: some tokens of many sequences, through all layers, in one call. Activations are
-// float32; weights are float32, bf16 or int8 (a scale for each output), keys and values float32 or bf16, and all of them
-// float32 once they are in registers.
+// float32, weights are of several kinds (generation_products.h), keys and values float32 or bf16, and these are float32
+// once they are in registers.
 //
 // Every row of the step is computed by the same operations in the same order, however many rows there are, however they
 // are divided among threads, and wherever a prompt was cut: an answer does not depend on its neighbours, bit for bit.
 //
-// Weights lie in panels of kPanel outputs, input after input, so that a product reads them once, front to back, and adds
-// up vectors of outputs. Keys lie in blocks of kBlock tokens, token beside token; values row after row.
+// Keys lie in blocks of kBlock tokens, token beside token; values row after row.
 
 #include <omp.h>
 #include <sched.h>
 
 #include <atomic>
-#include <type_traits>
-#include <vector>
 
-#include "vectors.h"
+#include "generation_products.h"
 
 namespace {
 
 constexpr int kBlock = 16;  // tokens of a block of keys and values
 #ifdef __AVX512F__
-constexpr int kRows = 12;   // kRows x 2 vectors of a result stay in registers
-constexpr int kHeads = 4;   // that read the same keys together
+constexpr int kHeads = 4;  // that read the same keys together
 #else
-constexpr int kRows = 6, kHeads = 2;
+constexpr int kHeads = 2;
 #endif
-
-constexpr int kPartsToWiden = 2;  // a panel that is read more often is taken apart once
-constexpr int kAhead = 2048;  // bytes that are fetched before they are needed
-
-enum Kind : int64_t { kFloat, kBfloat, kInt8 };
-
-// (outputs, depth), in panels. bf16 in pairs of inputs, so that a lane of 32 bits holds both.
-struct Matrix {
-    const void* weight;
-    const float* scale;  // of each output; null unless int8
-    const float* bias;   // or null
-    int64_t outputs, depth, kind;
-
-    int64_t panels() const { return (outputs + kPanel - 1) / kPanel; }
-    int64_t width() const { return panels() * kPanel; }
-};
 
 struct Layer {
     Matrix qkv, out, gate, up, down;  // of a mixture: gate, up and down are those of the shared experts
@@ -90,142 +70,6 @@ class Barrier {
                 sched_yield();  // another program may have the core that the last thread needs
     }
 };
-
-struct Range {
-    int64_t begin, end;
-};
-inline Range share(int64_t count, int64_t thread, int64_t threads) {
-    return {count * thread / threads, count * (thread + 1) / threads};
-}
-
-// ---- products -------------------------------------------------------------------------------------------------------
-
-struct Floats {
-    using Entry = float;
-    static constexpr int kStep = 1;
-    static void read(const Entry* p, Vec (&w)[1]) { w[0] = load(p); }
-};
-struct Bfloats {
-    using Entry = uint32_t;  // two inputs of an output
-    static constexpr int kStep = 2;
-    static void read(const Entry* p, Vec (&w)[2]) {
-        Bits both;
-        std::memcpy(&both, p, sizeof both);
-        w[0] = (Vec)(both << 16), w[1] = (Vec)(both & 0xffff0000u);
-    }
-};
-struct Int8s {
-    using Entry = int8_t;
-    static constexpr int kStep = 1;
-    static void read(const Entry* p, Vec (&w)[1]) { w[0] = load(p); }
-};
-
-// ROWS rows of x times PANELS panels: sums (ROWS, PANELS * kPanel).
-template <class W, int ROWS, int PANELS>
-void tile(const float* x, int64_t x_row, const typename W::Entry* w, int64_t panel, int64_t depth, int64_t ahead,
-          float* sums) {
-    Vec total[ROWS][2 * PANELS];
-    for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < 2 * PANELS; j++) total[i][j] = Vec{};
-    for (int64_t k = 0; k < depth; k += W::kStep) {
-        Vec entries[2 * PANELS][W::kStep];
-        if (ahead)
-            for (int j = 0; j < PANELS; j++)
-                for (int at = 0; at < int(kPanel * sizeof(*w)); at += 64)
-                    __builtin_prefetch(reinterpret_cast<const char*>(w + j * panel + k / W::kStep * kPanel) + at + ahead);
-        for (int j = 0; j < 2 * PANELS; j++)
-            W::read(w + j / 2 * panel + k / W::kStep * kPanel + j % 2 * kLanes, entries[j]);
-        for (int step = 0; step < W::kStep; step++)
-            for (int i = 0; i < ROWS; i++) {
-                const Vec broadcast = all(x[i * x_row + k + step]);
-                for (int j = 0; j < 2 * PANELS; j++) total[i][j] += broadcast * entries[j][step];
-            }
-    }
-    for (int i = 0; i < ROWS; i++)
-        for (int j = 0; j < 2 * PANELS; j++) store(sums + (i * 2 * PANELS + j) * kLanes, total[i][j]);
-}
-
-template <class W, int PANELS, int ROWS = kRows / PANELS>
-void tile_of(int64_t rows, const float* x, int64_t x_row, const typename W::Entry* w, int64_t panel, int64_t depth,
-             int64_t ahead, float* sums) {
-    if (rows == ROWS)
-        tile<W, ROWS, PANELS>(x, x_row, w, panel, depth, ahead, sums);
-    else if constexpr (ROWS > 1)
-        tile_of<W, PANELS, ROWS - 1>(rows, x, x_row, w, panel, depth, ahead, sums);
-}
-
-inline Vec silu(Vec x) { return x / (1.0f + exp2(smaller(x * -kLog2e, all(126.0f)))); }
-
-enum Mode { kPut, kAdd, kGate };  // what becomes of a result y in its place: y, place + y, silu(place) * y
-
-thread_local std::vector<float> wide_panel;
-
-// A panel in float32, if many rows will read it: the same numbers, without taking them apart again and again.
-template <class W>
-const float* widened(const typename W::Entry* w, int64_t depth) {
-    wide_panel.resize(std::max<size_t>(wide_panel.size(), depth * kPanel));
-    float* to = wide_panel.data();
-    for (int64_t k = 0; k < depth; k += W::kStep)
-        for (int j = 0; j < 2; j++) {
-            Vec entries[W::kStep];
-            W::read(w + k / W::kStep * kPanel + j * kLanes, entries);
-            for (int step = 0; step < W::kStep; step++) store(to + (k + step) * kPanel + j * kLanes, entries[step]);
-        }
-    return to;
-}
-
-template <class W>
-void product(const Matrix& a, const float* x, int64_t x_row, int64_t rows, Range panels, float* out, int64_t out_row,
-             Mode mode) {
-    const auto* weight = static_cast<const typename W::Entry*>(a.weight);
-    const int64_t panel = a.depth / W::kStep * kPanel;
-    alignas(64) float sums[kRows * kPanel];
-    // Few rows: several panels at a time, because a sum waits for the one before it.
-    const int64_t joined = rows == 1 ? 4 : rows <= kRows / 2 ? 2 : 1;
-    for (int64_t p = panels.begin; p < panels.end;) {
-        const int64_t together = p + joined <= panels.end ? joined : 1, most = kRows / together;
-        const int64_t parts = (rows + most - 1) / most;
-        const float* wide = nullptr;
-        if constexpr (!std::is_same_v<W, Floats>)
-            if (parts > kPartsToWiden) wide = widened<W>(weight + p * panel, a.depth);
-        for (int64_t part = 0; part < parts; part++) {
-            const Range rest = share(rows, part, parts);
-            const int64_t count = rest.end - rest.begin;
-            const float* from = x + rest.begin * x_row;
-            // A panel that is read several times is fetched from memory while the last rows meet the one before it.
-            const int64_t ahead = parts == 1 ? kAhead : part + 1 == parts ? together * panel * sizeof(*weight) : 0;
-            if (together == 4)
-                tile_of<W, 4, 1>(count, from, x_row, weight + p * panel, panel, a.depth, ahead, sums);
-            else if (together == 2)
-                tile_of<W, 2>(count, from, x_row, weight + p * panel, panel, a.depth, ahead, sums);
-            else if (wide)
-                tile_of<Floats, 1>(count, from, x_row, wide, a.depth * kPanel, a.depth, 0, sums);
-            else
-                tile_of<W, 1>(count, from, x_row, weight + p * panel, panel, a.depth, ahead, sums);
-            for (int64_t i = 0; i < count; i++)
-                for (int64_t j = 0; j < 2 * together; j++) {
-                    const int64_t column = p * kPanel + j * kLanes;
-                    float* to = out + (rest.begin + i) * out_row + column;
-                    Vec y = load(sums + (i * 2 * together + j) * kLanes);
-                    if (a.scale) y *= load(a.scale + column);
-                    if (a.bias) y += load(a.bias + column);
-                    store(to, mode == kPut ? y : mode == kAdd ? load(to) + y : silu(load(to)) * y);
-                }
-        }
-        p += together;
-    }
-}
-
-void multiply(const Matrix& a, const float* x, int64_t x_row, int64_t rows, Range panels, float* out, int64_t out_row,
-              Mode mode) {
-    if (rows == 0) return;
-    if (a.kind == kFloat)
-        product<Floats>(a, x, x_row, rows, panels, out, out_row, mode);
-    else if (a.kind == kBfloat)
-        product<Bfloats>(a, x, x_row, rows, panels, out, out_row, mode);
-    else
-        product<Int8s>(a, x, x_row, rows, panels, out, out_row, mode);
-}
 
 // ---- between the products -------------------------------------------------------------------------------------------
 
@@ -535,6 +379,13 @@ class Step {
 extern "C" {
 int init() { return 0; }
 int64_t panel() { return kPanel; }
+int64_t multiplies_bfloat() {
+#ifdef __AVX512BF16__
+    return 1;
+#else
+    return 0;
+#endif
+}
 void step(const Problem* p) {
     Barrier barrier;
 #pragma omp parallel num_threads(p->threads)

@@ -18,6 +18,7 @@ constexpr int kBytes = 32;
 #endif
 constexpr int kLanes = kBytes / 4;
 constexpr int kPanel = 2 * kLanes;  // columns that a product works on at a time
+constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: a float this large has no digits behind the point
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 typedef float Vec __attribute__((vector_size(kBytes)));
@@ -43,13 +44,6 @@ inline void store(bf16* p, Vec x) {  // rounds to the nearest, ties to even; NaN
     Half half = __builtin_convertvector(bits, Half);
     std::memcpy(p, &half, sizeof half);
 }
-inline Vec load(const int8_t* p) {  // __builtin_convertvector becomes dozens of instructions
-#ifdef __AVX512F__
-    return (Vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
-#else
-    return (Vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
-#endif
-}
 inline Vec all(float x) { return x - Vec{}; }  // x + 0 would be computed: it turns -0 into 0
 inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
@@ -62,7 +56,7 @@ inline float fold(Vec x, Join join) {
 
 // 2^x for x up to 127; relative error 2e-7. Below -126 exactly 0.
 inline Vec exp2(Vec x) {
-    const Vec magic = all(12582912.0f);  // 1.5 * 2^23: a float this large has no digits behind the point
+    const Vec magic = all(kMagic);
     Vec in = larger(x, all(-126.0f)), shifted = in + magic, f = in - (shifted - magic);
     Int whole = (Int)shifted - (Int)magic;
     Vec p = all(1.535336188319500e-4f);

@@ -30,8 +30,6 @@ class Config:
     """Who computes; auto: what a model is decides."""
     weights: Weights = "exact"
     """As what the weights are kept: as they are, or rounded, which is faster. Of our own models on a CPU."""
-    running: int = 64
-    """Answers of a model that are written at a time; others wait."""
     cache_tokens: int | None = None
     """Tokens whose keys and values a model has memory for. Without: a share of what is free."""
     trust_remote_code: bool = False
@@ -47,7 +45,7 @@ class Config:
     cors_origin: list[str] = dataclasses.field(default_factory=list)
     """Let pages of this origin ask, such as https://example.com (may be given several times)."""
     open_answers: int = 128
-    """Answers that are computed or wait at once; more requests are refused until some have ended."""
+    """Answers that are written at once, or wait for memory; more requests are refused until some have ended."""
     max_tokens: int | None = None
     """Longest answer, whatever a request asks for. Without: what the context has room for."""
     max_seconds: float = 600
@@ -120,7 +118,7 @@ def _opened(config: Config, stack: contextlib.ExitStack) -> tuple[dict[str, "Bac
     for given in config.models:
         name, source = named(given)
         backend = open_backend(
-            source, backend=config.backend, name=name, weights=config.weights, running=config.running,
+            source, backend=config.backend, name=name, weights=config.weights, running=config.open_answers,
             tokens=config.cache_tokens, trust_remote_code=config.trust_remote_code,
         )  # fmt: skip
         stack.callback(backend.close)
@@ -135,7 +133,6 @@ def _opened(config: Config, stack: contextlib.ExitStack) -> tuple[dict[str, "Bac
 def _check(config: Config) -> None:
     checks = (
         (0 <= config.port < 65536, "port", "from 0 to 65535"),
-        (config.running >= 1, "running", "1 or more"),
         (config.cache_tokens is None or config.cache_tokens >= 1, "cache_tokens", "1 or more"),
         (config.open_answers >= 1, "open_answers", "1 or more"),
         (config.max_tokens is None or config.max_tokens >= 1, "max_tokens", "1 or more"),

@@ -55,13 +55,13 @@ def why_not(model: "CausalLM") -> str | None:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """In large pages where the system has them: sequences are scattered over all of it. A page takes memory when it is
-    first written."""
+    """In large pages where the system has them: sequences are scattered over all of it. Written at once, so that the
+    memory is there, or missing, when the engine starts and not under load."""
     memory = mmap.mmap(-1, dtype.itemsize * math.prod(shape))
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
+    return torch.frombuffer(memory, dtype=dtype).view(shape).zero_()
 
 
 class KernelSteps:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import signal
 import socket
@@ -88,6 +89,8 @@ def serve(settings: Settings, bound: socket.socket) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+    gc.collect()
+    gc.freeze()  # models and libraries stay to the end: looking through them again and again stops all answers
     make_server(settings).run([bound])
 
 

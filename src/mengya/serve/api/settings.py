@@ -18,7 +18,7 @@ class Limits:
     """Sizes in bytes, times in seconds."""
 
     open_answers: int = 128
-    """Answers that are computed or wait at once; more are refused with 429."""
+    """Answers that are written at once, or wait for memory; more are refused with 429."""
     new_tokens: int | None = None
     """Longest answer; a request that asks for more gets this. None: as long as the context allows."""
     answer_seconds: float = 600

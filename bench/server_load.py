@@ -3,12 +3,13 @@
     python bench/server_load.py MODEL [--clients 16] [--seconds 60]
     python bench/server_load.py http://127.0.0.1:8000/v1 [--model NAME] [--key KEY] [--clients 16] [--seconds 60]
 
-A MODEL (a directory) is served here, with room for half as many answers as there are clients, and asked by half as many
-clients as it has room for first, a quarter of the time; a server that runs elsewhere has the room that it has. Each client asks again and again: most for a stream, some for a plain answer, a
-quarter leaves after the first pieces. Who is sent away (429) waits as it is told. The last line is JSON: how many
-answers were complete, refused, cancelled by their client, and errors (anything else, such as a stream that breaks off);
-the 95th percentile of the seconds to the first piece, also at half load; by which share the server's memory grew after the first tenth of
-the time, or null where it does not tell; and the answers that it held when all clients had gone, `left_open`.
+A MODEL (a directory) is served here, with room for half as many answers as there are clients, and is first asked for a
+quarter of the time by half as many clients as it has room for; a server that runs elsewhere has the room that it has.
+Each client asks again and again: most for a stream, some for a plain answer, a quarter leaves after the first pieces.
+Who is sent away (429) waits as it is told. The last line is JSON: how many answers were complete, refused, cancelled by
+their client, and errors (anything else, such as a stream that breaks off); the 95th percentile of the seconds to the
+first piece, also at half load; by which share the server's memory grew after the first tenth of the time, or null where
+it does not tell; and the answers that it held when all clients had gone, `left_open`.
 """
 
 import argparse

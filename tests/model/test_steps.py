@@ -109,9 +109,11 @@ def rounded_to_bfloat16(weight: torch.Tensor) -> torch.Tensor:
 
 
 @needs_kernel
-@pytest.mark.parametrize(("weights", "rounded"), [("int8", rounded_to_int8), ("bfloat16", rounded_to_bfloat16)])
-def test_rounded_weights_are_all_that_is_much_rounded(weights, rounded) -> None:
-    """Keys and values, and what the weights meet, are so, too, but more finely."""
+@pytest.mark.parametrize(
+    ("weights", "rounded", "atol"), [("int8", rounded_to_int8, 1e-1), ("bfloat16", rounded_to_bfloat16, 2e-2)]
+)
+def test_little_is_rounded_but_weights(weights, rounded, atol) -> None:
+    """Keys and values, and what the weights meet, are rounded, too."""
     model, rows = make(), rows_of()
     found = in_pieces(KernelSteps(model, 20, weights), rows, PLAN)
     other = make(tie_word_embeddings=False)
@@ -122,7 +124,8 @@ def test_rounded_weights_are_all_that_is_much_rounded(weights, rounded) -> None:
                 weight.copy_(rounded(weight))
         expected = other(torch.tensor(rows))
     for logits, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(logits, wanted, atol=2e-2, rtol=1e-2)
+        torch.testing.assert_close(logits, wanted, atol=atol, rtol=1e-2)
+        assert (logits - wanted).abs().mean() < atol / 5
 
 
 @needs_kernel

@@ -4,5 +4,5 @@ from typing import Literal
 
 Weights = Literal["exact", "bfloat16", "int8"]
 """As what its matrices are kept: as they are; rounded to bfloat16; in 8 bits with a scale for each output. Keys and
-values are then kept in bfloat16, too; and what the matrices are multiplied with is rounded to bfloat16 where the
-processor multiplies that, and to 12 bits for matrices in 8 bits."""
+values are then kept in bfloat16, too. What meets the matrices is rounded to bfloat16 where the processor multiplies
+that; what meets 8 bits, to 8 or 16 bits, whichever the processor multiplies, with a scale for each 128 inputs."""

@@ -78,6 +78,7 @@ class KernelSteps:
         assert library is not None
         self._panel = library.panel()
         self._pairs = weights == "bfloat16" and bool(library.multiplies_bfloat())
+        self._int8_inputs = library.int8_inputs()
         self._heads, self._size = config.num_attention_heads, config.hidden_size
         self._top_k = config.num_experts_per_tok if config.num_experts else 0
         self._vocab_size = config.vocab_size
@@ -213,7 +214,7 @@ class KernelSteps:
         return self._packed(torch.cat([layer.weight for layer in layers]), bias)
 
     def _packed(self, weight: Tensor, bias: Tensor | None) -> Matrix:
-        """(outputs, depth) in panels: (panels, depth, panel), unless float32 (panels, depth / 2, panel, 2)."""
+        """(outputs, depth) in panels: (panels, depth / inputs, panel, inputs)."""
         weight = weight.detach()
         outputs, depth = weight.shape
         scale = None
@@ -225,15 +226,15 @@ class KernelSteps:
             weight = weight.float()
             if self._weights == "bfloat16" or torch.equal(weight, weight.bfloat16().float()):
                 weight = weight.bfloat16()
+        inputs = {torch.float32: 1, torch.bfloat16: 2, torch.int8: self._int8_inputs}[weight.dtype]
         rest = self._padded(outputs) - outputs
-        weight = nn.functional.pad(weight, (0, 0, 0, rest)).unflatten(0, (-1, self._panel))
-        if weight.dtype == torch.float32:
-            packed = weight.transpose(1, 2)
-        else:
-            packed = weight.unflatten(2, (-1, 2)).transpose(1, 2)
+        panels = nn.functional.pad(weight, (0, -depth % inputs, 0, rest)).unflatten(0, (-1, self._panel))
+        packed = panels.unflatten(2, (-1, inputs)).transpose(1, 2)
+        if inputs == 4:
+            packed = (packed.short() + 128).to(torch.uint8)
         padded = [None if t is None else nn.functional.pad(t.detach().float(), (0, rest)) for t in (scale, bias)]
         return Matrix(
             weight=self._pointer(packed), scale=self._pointer(padded[0]), bias=self._pointer(padded[1]),
             outputs=outputs, depth=depth,
-            kind=_BFLOAT_PAIRS if self._pairs and packed.dtype == torch.bfloat16 else _KINDS[packed.dtype],
+            kind=_BFLOAT_PAIRS if self._pairs and weight.dtype == torch.bfloat16 else _KINDS[weight.dtype],
         )  # fmt: skip

@@ -386,6 +386,7 @@ int64_t multiplies_bfloat() {
     return 0;
 #endif
 }
+int64_t int8_inputs() { return Int8s::kInputs; }
 void step(const Problem* p) {
     Barrier barrier;
 #pragma omp parallel num_threads(p->threads)

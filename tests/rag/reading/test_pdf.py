@@ -3,9 +3,10 @@
 import sys
 
 import pytest
-from .pdf_maker import Page, pdf
 
 from mengya.errors import UserError
+
+from .pdf_maker import Page, pdf
 
 
 def lines(start: float, *texts: str, x: float = 50, size: float = 12, step: float = 18) -> list:

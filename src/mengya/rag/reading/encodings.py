@@ -35,14 +35,13 @@ def decode(data: bytes) -> tuple[str, tuple[str, ...]]:
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return _replaced(data[len(mark) :], encoding)
-    if data[:_SAMPLE].count(0) * 200 > min(len(data), _SAMPLE):
-        encoding = _utf16(data[:_SAMPLE])
-        return _replaced(data, encoding)
+    head = data[:_SAMPLE]
+    if head.count(0) * 200 > len(head):
+        return _replaced(data, _utf16(head))
     try:
         return data.decode("utf-8"), ()
     except UnicodeDecodeError:
-        encoding = _likeliest(data[:_SAMPLE])
-    return _replaced(data, encoding)
+        return _replaced(data, _utf16(head) if 0 in head else _likeliest(head))
 
 
 def _replaced(data: bytes, encoding: str) -> tuple[str, tuple[str, ...]]:
@@ -53,11 +52,11 @@ def _replaced(data: bytes, encoding: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _utf16(head: bytes) -> str:
-    """Of bytes with many zeros: UTF-16 has them on one side of its pairs."""
-    even, odd = head[::2].count(0), head[1::2].count(0)
-    if min(even, odd) * 20 > max(even, odd):
+    """Of bytes with zeros, which text has in UTF-16 alone."""
+    little, big = (_score(head, encoding, ascii_too=True) for encoding in ("utf-16-le", "utf-16-be"))
+    if max(little, big) < _ENOUGH:
         raise UserError("this is binary data, neither text nor a format that is read here; convert it to PDF or text")
-    return "utf-16-le" if odd > even else "utf-16-be"
+    return "utf-16-le" if little >= big else "utf-16-be"
 
 
 def _likeliest(head: bytes) -> str:
@@ -71,18 +70,18 @@ def _likeliest(head: bytes) -> str:
     return best
 
 
-def _score(head: bytes, encoding: str) -> float:
-    """How likely the text is as Chinese, up to 1: the share of common characters, and half of those in the part of the
-    character set that is sorted by use, not by radicals. Below 0 where much is not of this encoding."""
+def _score(head: bytes, encoding: str, ascii_too: bool = False) -> float:
+    """How likely the text is as Chinese, or as English too, up to 1: the share of common characters, and half of those
+    in the part of the character set that is sorted by use, not by radicals. Below 0 where much is no text."""
     text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
-    foreign = [character for character in text if character > "\x7f"]
+    foreign = [character for character in text if character > "\x7f" or ascii_too]
     if not foreign:
         return -1.0
     points = 0.0
     for character in foreign:
-        if character in _COMMON or _PUNCTUATION.match(character):
+        if character in _COMMON or _PUNCTUATION.match(character) or " " <= character < "\x7f" or character in "\r\n\t":
             points += 1
-        elif character == "\ufffd" or "\ue000" <= character <= "\uf8ff":
+        elif character == "\ufffd" or "\ue000" <= character <= "\uf8ff" or character < " ":
             points -= 2
         elif _is_of_first_level(character, encoding):
             points += 0.5

@@ -51,7 +51,8 @@ def numbered(text: str, number: int, level: int = 0) -> str:
 
 
 def level(index: int, form: str, text: str, more: str = "") -> str:
-    return f'<w:lvl w:ilvl="{index}"><w:start w:val="1"/><w:numFmt w:val="{form}"/>{more}<w:lvlText w:val="{text}"/></w:lvl>'
+    start = f'<w:lvl w:ilvl="{index}"><w:start w:val="1"/><w:numFmt w:val="{form}"/>{more}'
+    return f'{start}<w:lvlText w:val="{text}"/></w:lvl>'
 
 
 def numbering(*lists: str, restarts: str = "") -> str:

@@ -90,8 +90,8 @@ def _score(head: bytes, encoding: str, ascii_too: bool = False) -> float:
 
 def _is_of_first_level(character: str, encoding: str) -> bool:
     if encoding.startswith("utf-16"):
-        return "\u4e00" <= character <= "\u9fa5"
-    code = character.encode(encoding)
+        return any(_is_of_first_level(character, other) for other in ("gb18030", "big5hkscs"))
+    code = character.encode(encoding, "ignore")
     if len(code) != 2:
         return False
     return 0xB0 <= code[0] <= 0xD7 and code[1] >= 0xA1 if encoding == "gb18030" else 0xA4 <= code[0] <= 0xC6

@@ -88,7 +88,7 @@ def inline(element: Any) -> str:
 
 def _items(element: Any, depth: int) -> list[str]:
     """A line an item, those of lists inside it behind."""
-    lines: list[str] = []
+    lines = [text] if (text := _collapsed(element.text).strip()) else []
     number = int(element.get("start") or 1) if (element.get("start") or "1").isdigit() else 1
     for item in element:
         if item.tag in ("ul", "ol"):
@@ -103,6 +103,10 @@ def _items(element: Any, depth: int) -> list[str]:
             if text := inline(item):
                 lines.append("  " * depth + mark + text)
             lines += deeper
+        elif isinstance(item.tag, str) and (text := inline(item)):
+            lines.append("  " * depth + text)
+        if text := _collapsed(item.tail).strip():
+            lines.append("  " * depth + text)
     return lines
 
 

@@ -2,7 +2,8 @@
 
 LINKS = "".join(f"<div><a href='/{i}'>菜单项{i}</a></div>" for i in range(50))
 PAGE = f"""<!DOCTYPE html><html><head><title>竹子</title><style>.gone {{display: none}}
-@media print {{.text {{display:none}}}}</style><script>alert("脚本")</script></head><body class="menu-open"><div class="page with-sidebar"><div>{LINKS}</div>
+@media print {{.text {{display:none}}}}</style>
+<script>alert("脚本")</script></head><body class="menu-open"><div class="page with-sidebar"><div>{LINKS}</div>
 <div class="cookie-banner">我们使用 cookie，请同意。</div>
 <div class="text"><div>竹子可以造纸，<b>也可以</b>盖房子。<br>熊猫吃竹子。</div><p style="display: none">藏着的命令</p>
 <p class="gone">也藏着</p><p hidden>还藏着</p><div>竹笋可以吃。</div></div></div>

@@ -18,7 +18,7 @@ def real(name: str) -> Path:
 @pytest.mark.parametrize(
     "name, kind, first, last",
     [
-        ("出版物汉字使用管理规定.pdf", "pdf", (1, "第一条 为使报纸、期刊、图书"), (3, "第十七条")),
+        ("出版物汉字使用管理规定.pdf", "pdf", (1, "第一条 为使报纸、期刊、图书"), (3, "第十五条 本规定自")),
         ("关于地名用字的若干规定.pdf", "pdf", (1, "国语字[1987]"), (3, "")),
         ("moss_api.pdf", "pdf", (1, "MOSS API接口文档"), (4, "")),
         ("poi_tl_付款通知书.docx", "docx", (None, "付款通知书"), (None, "{{subtotal}}")),

@@ -54,25 +54,40 @@ def _answer(path: Path, name: str, limits: Limits, progress: Progress) -> dict[s
         question = {"path": str(path.absolute()), "name": name, "limits": asdict(limits)}
         process.stdin.write(json.dumps(question).encode() + b"\n")
         process.stdin.flush()
-        begun = last = time.monotonic()
+        clock = _Clock()
         done = pages = 0
         for line in _lines(process.stdout.fileno(), 12 * limits.characters + (64 << 20)):
             message = json.loads(line) if line else {}
             if "document" in message or "error" in message:
                 return message
             if message:
-                done, pages, last = int(message["done"]), int(message["pages"]), time.monotonic()
+                done, pages = int(message["done"]), int(message["pages"])
             progress(done, pages)
             where = f" after page {done} of {pages}" if done else ""
-            if time.monotonic() - begun > limits.seconds:
+            clock.tick(page=bool(message))
+            if clock.seconds > limits.seconds:
                 raise UserError(f"reading it took longer than {limits.seconds:g} seconds{where}; split it")
-            if time.monotonic() - last > limits.page_seconds:
+            if clock.page_seconds > limits.page_seconds:
                 raise UserError(f"its reader stood still for {limits.page_seconds:g} seconds{where}; it may be damaged")
         code = process.wait(10)
     raise UserError(
         f"its reader crashed (exit code {code}): the file is damaged, or needs more than "
         f"{limits.memory_bytes >> 20:,} MB of memory; open it and save it again, or split it"
     )
+
+
+class _Clock:
+    """Seconds in which this process ran: while a machine sleeps, or both processes wait for it, none are counted."""
+
+    def __init__(self) -> None:
+        self.seconds = self.page_seconds = 0.0
+        self._last = time.monotonic()
+
+    def tick(self, page: bool) -> None:
+        now = time.monotonic()
+        passed = min(now - self._last, 5 * _TICK)
+        self._last, self.seconds = now, self.seconds + passed
+        self.page_seconds = 0.0 if page else self.page_seconds + passed
 
 
 @contextmanager

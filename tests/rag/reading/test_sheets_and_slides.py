@@ -8,6 +8,8 @@ import pytest
 
 from mengya.rag.reading.sheet_formats import shown
 
+from .office_maker import archive
+
 openpyxl = pytest.importorskip("openpyxl")
 pptx = pytest.importorskip("pptx")
 
@@ -116,6 +118,26 @@ def test_formulas_need_a_stored_result(read):
     document = read(content, "a.xlsx")
     assert document.blocks[1].rows == (("和",), ("3",))
     assert document.pages[0].note.startswith("1 formulas without a stored result")
+
+
+def test_shared_strings_with_reading_aids_formats_and_escapes(read):
+    kind = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    relations = "<Relationships>{}</Relationships>".format
+    relation = f'<Relationship Id="{{0}}" Type="{kind}/{{0}}" Target="{{1}}"/>'.format
+    run = "<r><rPr><b/></rPr><t>{}</t></r>".format
+    content = archive(
+        {
+            "[Content_Types].xml": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet.main+xml",
+            "_rels/.rels": relations(relation("officeDocument", "xl/workbook.xml")),
+            "xl/workbook.xml": f'<workbook xmlns:r="{kind}"><sheets><sheet name="表" r:id="worksheet"/></sheets></workbook>',
+            "xl/_rels/workbook.xml.rels": relations(
+                relation("worksheet", "s.xml") + relation("sharedStrings", "t.xml")
+            ),
+            "xl/s.xml": '<worksheet><sheetData><row><c t="s"><v>0</v></c></row></sheetData></worksheet>',
+            "xl/t.xml": f"<sst><si>{run('东')}{run('京_x000D_')}<rPh sb='0' eb='2'><t>トウ</t></rPh></si></sst>",
+        }
+    )
+    assert read(content, "a.xlsx").blocks[1].text == "东京"
 
 
 def test_a_cell_far_away_and_a_title_above_the_table(read):

@@ -27,6 +27,8 @@ def read(source: Source, draft: Draft) -> None:
         draft.note(f"it has {total:,} pages; only the first {count:,} were read")
     if b"%%EOF" not in _tail(source):
         draft.note("the file seems to be cut off; pages may be missing")
+    if pdf.get_formtype():
+        draft.note("it is a form; what is filled in is not read; print it as a PDF file to have it read")
     sizes: Counter[float] = Counter()
     ocr = Ocr(source.limits)
     for index in range(count):

@@ -114,10 +114,11 @@ def _children(root: Any, name: str) -> list[Any]:
 
 
 def _text(element: Any) -> str:
-    """Of a string, without the reading aids that stand beside it."""
+    """Of a string, without the reading aids that stand beside it, and with what Excel writes as _x000D_."""
     if element is None:
         return ""
-    return "".join(_text(one) if tag(one) == "r" else one.text or "" for one in element if tag(one) in ("t", "r"))
+    text = "".join(_text(one) if tag(one) == "r" else one.text or "" for one in element if tag(one) in ("t", "r"))
+    return re.sub("_x([0-9A-Fa-f]{4})_", lambda match: chr(int(match[1], 16)), text)
 
 
 def _column(reference: str) -> int:

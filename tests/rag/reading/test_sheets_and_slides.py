@@ -123,13 +123,13 @@ def test_formulas_need_a_stored_result(read):
 def test_shared_strings_with_reading_aids_formats_and_escapes(read):
     kind = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
     relations = "<Relationships>{}</Relationships>".format
-    relation = f'<Relationship Id="{{0}}" Type="{kind}/{{0}}" Target="{{1}}"/>'.format
+    relation = f'<Relationship Id="{{0}}" Type="{kind}/{{1}}" Target="{{2}}"/>'.format
     run = "<r><rPr><b/></rPr><t>{}</t></r>".format
     content = archive(
         {
             "[Content_Types].xml": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet.main+xml",
-            "_rels/.rels": relations(relation("officeDocument", "xl/workbook.xml")),
-            "xl/workbook.xml": f'<workbook xmlns:r="{kind}"><sheets><sheet name="表" r:id="worksheet"/></sheets></workbook>',
+            "_rels/.rels": relations(relation("book", "officeDocument", "xl/workbook.xml")),
+            "xl/workbook.xml": f'<workbook xmlns:r="{kind}"><sheets><sheet name="表" r:id="sheet"/></sheets></workbook>',
             "xl/_rels/workbook.xml.rels": relations(
                 relation("worksheet", "s.xml") + relation("sharedStrings", "t.xml")
             ),

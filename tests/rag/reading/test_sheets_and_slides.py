@@ -129,9 +129,9 @@ def test_shared_strings_with_reading_aids_formats_and_escapes(read):
         {
             "[Content_Types].xml": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet.main+xml",
             "_rels/.rels": relations(relation("book", "officeDocument", "xl/workbook.xml")),
-            "xl/workbook.xml": f'<workbook xmlns:r="{kind}"><sheets><sheet name="表" r:id="sheet"/></sheets></workbook>',
+            "xl/workbook.xml": f'<workbook xmlns:r="{kind}"><sheets><sheet name="表" r:id="s"/></sheets></workbook>',
             "xl/_rels/workbook.xml.rels": relations(
-                relation("worksheet", "s.xml") + relation("sharedStrings", "t.xml")
+                relation("s", "worksheet", "s.xml") + relation("t", "sharedStrings", "t.xml")
             ),
             "xl/s.xml": '<worksheet><sheetData><row><c t="s"><v>0</v></c></row></sheetData></worksheet>',
             "xl/t.xml": f"<sst><si>{run('东')}{run('京_x000D_')}<rPh sb='0' eb='2'><t>トウ</t></rPh></si></sst>",

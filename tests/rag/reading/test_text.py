@@ -106,6 +106,7 @@ def test_tables_as_text(read, text, rows):
         (b"<!DOCTYPE html><p>x</p>", "a.txt", "html"),
         (b"<p>x</p>", "a.html", "html"),
         (b"a < b and c > d", "a.html", "text"),
+        ("BMI 指数是什么？".encode(), "a.txt", "text"),
         (b"PK\x03\x04" + bytes(40), "a.docx", None),
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(90), "a.docx", None),
         (b"{\\rtf1 x}", "a.docx", None),

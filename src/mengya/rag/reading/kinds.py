@@ -35,13 +35,13 @@ _ENDINGS = {
     "text": "txt text log json jsonl xml yaml yml toml ini py tex rst",
     "image": "png jpg jpeg gif bmp tif tiff webp",
 }
-_IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+_IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
 _REFUSED = (
     (b"{\\rtf", "an RTF file; save it as docx"),
     (b"\x1f\x8b", "a compressed file; unpack it and add what is inside"),
-    (b"BZh", "a compressed file; unpack it and add what is inside"),
+    (b"BZh91AY", "a compressed file; unpack it and add what is inside"),
     (b"7z\xbc\xaf", "a 7z archive; unpack it and add the files inside"),
-    (b"Rar!", "a rar archive; unpack it and add the files inside"),
+    (b"Rar!\x1a", "a rar archive; unpack it and add the files inside"),
     (b"\x7fELF", "a program, not a document"),
     (b"SQLite format 3\0", "a database, not a document; export what you need as csv"),
 )
@@ -91,7 +91,8 @@ def kind_of(source: Source) -> str:
         return office_kind(source.path, source.limits)
     if head.startswith(_OLD_OFFICE):
         raise UserError(_old_office(source))
-    if head.startswith(_IMAGES) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP"):
+    bitmap = head.startswith(b"BM") and head[6:10] == bytes(4)  # a text may begin with these letters
+    if bitmap or head.startswith(_IMAGES) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP"):
         return "image"
     if head[4:8] == b"ftyp":
         raise UserError("a video, or a picture as HEIC or AVIF; save a picture as PNG or JPEG")

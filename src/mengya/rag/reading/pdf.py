@@ -15,6 +15,8 @@ from mengya.rag.reading.ocr import Ocr
 
 _DPI = 200
 """Of pages that are drawn for OCR; fewer where a page is too large."""
+_SAMPLE = 120
+"""Characters of a page that show which way it is written: each is compared with each."""
 _FEW = 30
 """Characters of a text layer that do not make a page that is mostly a picture a page of text: a stamp, a number."""
 
@@ -151,7 +153,7 @@ def _add_text(draft: Draft, glyphs: list[_Glyph], number: int, sizes: Counter[fl
         for glyph in glyphs
         if WIDE.match(glyph.text)
     ]
-    if len(single) * 3 > sum(not glyph.text.isspace() for glyph in glyphs) * 2 and is_vertical(single[:400]):
+    if len(single) * 3 > sum(not glyph.text.isspace() for glyph in glyphs) * 2 and is_vertical(single[:_SAMPLE]):
         seen = [Segment(g.text, g.left, g.top, g.right, g.bottom, g.right - g.left) for g in glyphs if g.text.strip()]
         draft.text("\n".join(vertical_lines(seen)), number)
         return "vertical text, order uncertain"

@@ -1,0 +1,145 @@
+"""Word files: what lies outside the running text, and numbers that stand nowhere."""
+
+import io
+
+import pytest
+
+from mengya.rag.reading.numerals import numeral
+
+from .office_maker import STRICT, docx, level, numbered, numbering, p
+
+
+def texts(document) -> list[str]:
+    return [block.text for block in document.blocks]
+
+
+BOX = "<w:txbxContent>" + p("框里的话。") + "</w:txbxContent>"
+NAMESPACES = (
+    'xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006" xmlns:v="urn:schemas-microsoft-com:vml" '
+    'xmlns:wps="http://schemas.microsoft.com/office/word/2010/wordprocessingShape"'
+)
+TWICE = (
+    f"<w:r><mc:AlternateContent {NAMESPACES}><mc:Choice Requires='wps'><w:drawing><wps:txbx>{BOX}</wps:txbx>"
+    f"</w:drawing></mc:Choice><mc:Fallback><w:pict><v:textbox>{BOX}</v:textbox></w:pict></mc:Fallback></mc:AlternateContent></w:r>"
+)
+
+
+def test_text_boxes_headers_and_footnotes(read):
+    mark = '<w:r><w:footnoteReference w:id="2"/></w:r><w:r><w:t>后文。</w:t></w:r>'
+    content = docx(
+        p("正文", more=TWICE) + p("前文", more=mark),
+        footnotes=f'<w:footnote w:id="2">{p("脚注的话。")}</w:footnote>',
+        header1=p("公司名称"),
+        header2=p("公司名称"),
+        footer1=p("第 1 页 共 3 页"),
+    )
+    assert texts(read(content, "a.docx")) == ["正文", "框里的话。", "前文〔注：脚注的话。〕后文。", "公司名称"]
+
+
+def test_footnotes_whose_part_is_missing(read):
+    document = read(docx(p("前", more='<w:r><w:footnoteReference w:id="2"/></w:r>')), "a.docx")
+    assert texts(document) == ["前"] and document.notes == ("left out: footnotes that the file lacks (1)",)
+
+
+ARTICLES = level(0, "chineseCountingThousand", "第%1条")
+OUTLINE = level(0, "decimal", "%1") + level(1, "decimal", "%1.%2")
+
+
+def test_automatic_numbers(read):
+    table = "<w:tbl><w:tr><w:tc>" + p("甲") + "</w:tc><w:tc>" + p("乙") + "</w:tc></w:tr></w:tbl>"
+    start = '<w:lvlOverride w:ilvl="0"><w:startOverride w:val="1"/></w:lvlOverride>'
+    again = f'<w:num w:numId="9"><w:abstractNumId w:val="1"/>{start}</w:num>'
+    body = numbered("总则", 1) + numbered("范围", 1) + table + numbered("期限", 1)
+    body += p("新的一章", '<w:outlineLvl w:val="0"/>') + numbered("又从头", 9) + numbered("接着", 9)
+    document = read(docx(body, numbering=numbering(ARTICLES, restarts=again)), "a.docx")
+    assert texts(document) == [
+        *("第一条 总则", "第二条 范围", "甲 | 乙", "第三条 期限", "新的一章", "第一条 又从头", "第二条 接着"),
+    ]
+    assert document.blocks[4].kind == "heading"
+
+
+def test_levels_restart_under_the_one_above(read):
+    body = "".join(numbered(text, 1, at) for text, at in (("a", 0), ("b", 1), ("c", 1), ("d", 0), ("e", 1)))
+    document = read(docx(body, numbering=numbering(OUTLINE)), "a.docx")
+    assert texts(document) == ["1 a", "1.1 b", "1.2 c", "2 d", "2.1 e"]
+
+
+def test_numbers_and_headings_of_styles(read):
+    styles = """
+    <w:style w:type="paragraph" w:styleId="1"><w:name w:val="heading 1"/><w:pPr><w:numPr><w:numId w:val="1"/></w:numPr>
+    <w:outlineLvl w:val="0"/></w:pPr></w:style>
+    <w:style w:type="paragraph" w:styleId="2"><w:name w:val="heading 2"/><w:basedOn w:val="1"/><w:pPr><w:numPr>
+    <w:ilvl w:val="1"/></w:numPr><w:outlineLvl w:val="1"/></w:pPr></w:style>"""
+    body = p("总则", '<w:pStyle w:val="1"/>') + p("范围", '<w:pStyle w:val="2"/>')
+    document = read(docx(body, numbering=numbering(OUTLINE), styles=styles), "a.docx")
+    assert [(b.kind, b.level, b.text) for b in document.blocks] == [
+        ("heading", 1, "1 总则"),
+        ("heading", 2, "1.1 范围"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "form, numbers",
+    {
+        "decimal": {3: "3"},
+        "upperRoman": {4: "IV", 1999: "MCMXCIX"},
+        "lowerLetter": {1: "a", 27: "aa"},
+        "chineseCountingThousand": {
+            1: "一",
+            10: "十",
+            11: "十一",
+            20: "二十",
+            105: "一百零五",
+            110: "一百一十",
+            1003: "一千零三",
+        },
+        "chineseLegalSimplified": {1: "壹", 15: "壹拾伍"},
+        "ideographDigital": {10: "一〇"},
+        "ideographTraditional": {3: "丙"},
+        "ideographZodiac": {12: "亥"},
+        "decimalEnclosedCircle": {1: "①", 21: "㉑"},
+        "decimalFullWidth": {12: "１２"},
+        "somethingNew": {7: "7"},
+    }.items(),
+)
+def test_numerals(form, numbers):
+    assert {number: numeral(number, form) for number in numbers} == numbers
+
+
+def test_merged_cells_tracked_changes_and_hidden_text(read):
+    def cell(text, properties=""):
+        return f"<w:tc><w:tcPr>{properties}</w:tcPr>{p(text)}</w:tc>"
+
+    row = "<w:tr>{}</w:tr>".format
+    table = row(cell("区") + cell("店")) + row(cell("华东", '<w:vMerge w:val="restart"/>') + cell("一"))
+    table += row(cell("", "<w:vMerge/>") + cell("二")) + row(cell("合计", '<w:gridSpan w:val="2"/>'))
+    changes = "<w:ins><w:r><w:t>加上</w:t></w:r></w:ins><w:del><w:r><w:delText>删去</w:delText></w:r></w:del>"
+    hidden = "<w:r><w:rPr><w:vanish/></w:rPr><w:t>藏着</w:t></w:r>"
+    document = read(docx(f"<w:tbl>{table}</w:tbl>" + p("原文", more=changes + hidden)), "a.docx")
+    assert document.blocks[0].rows == (("区", "店"), ("华东", "一"), ("华东", "二"), ("合计", ""))
+    assert document.blocks[1].text == "原文加上"
+    assert document.notes == ("left out: deleted passages (tracked changes) (1)", "left out: hidden passages (1)")
+
+
+def test_a_strict_file_is_read_too(read):
+    assert texts(read(docx(p("正文"), namespace=STRICT), "a.docx")) == ["正文"]
+
+
+def test_a_file_of_another_library(read):
+    docx_library = pytest.importorskip("docx")
+    made = docx_library.Document()
+    made.add_heading("题", 1)
+    made.add_paragraph("一段\n两行")
+    made.add_paragraph("条", style="List Number")
+    table = made.add_table(2, 2)
+    for i, text in enumerate("甲乙丙丁"):
+        table.cell(i // 2, i % 2).text = text
+    buffer = io.BytesIO()
+    made.save(buffer)
+    document = read(buffer.getvalue(), "a.docx")
+    assert [(b.kind, b.text) for b in document.blocks] == [
+        ("heading", "题"),
+        ("text", "一段\n两行"),
+        ("text", "1. 条"),
+        ("table", "甲 | 乙\n丙 | 丁"),
+    ]

@@ -1,0 +1,175 @@
+"""Excel and PowerPoint files, made by other libraries."""
+
+import io
+import re
+import zipfile
+
+import pytest
+
+from mengya.rag.reading.sheet_formats import shown
+
+from .office_maker import archive
+
+openpyxl = pytest.importorskip("openpyxl")
+pptx = pytest.importorskip("pptx")
+
+
+def saved(made) -> bytes:
+    buffer = io.BytesIO()
+    made.save(buffer)
+    return buffer.getvalue()
+
+
+def workbook(rows, title="表"):
+    book = openpyxl.Workbook()
+    book.active.title = title
+    for row in rows:
+        book.active.append(row)
+    return book
+
+
+@pytest.mark.parametrize(
+    "text, number_format, code, from_1904, expected",
+    [
+        ("45761", 31, None, False, "2025年4月14日"),
+        ("44299", 31, None, True, "2025年4月14日"),
+        *(
+            (f"{45761 + 13.5 / 24}", n, None, False, text)
+            for n, text in {27: "2025年4月", 28: "4月14日", 36: "2025年4月"}.items()
+        ),
+        (f"{45761 + 13.5 / 24}", 32, None, False, "13时30分"),
+        (f"{45761 + 13.5 / 24}", 34, None, False, "下午1时30分"),
+        ("45761", 14, None, False, "2025-04-14"),
+        ("59", 14, None, False, "1900-02-28"),
+        ("61", 14, None, False, "1900-03-01"),
+        ("1.5", 46, None, False, "36:00:00"),
+        ("45761", 0, '[$-804]yyyy"年"m"月"d"日";@', False, "2025年4月14日"),
+        ("45761", 0, "[Red]aaaa", False, "星期一"),
+        ("45761", 0, None, False, "45761"),
+        ("45761", 0, "[Red]0", False, "45761"),
+        ("0.30000000000000004", 0, None, False, "0.3"),
+        ("1E3", 0, "General", False, "1000"),
+        ("0.1234", 10, None, False, "12.34%"),
+        ("1234567.891", 0, "[$¥-804]#,##0.00", False, "¥1,234,567.89"),
+        ("-1234.5", 0, "#,##0.00_);(#,##0.00)", False, "(1,234.50)"),
+        ("-2", 0, "0.0", False, "-2.0"),
+        ("0", 0, '0;-0;"-"', False, "-"),
+        ("7", 0, "000", False, "007"),
+        ("3.5", 0, 'General"元"', False, "3.5元"),
+        ("99999999999", 14, None, False, "99999999999"),
+    ],
+)
+def test_numbers_as_excel_shows_them(text, number_format, code, from_1904, expected):
+    assert shown(text, number_format, code, from_1904) == expected
+
+
+def test_dates_merged_cells_and_hidden_sheets(read):
+    book = workbook([["地区", "日期"], ["华东", 45761], [None, 45762], [None, 45763], ["华北", 1]])
+    book.active.merge_cells("A2:A4")
+    for row in range(2, 6):
+        book.active.cell(row, 2).number_format = 'yyyy"年"m"月"d"日"'
+    book.create_sheet("备用").sheet_state = "hidden"
+    book["备用"]["B7"] = "藏着的数"
+    book.create_sheet("空表")
+    document = read(saved(book), "a.xlsx")
+    assert document.blocks[1].rows == (
+        ("地区", "日期"),
+        *(("华东", f"2025年4月{day}日") for day in (14, 15, 16)),
+        ("华北", "1900年1月1日"),
+    )
+    assert [(p.number, p.label, p.state, p.note) for p in document.pages] == [
+        (1, "表", "text", ""),
+        (2, "备用", "text", "hidden sheet"),
+        (3, "空表", "blank", ""),
+    ]
+    assert [(b.kind, b.text, b.page) for b in document.blocks[2:]] == [("heading", "备用", 2), ("table", "藏着的数", 2)]
+
+
+def test_the_built_in_formats_of_chinese_excel_and_the_other_epoch(read):
+    book = workbook([["日期"], [45761 - 1462]])
+    book.epoch = openpyxl.utils.datetime.CALENDAR_MAC_1904
+    book.active["A2"].number_format = "0.000"
+    content = saved(book)
+    styles = part(content, "xl/styles.xml")
+    own = re.search('numFmtId="([0-9]+)" formatCode', styles)[1]
+    styles = re.sub("<numFmts.*</numFmts>", "", styles).replace(f'numFmtId="{own}"', 'numFmtId="31"')
+    content = with_part(content, "xl/styles.xml", styles)
+    assert read(content, "a.xlsx").blocks[1].rows == (("日期",), ("2025年4月14日",))
+
+
+def part(content: bytes, name: str) -> str:
+    return zipfile.ZipFile(io.BytesIO(content)).read(name).decode()
+
+
+def with_part(content: bytes, name: str, text: str) -> bytes:
+    old = zipfile.ZipFile(io.BytesIO(content))
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+        for one in old.namelist():
+            new.writestr(one, text if one == name else old.read(one))
+    return buffer.getvalue()
+
+
+def test_formulas_need_a_stored_result(read):
+    content = saved(workbook([["和"], ["=1+2"], ["=2+3"]]))
+    sheet = part(content, "xl/worksheets/sheet1.xml")
+    sheet = re.sub("<f>1\\+2</f><v ?/?>(</v>)?", "<f>1+2</f><v>3</v>", sheet)
+    content = with_part(content, "xl/worksheets/sheet1.xml", sheet)
+    document = read(content, "a.xlsx")
+    assert document.blocks[1].rows == (("和",), ("3",))
+    assert document.pages[0].note.startswith("1 formulas without a stored result")
+
+
+def test_shared_strings_with_reading_aids_formats_and_escapes(read):
+    kind = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    relations = "<Relationships>{}</Relationships>".format
+    relation = f'<Relationship Id="{{0}}" Type="{kind}/{{1}}" Target="{{2}}"/>'.format
+    run = "<r><rPr><b/></rPr><t>{}</t></r>".format
+    content = archive(
+        {
+            "[Content_Types].xml": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet.main+xml",
+            "_rels/.rels": relations(relation("book", "officeDocument", "xl/workbook.xml")),
+            "xl/workbook.xml": f'<workbook xmlns:r="{kind}"><sheets><sheet name="表" r:id="s"/></sheets></workbook>',
+            "xl/_rels/workbook.xml.rels": relations(
+                relation("s", "worksheet", "s.xml") + relation("t", "sharedStrings", "t.xml")
+            ),
+            "xl/s.xml": '<worksheet><sheetData><row><c t="s"><v>0</v></c></row></sheetData></worksheet>',
+            "xl/t.xml": f"<sst><si>{run('东')}{run('京_x000D_')}<rPh sb='0' eb='2'><t>トウ</t></rPh></si></sst>",
+        }
+    )
+    assert read(content, "a.xlsx").blocks[1].text == "东京"
+
+
+def test_a_cell_far_away_and_a_title_above_the_table(read):
+    book = workbook([["二〇二四年报表"], ["名", "价"], ["竹", 3]])
+    book.active["XFD1048576"] = "远"
+    document = read(saved(book), "a.xlsx")
+    assert [b.text for b in document.blocks] == ["表", "二〇二四年报表", "名 | 价 | \n竹 | 3 | \n |  | 远"]
+
+
+def test_slides(read):
+    made = pptx.Presentation()
+    slide = made.slides.add_slide(made.slide_layouts[1])
+    slide.placeholders[1].text = "收入增长\n成本下降"
+    slide.shapes.title.text = "季度总结"
+    table = slide.shapes.add_table(2, 2, 0, 0, 9999, 9999).table
+    for i, text in enumerate("甲乙丙丁"):
+        table.cell(i // 2, i % 2).text = text
+    group = slide.shapes.add_group_shape()
+    group.shapes.add_textbox(0, 0, 9, 9).text_frame.text = "组里的话"
+    slide.notes_slide.notes_text_frame.text = "讲稿"
+    made.slides.add_slide(made.slide_layouts[6])
+    picture = io.BytesIO()
+    from PIL import Image
+
+    Image.new("RGB", (9, 9)).save(picture, "png")
+    made.slides.add_slide(made.slide_layouts[6]).shapes.add_picture(picture, 0, 0)
+    document = read(saved(made), "a.pptx")
+    assert [(b.kind, b.text, b.page) for b in document.blocks] == [
+        ("heading", "季度总结", 1),
+        ("text", "收入增长\n成本下降", 1),
+        ("table", "甲 | 乙\n丙 | 丁", 1),
+        ("text", "组里的话", 1),
+        ("text", "讲稿", 1),
+    ]
+    assert [page.state for page in document.pages] == ["text", "blank", "unread"]

@@ -1,0 +1,95 @@
+"""A document while it is read."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mengya.data.cleaning import strip_controls
+from mengya.rag.characters import fold_radicals
+from mengya.rag.document import Block, Document, Page
+from mengya.rag.reading.limits import Limits
+
+_SPACES = re.compile(r"(?<=\S)[ \t\xa0]+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader is given."""
+
+    path: Path
+    name: str
+    """For messages, and for the ending where the content leaves a choice."""
+    limits: Limits
+    progress: Callable[[int, int], None]
+    """progress(pages done, pages in all), to be called after each page."""
+
+
+class Full(Exception):
+    """The draft holds as many characters as the limits allow: the reader need not go on."""
+
+
+State = Literal["text", "ocr", "blank", "unread"]
+
+
+class Draft:
+    """Blocks, pages and notes in the order in which they are added; text is cleaned here, and nowhere else."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.blocks: list[Block] = []
+        self.pages: list[Page] = []
+        self.notes: list[str] = []
+        self._left = limits.characters
+        self._limit = limits.characters
+
+    def heading(self, text: str, level: int, page: int | None = None) -> None:
+        self._add("heading", one_line(text), page, level=level)
+
+    def text(self, text: str, page: int | None = None) -> None:
+        self._add("text", _tidy(text), page)
+
+    def table(self, rows: Sequence[Sequence[str]], page: int | None = None) -> None:
+        """Rows of any lengths; empty ones at the end, and empty columns on the right, are left out."""
+        tidy = [[one_line(cell) for cell in row] for row in rows]
+        tidy = [row for row in tidy if any(row)]
+        width = max((max(i + 1 for i, cell in enumerate(row) if cell) for row in tidy), default=0)
+        cells = tuple(tuple((row + [""] * width)[:width]) for row in tidy)
+        self._add("table", "\n".join(" | ".join(row) for row in cells), page, rows=cells)
+
+    def _add(
+        self, kind: Literal["heading", "text", "table"], text: str, page: int | None, level: int = 0, rows: tuple = ()
+    ) -> None:
+        if not text:
+            return
+        if len(text) > self._left:
+            self.note(f"only the first {self._limit - self._left:,} characters were read")
+            raise Full
+        self._left -= len(text)
+        self.blocks.append(Block(kind, text, page, level, rows))
+
+    def page(self, number: int, state: State, label: str = "", note: str = "") -> None:
+        self.pages.append(Page(number, state, one_line(label), note))
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def finish(self, name: str, kind: str) -> Document:
+        if not self.blocks:
+            self.note("no text was found")
+        return Document(name, kind, tuple(self.blocks), tuple(self.pages), tuple(self.notes))
+
+
+def clean(text: str) -> str:
+    """`text` without control characters, with radicals as characters."""
+    return fold_radicals(strip_controls(text))
+
+
+def one_line(text: str) -> str:
+    return " ".join(clean(text).split())
+
+
+def _tidy(text: str) -> str:
+    lines = [_SPACES.sub(" ", line).rstrip() for line in clean(text).split("\n")]
+    return "\n".join(lines).strip("\n \u3000")

@@ -1,0 +1,96 @@
+"""Markdown: its headings, paragraphs, lists, code and tables, without the markup."""
+
+import re
+from collections.abc import Sequence
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from mengya.rag.reading.draft import Draft, Source, clean
+from mengya.rag.reading.encodings import decode
+
+_FRONT = re.compile(r"\A---[ \t]*\n(.*?)\n---[ \t]*(\n|\Z)", re.DOTALL)
+_TAG = re.compile(r"<!--.*?-->|</?[a-zA-Z][^<>]*>", re.DOTALL)
+
+
+def read(source: Source, draft: Draft) -> None:
+    text, notes = decode(source.path.read_bytes())
+    for note in notes:
+        draft.note(note)
+    text = clean(text)
+    if front := _FRONT.match(text):  # YAML, which Markdown would take for a heading
+        draft.text(front[1])
+        text = text[front.end() :]
+    _Blocks(draft).add(MarkdownIt("commonmark").enable("table").parse(text))
+
+
+class _Blocks:
+    """Tokens as blocks. A list becomes one block with a line an item, its marks and depth kept."""
+
+    def __init__(self, draft: Draft) -> None:
+        self._draft = draft
+        self._rows: list[list[str]] = []
+        self._lists: list[int | None] = []  # the number of the next item of each list we are in; None without numbers
+        self._lines: list[str] = []
+        self._prefix = ""
+
+    def add(self, tokens: Sequence[Token]) -> None:
+        level = 0
+        for token in tokens:
+            kind = token.type
+            if kind in ("bullet_list_open", "ordered_list_open"):
+                self._lists.append(int(token.attrs.get("start", 1)) if kind.startswith("ordered") else None)
+            elif kind in ("bullet_list_close", "ordered_list_close"):
+                self._end_of_list()
+            elif kind == "list_item_open":
+                self._prefix = self._mark()
+            elif kind == "heading_open":
+                level = int(token.tag[1])
+            elif kind == "heading_close":
+                level = 0
+            elif kind == "tr_open":
+                self._rows.append([])
+            elif kind == "table_close":
+                self._draft.table(self._rows)
+                self._rows = []
+            elif kind == "inline" and self._rows:
+                self._rows[-1].append(_text(token))
+            elif kind == "inline" and level:
+                self._draft.heading(_text(token), level)
+            elif kind in ("inline", "fence", "code_block", "html_block"):
+                self._text(_TAG.sub("", token.content) if kind == "html_block" else _text(token))
+
+    def _mark(self) -> str:
+        depth, number = "  " * (len(self._lists) - 1), self._lists[-1]
+        if number is None:
+            return depth + "- "
+        self._lists[-1] = number + 1
+        return f"{depth}{number}. "
+
+    def _text(self, text: str) -> None:
+        if not self._lists:
+            self._draft.text(text)
+        elif text.strip():
+            self._lines.append(self._prefix + text.strip("\n"))
+            self._prefix = " " * len(self._prefix)
+
+    def _end_of_list(self) -> None:
+        self._lists.pop()
+        if not self._lists:
+            self._draft.text("\n".join(self._lines))
+            self._lines = []
+
+
+def _text(token: Token) -> str:
+    """What a reader sees of it: words of links, descriptions of pictures, no marks of emphasis."""
+    if token.children is None:
+        return token.content
+    parts = []
+    for child in token.children:
+        if child.type in ("softbreak", "hardbreak"):
+            parts.append("\n")
+        elif child.type == "html_inline":
+            parts.append("\n" if child.content.startswith("<br") else "")
+        else:
+            parts.append(_text(child) if child.children else child.content)
+    return "".join(parts)

@@ -1,0 +1,31 @@
+"""Plain text: paragraphs between blank lines, or a paragraph a line where there are none."""
+
+import re
+
+from mengya.rag.reading.draft import Draft, Source, clean
+from mengya.rag.reading.encodings import decode
+from mengya.rag.reading.structure import heading_level
+
+_BLANK = re.compile(r"\n[ \t\u3000\xa0]*\n\s*")
+
+
+def read(source: Source, draft: Draft) -> None:
+    text, notes = decode(source.path.read_bytes())
+    for note in notes:
+        draft.note(note)
+    add_text(draft, clean(text))
+
+
+def add_text(draft: Draft, text: str) -> None:
+    """Paragraphs and headings of a text without markup, and without pages."""
+    parts = _BLANK.split(text)
+    for part in parts if len(parts) > 1 else text.split("\n"):
+        lines: list[str] = []
+        for line in part.split("\n"):
+            if level := heading_level(line):
+                draft.text("\n".join(lines))
+                draft.heading(line, level)
+                lines = []
+            else:
+                lines.append(line)
+        draft.text("\n".join(lines))

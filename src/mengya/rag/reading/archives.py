@@ -49,7 +49,7 @@ def office_kind(path: Path, limits: Limits) -> str:
 def _unpacked(file: BinaryIO, entry: zipfile.ZipInfo, most: int) -> Iterator[bytes]:
     """The content of an entry, from its compressed bytes and nothing that the archive says of its size."""
     if entry.flag_bits & 1:
-        raise UserError("it is encrypted with a password; open it, remove the password and save it again")
+        raise UserError("it is encrypted; open it with its password and save it without")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError("the archive is packed in a way that Office does not use; open it and save it again")
     file.seek(entry.header_offset)

@@ -101,7 +101,7 @@ def kind_of(source: Source) -> str:
 def _old_office(source: Source) -> str:
     # An encrypted docx is a file of the old format that holds a stream of this name, in UTF-16.
     if "EncryptedPackage".encode("utf-16-le") in source.path.read_bytes():
-        return "it is encrypted with a password; open it, remove the password and save it again"
+        return "it is encrypted; open it with its password and save it without"
     return "this is a file of an old Office format (doc, xls, ppt); save it as docx, xlsx or pptx"
 
 

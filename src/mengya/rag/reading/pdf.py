@@ -1,0 +1,252 @@
+"""PDF files: the text layer in reading order, and OCR of the pages that have none."""
+
+import ctypes
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mengya.errors import UserError
+from mengya.rag.reading.draft import Draft, Full, Source
+from mengya.rag.reading.layout import WIDE, Segment, add_page, is_vertical, vertical_lines
+from mengya.rag.reading.ocr import Ocr
+
+_DPI = 200
+"""Of pages that are drawn for OCR; fewer where a page is too large."""
+_FEW = 30
+"""Characters of a text layer that do not make a page that is mostly a picture a page of text: a stamp, a number."""
+
+
+def read(source: Source, draft: Draft) -> None:
+    pdf = _open(source)
+    total = len(pdf)
+    count = min(total, source.limits.pages)
+    if count < total:
+        draft.note(f"it has {total:,} pages; only the first {count:,} were read")
+    if b"%%EOF" not in _tail(source):
+        draft.note("the file seems to be cut off; pages may be missing")
+    sizes: Counter[float] = Counter()
+    ocr = Ocr(source.limits)
+    for index in range(count):
+        label = pdf.get_page_label(index)
+        label = "" if label == str(index + 1) else label
+        try:
+            _read_page(pdf, index, label, draft, ocr, sizes)
+        except Full:
+            draft.note(f"pages after {index + 1} were not read")
+            raise
+        source.progress(index + 1, count)
+
+
+def _open(source: Source) -> Any:
+    try:
+        import pypdfium2
+    except ImportError as error:
+        raise UserError("PDF files need the library pypdfium2; pip install 'mengya[documents]'") from error
+    import pypdfium2.raw as raw
+
+    try:
+        return pypdfium2.PdfDocument(source.path)
+    except pypdfium2.PdfiumError as error:
+        if error.err_code in (raw.FPDF_ERR_PASSWORD, raw.FPDF_ERR_SECURITY):
+            raise UserError("it is encrypted; open it with its password and save it without") from error
+        raise UserError("this PDF is damaged or cut off, and no page of it can be read; get it again") from error
+
+
+def _tail(source: Source) -> bytes:
+    with source.path.open("rb") as file:
+        file.seek(max(0, source.path.stat().st_size - 4096))
+        return file.read()
+
+
+def _read_page(pdf: Any, index: int, label: str, draft: Draft, ocr: Ocr, sizes: Counter[float]) -> None:
+    """One page into the draft. `sizes`: of the letters so far, which tell running text from headings."""
+    import pypdfium2
+
+    number = index + 1
+    try:
+        page = pdf[index]
+        glyphs, slanted = _glyphs(page)
+        pictures = _pictures(page)
+    except pypdfium2.PdfiumError:
+        draft.page(number, "unread", label, "this page is damaged")
+        return
+    if slanted:
+        draft.note("slanted text, such as watermarks, was left out")
+    text = "".join(glyph.text for glyph in glyphs)
+    scanned = pictures.cover > 0.5 and len(text.strip()) < _FEW
+    if text.strip() and not scanned and not _is_rubbish(text):
+        notes = [_add_text(draft, turned, number, sizes) for turned in _turned(glyphs)]
+        draft.page(number, "text", label, next(filter(None, notes), ""))
+    else:
+        _read_by_ocr(page, number, label, draft, ocr, pictures)
+    page.close()
+
+
+# --- the text layer ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Glyph:
+    text: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+    turned: int
+    """Quarter turns of the direction of writing, counter-clockwise."""
+    starts: bool
+    """PDFium begins a line here."""
+
+
+def _glyphs(page: Any) -> tuple[list[_Glyph], bool]:
+    """What can be seen of the text layer in upright places and PDFium's order; whether slanted text was left out."""
+    import pypdfium2.raw as raw
+
+    left, bottom, right, top = page.get_cropbox()
+    textpage = page.get_textpage()
+    glyphs, slanted, starts, high = [], False, True, 0
+    box = raw.FS_RECTF()
+    for i in range(textpage.count_chars()):
+        code = raw.FPDFText_GetUnicode(textpage, i)
+        if 0xD800 <= code < 0xDC00:
+            high = code
+            continue
+        if 0xDC00 <= code < 0xE000 and high:
+            code = 0x10000 + ((high - 0xD800) << 10) + code - 0xDC00
+        if code in (10, 13) or not raw.FPDFText_GetLooseCharBox(textpage, i, ctypes.byref(box)):
+            starts = starts or code in (10, 13)
+            continue
+        quarters = raw.FPDFText_GetCharAngle(textpage, i) / (math.pi / 2)
+        if abs(quarters - round(quarters)) > 0.1:
+            slanted = True
+        elif left <= (box.left + box.right) / 2 <= right and bottom <= (box.top + box.bottom) / 2 <= top:
+            turned = round(quarters) % 4
+            character = "\ufffd" if 0xD800 <= code < 0xE000 else chr(code)
+            glyphs.append(_Glyph(character, *_upright(box, turned), turned, starts))
+            starts = False
+    textpage.close()
+    return glyphs, slanted
+
+
+def _upright(box: Any, turned: int) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom), y downward, as somebody sees it who turns the page so that the text is upright."""
+    low, high = sorted((box.bottom, box.top))
+    if turned == 0:
+        return box.left, -high, box.right, -low
+    if turned == 1:
+        return low, box.left, high, box.right
+    if turned == 2:
+        return -box.right, low, -box.left, high
+    return -high, -box.right, -low, -box.left
+
+
+def _turned(glyphs: list[_Glyph]) -> list[list[_Glyph]]:
+    """By direction of writing, the commonest first: a rotated page, or a note in the margin."""
+    counts = Counter(glyph.turned for glyph in glyphs)
+    return [[glyph for glyph in glyphs if glyph.turned == turned] for turned, _ in counts.most_common()]
+
+
+def _add_text(draft: Draft, glyphs: list[_Glyph], number: int, sizes: Counter[float]) -> str:
+    """The note for the page."""
+    single = [
+        Segment(glyph.text, glyph.left, glyph.top, glyph.right, glyph.bottom, glyph.right - glyph.left)
+        for glyph in glyphs
+        if WIDE.match(glyph.text)
+    ]
+    if len(single) * 3 > sum(not glyph.text.isspace() for glyph in glyphs) * 2 and is_vertical(single[:400]):
+        seen = [Segment(g.text, g.left, g.top, g.right, g.bottom, g.right - g.left) for g in glyphs if g.text.strip()]
+        draft.text("\n".join(vertical_lines(seen)), number)
+        return "vertical text, order uncertain"
+    segments = list(_segments(glyphs))
+    sizes.update({round(s.size, 1): 0 for s in segments})
+    for segment in segments:
+        sizes[round(segment.size, 1)] += len(segment.text)
+    add_page(draft, segments, number, sizes.most_common(1)[0][0] if sizes else 0.0)
+    return ""
+
+
+def _segments(glyphs: list[_Glyph]) -> Iterator[Segment]:
+    """Glyphs that follow each other, cut at PDFium's lines and at gaps as wide as those between cells."""
+    run: list[_Glyph] = []
+    for glyph in glyphs:
+        if run:
+            em = max(run[-1].bottom - run[-1].top, 0.1)
+            gap = glyph.left - max(one.right for one in run[-2:])
+            leaves = abs(glyph.top + glyph.bottom - run[-1].top - run[-1].bottom) > 1.4 * em
+            if glyph.starts or leaves or gap > 1.2 * em or gap < -2 * em:
+                yield from _segment(run)
+                run = []
+        if run or not glyph.text.isspace():
+            run.append(glyph)
+    yield from _segment(run)
+
+
+def _segment(run: list[_Glyph]) -> Iterator[Segment]:
+    while run and run[-1].text.isspace():
+        run = run[:-1]
+    if run:
+        size = statistics.median(glyph.bottom - glyph.top for glyph in run)
+        left, right = min(glyph.left for glyph in run), max(glyph.right for glyph in run)
+        top, bottom = statistics.median(g.top for g in run), statistics.median(g.bottom for g in run)
+        yield Segment("".join(glyph.text for glyph in run), left, top, right, bottom, size)
+
+
+def _is_rubbish(text: str) -> bool:
+    """Fonts without a map to Unicode: private, replaced and control characters instead of text."""
+    shown = [character for character in text if not character.isspace()]
+    bad = sum(c == "\ufffd" or "\ue000" <= c <= "\uf8ff" or c < " " for c in shown)
+    return bad * 3 > len(shown)
+
+
+# --- pages without one -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Pictures:
+    cover: float
+    """Share of the page that the largest picture covers, up to 1."""
+    pixels: int
+    """Of the largest."""
+
+
+def _pictures(page: Any) -> _Pictures:
+    import pypdfium2
+    import pypdfium2.raw as raw
+
+    area = max(page.get_width() * page.get_height(), 1.0)
+    cover, pixels = 0.0, 0
+    for picture in page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE], max_depth=3):
+        try:
+            left, bottom, right, top = picture.get_bounds()
+            width, height = picture.get_px_size()
+        except pypdfium2.PdfiumError:
+            continue
+        cover, pixels = max(cover, (right - left) * (top - bottom) / area), max(pixels, width * height)
+    return _Pictures(min(cover, 1.0), pixels)
+
+
+def _read_by_ocr(page: Any, number: int, label: str, draft: Draft, ocr: Ocr, pictures: _Pictures) -> None:
+    most = ocr.limits.pixels
+    if pictures.pixels > most:
+        draft.page(
+            number,
+            "unread",
+            label,
+            f"a picture of {pictures.pixels / 1e6:,.0f} million pixels; {most / 1e6:,.0f} is the most",
+        )
+        return
+    inches = page.get_width() * page.get_height() / 72**2
+    small = page.render(scale=min(1.0, math.sqrt(500_000 / max(inches * 72**2, 1)))).to_pil()
+    if all(low == high for low, high in (band.getextrema() for band in small.convert("RGB").split())):
+        draft.page(number, "blank", label)
+        return
+    if not ocr.available:
+        draft.page(number, "unread", label, ocr.missing)
+        return
+    dpi = min(_DPI, math.sqrt(min(most, 12_000_000) / max(inches, 0.01)))
+    found = ocr.read(page.render(scale=dpi / 72).to_pil())
+    found.add(draft, number)
+    draft.page(number, "ocr", label, found.note)

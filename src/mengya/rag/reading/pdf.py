@@ -85,7 +85,7 @@ def _read_page(pdf: Any, index: int, label: str, draft: Draft, ocr: Ocr, sizes: 
     page.close()
 
 
-# --- the text layer ----------------------------------------------------------------------------------------------------
+# --- the text layer ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,7 @@ def _is_rubbish(text: str) -> bool:
     return bad * 3 > len(shown)
 
 
-# --- pages without one -------------------------------------------------------------------------------------------------
+# --- pages without one ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,287 @@
+"""Word files: body, tables, text boxes, footnotes at their marks, automatic numbers, headers and footers."""
+
+import re
+from collections import Counter
+from typing import Any
+
+from mengya.rag.reading.docx_numbers import Numbers
+from mengya.rag.reading.draft import Draft, Source, one_line
+from mengya.rag.reading.office import Parts, attribute, child, is_on, tag, value
+
+_THROUGH = (
+    *("hyperlink", "ins", "moveTo", "smartTag", "fldSimple", "bdo", "dir"),
+    *("customXml", "sdtContent", "sdt", "rubyBase"),
+)
+"""Elements that only surround text."""
+_PAGE_NUMBER = re.compile(r"[\d\s第共页頁/\-–—.·|of]*(page)?[\d\s第共页頁/\-–—.·|of]*", re.IGNORECASE)
+_HEADING = re.compile(r"(?:heading|标题|標題)\s*([1-9])", re.IGNORECASE)
+
+
+def read(source: Source, draft: Draft) -> None:
+    parts = Parts(source.path)
+    reader = _Reader(parts, draft)
+    root = parts.xml(parts.main)
+    body = child(root, "body") if root is not None else None
+    if body is not None:
+        reader.add(body)
+    reader.add_margins()
+    reader.tell()
+    source.progress(1, 1)
+
+
+class _Reader:
+    def __init__(self, parts: Parts, draft: Draft) -> None:
+        self._parts, self._draft = parts, draft
+        self._styles = _Styles(self._part("styles"))
+        self._numbers = Numbers(self._part("numbering"), lambda style: self._styles.get(style, "numId"))
+        self._notes = {kind: self._part(kind + "s") for kind in ("footnote", "endnote")}
+        self._boxes: list[Any] = []
+        """Text boxes that hang at the paragraph or table that is read."""
+        self._left_out: Counter[str] = Counter()
+
+    def _part(self, kind: str) -> Any:
+        name = next(self._parts.related(self._parts.main, kind), None)
+        return None if name is None else self._parts.xml(name)
+
+    # --- blocks -------------------------------------------------------------------------------------------------------
+
+    def add(self, element: Any) -> None:
+        """The paragraphs and tables below `element`."""
+        for one in element:
+            name = tag(one)
+            if name == "p":
+                text, level = self._paragraph(one)
+                if level:
+                    self._draft.heading(text, level)
+                else:
+                    self._draft.text(text)
+                self._add_boxes()
+            elif name == "tbl":
+                self._add_table(one)
+                self._add_boxes()
+            elif name == "AlternateContent":
+                self.add(_alternative(one))
+            elif name in _THROUGH:
+                self.add(one)
+
+    def _add_boxes(self) -> None:
+        boxes, self._boxes = self._boxes, []
+        for box in boxes:
+            self.add(box)
+
+    def _add_table(self, table: Any) -> None:
+        rows = self._rows(table)
+        if sum(map(len, rows)) == 1:  # a frame around text
+            self.add(next(cell for row in _below(table, "tr") for cell in _below(row, "tc")))
+        else:
+            self._draft.table(rows)
+
+    def _rows(self, table: Any) -> list[list[str]]:
+        """A cell that is merged downward is repeated in each row; one that is merged to the right leaves empty ones."""
+        rows: list[list[str]] = []
+        for row in _below(table, "tr"):
+            if child(row, "trPr", "del") is not None:
+                self._left_out["deleted passages (tracked changes)"] += 1
+                continue
+            cells = [""] * _integer(value(row, "trPr", "gridBefore"))
+            for cell in _below(row, "tc"):
+                merge = value(cell, "tcPr", "vMerge")
+                above = rows[-1][len(cells)] if rows and len(cells) < len(rows[-1]) else ""
+                cells.append(above if merge in ("", "continue") else self._cell(cell))
+                cells += [""] * (max(1, _integer(value(cell, "tcPr", "gridSpan"))) - 1)
+            rows.append(cells)
+        return rows
+
+    def _cell(self, element: Any) -> str:
+        """All text of a cell, tables inside it too."""
+        texts = []
+        for one in element:
+            if tag(one) == "p":
+                texts.append(self._paragraph(one)[0])
+            elif tag(one) == "tbl":
+                texts += [" ".join(filter(None, row)) for row in self._rows(one)]
+            elif tag(one) in _THROUGH:
+                texts.append(self._cell(one))
+        return "\n".join(filter(None, texts))
+
+    def _paragraph(self, paragraph: Any) -> tuple[str, int]:
+        """(its text with its number, its level as a heading or 0)."""
+        properties = child(paragraph, "pPr")
+        style = value(properties, "pStyle") if properties is not None else None
+        style = style or self._styles.default
+        text = self._inline(paragraph)
+        if not text.strip():
+            return "", 0
+        number = self._number(properties, style)
+        own = value(properties, "outlineLvl") if properties is not None else None
+        return number + text.strip(), self._styles.heading_level(style, own)
+
+    def _number(self, properties: Any, style: str) -> str:
+        numbering = child(properties, "numPr") if properties is not None else None
+        number_id = value(numbering, "numId") if numbering is not None else None
+        index = value(numbering, "ilvl") if numbering is not None else None
+        if number_id is None:
+            number_id = self._styles.get(style, "numId")
+            if index is None:
+                index = self._styles.get(style, "ilvl")
+        if number_id in (None, "", "0"):
+            return ""
+        level = _integer(index) if index else self._numbers.level_of_style(number_id, style)
+        return self._numbers.next(number_id, level)
+
+    # --- text ---------------------------------------------------------------------------------------------------------
+
+    def _inline(self, element: Any) -> str:
+        return "".join(self._piece(one) for one in element)
+
+    def _piece(self, one: Any) -> str:
+        name = tag(one)
+        if name == "r":
+            properties = child(one, "rPr")
+            if properties is not None and is_on(properties, "vanish"):
+                self._left_out["hidden passages"] += 1
+                return ""
+            return self._inline(one)
+        if name == "t":
+            return one.text or ""
+        if name in _CHARACTERS:
+            return _CHARACTERS[name]
+        if name == "br":
+            return "" if attribute(one, "type") in ("page", "column") else "\n"
+        if name == "sym":
+            code = int(attribute(one, "char", "0") or "0", 16)
+            return chr(code) if 0x20 <= code < 0xE000 else ""
+        if name in ("footnoteReference", "endnoteReference"):
+            return self._note(name.removesuffix("Reference"), attribute(one, "id"))
+        if name in ("del", "moveFrom"):
+            self._left_out["deleted passages (tracked changes)"] += 1
+            return ""
+        if name == "commentReference":
+            self._left_out["comments"] += 1
+            return ""
+        if name in ("drawing", "pict", "object"):
+            self._boxes += _outermost(one, "txbxContent")
+            return ""
+        if name in ("oMath", "oMathPara"):
+            return _formula(one)
+        if name == "AlternateContent":
+            return self._inline(_alternative(one))
+        return self._inline(one) if name in _THROUGH or name == "ruby" else ""
+
+    def _note(self, kind: str, number: str) -> str:
+        for one in self._notes[kind] if self._notes[kind] is not None else ():
+            if attribute(one, "id") == number:
+                text = self._cell(one)
+                return f"〔注：{one_line(text)}〕" if text.strip() else ""
+        self._left_out["footnotes that the file lacks"] += 1
+        return ""
+
+    # --- what stands around -------------------------------------------------------------------------------------------
+
+    def add_margins(self) -> None:
+        """Headers and footers, each once, but for those that only number pages."""
+        seen = set()
+        for kind in ("header", "footer"):
+            for name in self._parts.related(self._parts.main, kind):
+                text = self._cell(self._parts.xml(name))
+                boxes, self._boxes = self._boxes, []
+                for part in (text, *map(self._cell, boxes)):
+                    if part.strip() and part not in seen and not _PAGE_NUMBER.fullmatch(part):
+                        seen.add(part)
+                        self._draft.text(part)
+
+    def tell(self) -> None:
+        for what, count in self._left_out.items():
+            self._draft.note(f"left out: {what} ({count})")
+        if not self._draft.blocks and any(self._parts.related(self._parts.main, "image")):
+            self._draft.note("it holds pictures, whose text is not read; save it as PDF to have it read by OCR")
+
+
+_CHARACTERS = {"tab": "\t", "ptab": "\t", "cr": "\n", "noBreakHyphen": "-"}
+
+
+class _Styles:
+    def __init__(self, root: Any) -> None:
+        self._styles = {
+            attribute(one, "styleId"): one for one in (root if root is not None else ()) if tag(one) == "style"
+        }
+        self.default = next(
+            (
+                name
+                for name, one in self._styles.items()
+                if attribute(one, "default") and attribute(one, "type") == "paragraph"
+            ),
+            "",
+        )
+
+    def get(self, style: str, key: str) -> str | None:
+        """ "numId", "ilvl" or "outlineLvl" of a style, or of one that it is based on."""
+        path = ("pPr", "outlineLvl") if key == "outlineLvl" else ("pPr", "numPr", key)
+        for one in self._line(style):
+            found = value(one, *path)
+            if found is not None:
+                return found
+        return None
+
+    def heading_level(self, style: str, own: str | None) -> int:
+        level = own if own is not None else self.get(style, "outlineLvl")
+        if level is not None and level.isdigit():
+            return int(level) + 1 if int(level) < 9 else 0
+        for one in self._line(style):
+            name = value(one, "name") or ""
+            if found := _HEADING.match(name):
+                return int(found[1])
+            if name.lower() == "title":
+                return 1
+        return 0
+
+    def _line(self, style: str) -> list[Any]:
+        """A style and those it is based on."""
+        line: list[Any] = []
+        while style in self._styles and self._styles[style] not in line:
+            line.append(self._styles[style])
+            style = value(line[-1], "basedOn") or ""
+        return line
+
+
+def _alternative(element: Any) -> Any:
+    """One of the two ways in which newer Word writes the same thing."""
+    return next((one for one in element if tag(one) == "Choice"), element[0] if len(element) else element)
+
+
+def _below(element: Any, name: str) -> list[Any]:
+    """Children of that tag, also inside elements that only surround."""
+    found = []
+    for one in element:
+        if tag(one) == name:
+            found.append(one)
+        elif tag(one) in _THROUGH:
+            found += _below(one, name)
+    return found
+
+
+def _outermost(element: Any, name: str) -> list[Any]:
+    """Those of that tag which are not inside another; of alternatives one."""
+    if tag(element) == name:
+        return [element]
+    inside = _alternative(element) if tag(element) == "AlternateContent" else element
+    return [found for one in inside for found in _outermost(one, name)]
+
+
+def _formula(element: Any) -> str:
+    """A formula on one line: a/b, x^2, x_i."""
+    name = tag(element)
+    if name == "t":
+        return element.text or ""
+    if name == "f":
+        return f"({_formula(child(element, 'num'))})/({_formula(child(element, 'den'))})"
+    marks = {"sup": "^", "sub": "_", "deg": ""}
+    parts = []
+    for one in element:
+        text = _formula(one)
+        parts.append(marks.get(tag(one), "") + (f"({text})" if tag(one) in marks and len(text) > 1 else text))
+    return "".join(parts)
+
+
+def _integer(text: str | None) -> int:
+    return int(text) if text and text.isdigit() else 0

@@ -1,0 +1,75 @@
+"""The parts of an Office file, and their XML, of which only local names count: there are two sets of namespaces."""
+
+import posixpath
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mengya.errors import UserError
+
+
+class Parts:
+    """What is in an Office file that `archives.office_kind` has looked through, found by relationships as Office does."""
+
+    def __init__(self, path: Path) -> None:
+        self._archive = zipfile.ZipFile(path)
+        self._names = {name.lower(): name for name in self._archive.namelist()}
+        self.main = next(self.related("", "officeDocument"), "")
+        if not self.main:
+            raise UserError("it has no main part and is damaged; open it and save it again")
+
+    def related(self, part: str, kind: str) -> Iterator[str]:
+        """Names of the parts to which `part` ("": the package) has a relationship of a kind such as "footnotes"."""
+        folder, name = posixpath.split(part)
+        root = self.xml(posixpath.join(folder, "_rels", f"{name}.rels"))
+        for relation in root if root is not None else ():
+            if attribute(relation, "Type").endswith("/" + kind) and attribute(relation, "TargetMode") != "External":
+                target = attribute(relation, "Target")
+                name = posixpath.normpath(posixpath.join("/", folder, target)).lstrip("/")
+                if name.lower() in self._names:
+                    yield name
+
+    def xml(self, name: str) -> Any:
+        """The root of a part; None where there is no such part."""
+        from lxml import etree
+
+        actual = self._names.get(name.lower())
+        if actual is None:
+            return None
+        try:
+            return etree.fromstring(
+                self._archive.read(actual), etree.XMLParser(resolve_entities=False, no_network=True)
+            )
+        except etree.XMLSyntaxError as error:
+            raise UserError(f"its part {name} is damaged; open it and save it again") from error
+
+
+def tag(element: Any) -> str:
+    """Without its namespace; "" of a comment."""
+    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
+
+
+def attribute(element: Any, name: str, default: str = "") -> str:
+    for key, value in element.attrib.items():
+        if key.rpartition("}")[2] == name:
+            return value
+    return default
+
+
+def child(element: Any, *path: str) -> Any:
+    """The first child of that tag, and its child, and so on; None where one is missing."""
+    for name in path:
+        element = next((one for one in element if tag(one) == name), None) if element is not None else None
+    return element
+
+
+def value(element: Any, *path: str) -> str | None:
+    """The `val` of a child such as <w:numFmt w:val="decimal"/>; "" without one, None without the child."""
+    found = child(element, *path)
+    return None if found is None else attribute(found, "val")
+
+
+def is_on(element: Any, name: str) -> bool:
+    """Of a switch such as <w:vanish/>."""
+    return value(element, name) not in (None, "0", "false", "off")

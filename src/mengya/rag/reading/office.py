@@ -10,7 +10,7 @@ from mengya.errors import UserError
 
 
 class Parts:
-    """What is in an Office file that `archives.office_kind` has looked through, found by relationships as Office does."""
+    """What is in an Office file, by relationships, as Office finds it. `archives.office_kind` has looked it through."""
 
     def __init__(self, path: Path) -> None:
         self._archive = zipfile.ZipFile(path)
@@ -21,14 +21,19 @@ class Parts:
 
     def related(self, part: str, kind: str) -> Iterator[str]:
         """Names of the parts to which `part` ("": the package) has a relationship of a kind such as "footnotes"."""
+        return (name for its_kind, name in self.relations(part).values() if its_kind == kind)
+
+    def relations(self, part: str) -> dict[str, tuple[str, str]]:
+        """Id -> (kind, name of the part), of those that are in the file."""
         folder, name = posixpath.split(part)
         root = self.xml(posixpath.join(folder, "_rels", f"{name}.rels"))
+        found = {}
         for relation in root if root is not None else ():
-            if attribute(relation, "Type").endswith("/" + kind) and attribute(relation, "TargetMode") != "External":
-                target = attribute(relation, "Target")
-                name = posixpath.normpath(posixpath.join("/", folder, target)).lstrip("/")
-                if name.lower() in self._names:
-                    yield name
+            target = posixpath.normpath(posixpath.join("/", folder, attribute(relation, "Target"))).lstrip("/")
+            if attribute(relation, "TargetMode") != "External" and target.lower() in self._names:
+                kind = attribute(relation, "Type").rpartition("/")[2]
+                found[attribute(relation, "Id")] = kind, target
+        return found
 
     def xml(self, name: str) -> Any:
         """The root of a part; None where there is no such part."""
@@ -43,6 +48,17 @@ class Parts:
             )
         except etree.XMLSyntaxError as error:
             raise UserError(f"its part {name} is damaged; open it and save it again") from error
+
+    def each(self, name: str, wanted: str) -> Iterator[Any]:
+        """Elements of a large part, one after the other, each forgotten when the next is asked for."""
+        from lxml import etree
+
+        with self._archive.open(self._names[name.lower()]) as file:
+            for _, element in etree.iterparse(file, tag="{*}" + wanted, resolve_entities=False, no_network=True):
+                yield element
+                element.clear()
+                while element.getprevious() is not None:
+                    del element.getparent()[0]
 
 
 def tag(element: Any) -> str:

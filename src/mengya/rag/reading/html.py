@@ -1,0 +1,149 @@
+"""Web pages: what they are about, without scripts, hidden text, menus and the like, of which is told how much it was."""
+
+import re
+from collections import Counter
+from typing import Any
+
+from mengya.errors import UserError
+from mengya.rag.reading.draft import Draft, Source
+from mengya.rag.reading.encodings import decode
+from mengya.rag.reading.page_blocks import add_blocks
+
+_UNREAD = ("script", "style", "noscript", "template", "iframe", "object", "embed", "svg", "canvas", "link", "meta")
+_CONTROLS = ("button", "select", "input", "textarea", "dialog")
+_AROUND = ("nav", "aside", "footer", "menu")
+_ROLES = frozenset("navigation banner contentinfo search dialog alertdialog complementary menu menubar toolbar".split())
+_NAMES = frozenset(
+    "nav navbar navigation menu submenu breadcrumb breadcrumbs sidebar footer cookie cookies consent gdpr banner popup "
+    "modal share social sharing advert ads advertisement promo related recommend recommended pagination pager newsletter "
+    "subscribe skip toolbar copyright".split()
+)
+"""Words in classes and ids of what stands around the content of a page."""
+_HIDDEN_STYLE = re.compile(
+    r"display\s*:\s*none|visibility\s*:\s*hidden|opacity\s*:\s*0(?![.\d])|font-size\s*:\s*0(?![.\d])"
+)
+_RULE = re.compile(r"([^{}]+)\{([^{}]*)\}")
+_MEDIA = re.compile(r"@[^{};]*\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}")
+_CHARSET = re.compile(rb"""charset\s*=\s*["']?\s*([\w-]+)""", re.IGNORECASE)
+_LEAST = 0.25
+"""If less than this share of the text would remain, what looked like menus was the content."""
+
+
+def read(source: Source, draft: Draft) -> None:
+    try:
+        from lxml import html
+    except ImportError as error:
+        raise UserError("web pages need the library lxml; pip install 'mengya[documents]'") from error
+
+    text, notes = _decoded(source.path.read_bytes())
+    for note in notes:
+        draft.note(note)
+    text = re.sub(r"^\s*<\?xml[^>]*>", "", text).replace("\0", "")
+    root = html.document_fromstring(text or "<p></p>", parser=html.HTMLParser(remove_comments=True, remove_pis=True))
+    title = " ".join((root.findtext(".//title") or "").split())
+    left_out: Counter[str] = Counter()
+    _drop_unseen(root, left_out)
+    body = root.find("body")
+    content = _content(root if body is None else body, left_out)
+    if title and not any(_length(one) for one in content.iter("h1")):
+        draft.heading(title, 1)
+    add_blocks(draft, content)
+    for what, count in left_out.items():
+        if count:
+            draft.note(f"left out: {count:,} {what}")
+
+
+def _decoded(data: bytes) -> tuple[str, tuple[str, ...]]:
+    """UTF-8 if it is; else what the page says of itself, if that is true; else the likeliest."""
+    declared = _CHARSET.search(data[:4096])
+    name = declared[1].decode("ascii").lower() if declared else ""
+    if name in ("gb2312", "gbk", "gb18030"):
+        name = ""  # left to what tells it from Big5: the name is often wrong
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        try:
+            return (data.decode(name), ()) if name and not name.startswith("utf") else decode(data)
+        except (LookupError, UnicodeDecodeError):
+            return decode(data)
+    return decode(data)
+
+
+def _length(element: Any) -> int:
+    return len("".join(element.text_content().split()))
+
+
+def _drop_unseen(root: Any, left_out: Counter[str]) -> None:
+    """Take away what no reader of the page sees."""
+    hiding = _hiding_rules("\n".join(style.text or "" for style in root.iter("style")))
+    left_out["scripts"] = len(list(root.iter("script")))
+    for element in list(root.iter(*_UNREAD, *_CONTROLS)):
+        if element.getparent() is not None and element.tag != "body":
+            element.drop_tree()
+    for element in list(root.iter()):
+        if not isinstance(element.tag, str) or element.tag in ("html", "body") or element.getparent() is None:
+            continue
+        if _is_hidden(element, hiding):
+            left_out["characters of hidden text"] += _length(element)
+            element.drop_tree()
+
+
+def _hiding_rules(styles: str) -> set[str]:
+    """Classes and ids ( ".x", "#y") that the page's own styles hide, but for those of other screens or of print."""
+    found = set()
+    for selectors, rules in _RULE.findall(_MEDIA.sub("", styles)):
+        if _HIDDEN_STYLE.search(rules.lower()):
+            found |= {one.strip() for one in selectors.split(",") if re.fullmatch(r"\s*[.#][\w-]+\s*", one)}
+    return found
+
+
+def _is_hidden(element: Any, hiding: set[str]) -> bool:
+    if element.get("hidden") is not None or element.get("aria-hidden") == "true":
+        return True
+    if _HIDDEN_STYLE.search((element.get("style") or "").lower()):
+        return True
+    names = {f".{name}" for name in (element.get("class") or "").split()} | {f"#{element.get('id')}"}
+    return bool(names & hiding)
+
+
+def _content(body: Any, left_out: Counter[str]) -> Any:
+    """The part of the page that it is about."""
+    whole = _length(body)
+    around = _outermost([one for one in body.iter() if isinstance(one.tag, str) and _is_around(one, body, whole)])
+    menus = sum(map(_length, around))
+    if whole and whole - menus < _LEAST * whole:
+        # A page of links, or one whose content bears the name of a menu: then only what says so by its tag goes.
+        around = _outermost(list(body.iter("nav", "footer")))
+        menus = sum(map(_length, around))
+        around = around if menus < whole else []
+    for element in around:
+        element.drop_tree()
+    rest = _length(body)
+    main = [one for one in body.iter() if one.tag == "main" or one.get("role") == "main"] or list(body.iter("article"))
+    content = main[0] if len(main) == 1 and _length(main[0]) > max(_LEAST, 0.5) * rest else body
+    left_out["characters of menus and the like"] = whole - _length(content)
+    return content
+
+
+def _is_around(element: Any, body: Any, whole: int) -> bool:
+    if element is body or element.tag in ("main", "article", "h1"):
+        return False
+    if element.tag in _AROUND or element.get("role") in _ROLES:
+        return not (element.tag == "footer" and any(one.tag == "blockquote" for one in element.iterancestors()))
+    length = _length(element)
+    words = set(re.split(r"[\s_-]+", f"{element.get('class') or ''} {element.get('id') or ''}".lower()))
+    if (
+        words & _NAMES
+        and length < 0.3 * whole
+        and element.tag in ("div", "section", "ul", "header", "p", "table", "form")
+    ):
+        return True
+    if element.tag not in ("div", "section", "ul", "ol", "header", "table", "p", "dl") or not length:
+        return False
+    links = [_length(link) for link in element.iter("a")]
+    return len(links) > 3 and sum(links) > 0.7 * length and sum(links) < 25 * len(links)
+
+
+def _outermost(elements: list[Any]) -> list[Any]:
+    chosen = set(elements)
+    return [one for one in elements if not any(ancestor in chosen for ancestor in one.iterancestors())]

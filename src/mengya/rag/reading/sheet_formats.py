@@ -1,0 +1,167 @@
+"""Numbers as Excel shows them: dates of both epochs, Chinese formats, percents, currencies."""
+
+import re
+from datetime import datetime, timedelta
+from functools import lru_cache
+
+_BUILT_IN = {
+    **{1: "0", 2: "0.00", 3: "#,##0", 4: "#,##0.00", 9: "0%", 10: "0.00%", 11: "0.00E+00"},
+    **{14: "yyyy-mm-dd", 15: "d-mmm-yy", 16: "d-mmm", 17: "mmm-yy", 18: "h:mm AM/PM", 19: "h:mm:ss AM/PM"},
+    **{20: "h:mm", 21: "h:mm:ss", 22: "yyyy-mm-dd h:mm", 45: "mm:ss", 46: "[h]:mm:ss", 47: "mm:ss.0", 48: "##0.0E+0"},
+    **{5: "#,##0", 6: "#,##0", 7: "#,##0.00", 8: "#,##0.00", **dict.fromkeys((37, 38, 41, 42), "#,##0")},
+    **dict.fromkeys((39, 40, 43, 44), "#,##0.00"),
+    # What Excel means by these in Chinese; files name them by their numbers alone.
+    **dict.fromkeys((27, 36, 50, 52, 57), "yyyy年m月"),
+    **dict.fromkeys((28, 29, 51, 53, 54, 58), "m月d日"),
+    **{30: "m-d-yy", 31: "yyyy年m月d日", 32: "h时mm分", 33: "h时mm分ss秒"},
+    **dict.fromkeys((34, 55), "上午/下午h时mm分"),
+    **dict.fromkeys((35, 56), "上午/下午h时mm分ss秒"),
+}
+_TOKEN = re.compile(
+    r'"([^"]*)"|\\(.)|!(.)|_.|\*.|\[\$([^\]-]*)[^\]]*\]|(\[(?:h+|m+|s+)\])|\[[^\]]*\]'
+    r"|(AM/PM|A/P|上午/下午)|(y+|m+|d+|h+|s+|e+(?![+-])|a{3,4})|(\.0+)|(.)",
+    re.IGNORECASE | re.DOTALL,
+)
+_MONTHS = "January February March April May June July August September October November December".split()
+_DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+
+
+def shown(text: str, number_format: int, code: str | None, from_1904: bool) -> str:
+    """The number `text` of a cell in the format of that id, or of its own `code`."""
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    code = code if code is not None else _BUILT_IN.get(number_format, "")
+    sections = _sections(code)
+    section = sections[0]
+    if number < 0 and len(sections) > 1:
+        section, number = sections[1], -number
+        negative = "(" not in section and "-" not in section
+    else:
+        negative = False
+        section = sections[2] if number == 0 and len(sections) > 2 else section
+    if _is_date(sections[0]):
+        return _date(number, sections[0], from_1904) if not negative else _general(text)
+    result = _number(number, section)
+    return _general(text) if result is None else "-" * negative + result
+
+
+@lru_cache(maxsize=256)
+def _sections(code: str) -> tuple[str, ...]:
+    parts = re.findall(r'(?:"[^"]*"|\\.|\[[^\]]*\]|[^;])+', code)
+    return tuple(parts) or ("",)
+
+
+@lru_cache(maxsize=256)
+def _is_date(code: str) -> bool:
+    if code.strip().lower() in ("general", "g/通用格式", ""):
+        return False
+    return any(
+        match[5] or match[6] or (match[7] and match[7].lower()[0] in "ymdhsa") for match in _TOKEN.finditer(code)
+    )
+
+
+def _general(text: str) -> str:
+    number = float(text)
+    if abs(number) < 1e18 and number == int(number):
+        return str(int(number)) if "e" in text.lower() or "." in text else text
+    return f"{number:.15g}"
+
+
+# --- dates ------------------------------------------------------------------------------------------------------------
+
+
+def _date(serial: float, code: str, from_1904: bool) -> str:
+    if not 0 <= serial < 2_958_466:
+        return f"{serial:.15g}"
+    # Excel believes in a 29 February 1900, the day 60.
+    base = datetime(1904, 1, 1) if from_1904 else datetime(1899, 12, 30) + timedelta(days=serial < 60)
+    precise = re.search(r"s\.0", code, re.IGNORECASE)
+    seconds = round(serial * 86_400, 3) if precise else round(serial * 86_400)
+    return _written(base + timedelta(seconds=seconds), seconds, code)
+
+
+def _written(moment: datetime, seconds: float, code: str) -> str:
+    tokens = list(_TOKEN.finditer(code))
+    units = [(match[7] or match[5] or "").lower().strip("[]") for match in tokens]
+    noon = any(match[6] for match in tokens)
+    parts: list[str] = []
+    for i, match in enumerate(tokens):
+        before = next((unit[0] for unit in reversed(units[:i]) if unit), "")
+        after = next((unit[0] for unit in units[i + 1 :] if unit), "")
+        if match[5]:
+            size = {"h": 3600, "m": 60, "s": 1}[units[i][0]]
+            parts.append(f"{int(seconds // size):0{len(units[i])}}")
+        elif match[6]:
+            names = ("上午", "下午") if match[6] == "上午/下午" else ("AM", "PM")
+            parts.append(names[moment.hour >= 12])
+        elif units[i][:1] == "m" and len(units[i]) < 3 and (before == "h" or after == "s"):
+            parts.append(f"{moment.minute:0{len(units[i])}}")
+        elif units[i]:
+            parts.append(_unit(moment, units[i], noon))
+        elif match[8]:
+            parts.append(f".{moment.microsecond // 1000:03}"[: len(match[8])])
+        else:
+            parts.append(match[1] or match[2] or match[3] or match[4] or match[9] or "")
+    return "".join(parts).strip().removesuffix(";@")
+
+
+def _unit(moment: datetime, unit: str, noon: bool) -> str:
+    hour = (moment.hour - 1) % 12 + 1 if noon else moment.hour
+    width = min(len(unit), 2)
+    numbers = {"d": moment.day, "m": moment.month, "h": hour, "s": moment.second}
+    if unit[0] in "ye":
+        return str(moment.year)  # always whole: 25 might be a day
+    if unit[0] == "a":
+        return ("周" if len(unit) == 3 else "星期") + "一二三四五六日"[moment.weekday()]
+    if len(unit) > 2 and unit[0] in "dm":
+        name = _DAYS[moment.weekday()] if unit[0] == "d" else _MONTHS[moment.month - 1]
+        return name[:3] if len(unit) == 3 else name
+    return f"{numbers[unit[0]]:0{width}}"
+
+
+# --- other numbers ----------------------------------------------------------------------------------------------------
+
+
+def _number(number: float, code: str) -> str | None:
+    """None: the format says nothing of its own, or something rare, such as a fraction."""
+    literal: list[str] = []
+    plain = "".join(_mark(match, literal) for match in _TOKEN.finditer(code))
+    found = re.search(r"[0#?][0#?,.]*", plain)
+    if "General" in plain:
+        return _filled(plain, literal).replace("General", _general(repr(number)))
+    if not found or "/" in plain:
+        return _filled(plain, literal).strip() if literal and "@" not in plain and not found else None
+    digits = found[0]
+    whole, _, fraction = digits.partition(".")
+    scale = len(digits) - len(digits.rstrip(","))
+    number = number * 100 ** plain.count("%") / 1000**scale
+    fraction = fraction.rstrip(",")
+    exponent = re.search(r"E[+-]0+", plain)
+    if exponent:
+        text = f"{number:.{len(fraction)}E}"
+    else:
+        text = f"{number:{',' if ',' in whole.rstrip(',') else ''}.{len(fraction)}f}"
+        for mark in reversed(fraction):  # a # shows no zero
+            if mark != "#" or not text.endswith("0"):
+                break
+            text = text[:-1]
+        text = text.rstrip(".") if fraction else text
+        least = whole.count("0")
+        text = ("-" if number < 0 else "") + text.lstrip("-").zfill(least)
+    rest = plain[found.end() :].replace(exponent[0], "", 1) if exponent else plain[found.end() :]
+    return _filled(plain[: found.start()] + text + rest, literal).strip()
+
+
+def _mark(match: re.Match, literal: list[str]) -> str:
+    """A part of a format with its literal text put aside, so that digits in it are not taken for places of digits."""
+    text = match[1] or match[2] or match[3] or match[4]
+    if text:
+        literal.append(text)
+        return chr(0xE000 + len(literal) - 1)
+    return match[8] or match[9] or match[7] or match[6] or ""
+
+
+def _filled(text: str, literal: list[str]) -> str:
+    return "".join(literal[ord(c) - 0xE000] if "\ue000" <= c <= "\uf8ff" else c for c in text)

@@ -1,7 +1,8 @@
-"""Web pages: what they are about, without scripts, hidden text, menus and the like, of which is told how much it was."""
+"""Web pages: what they are about, without scripts, hidden text, menus and the like, and how much of each was there."""
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from mengya.errors import UserError
@@ -12,21 +13,19 @@ from mengya.rag.reading.page_blocks import add_blocks
 _UNREAD = ("script", "style", "noscript", "template", "iframe", "object", "embed", "svg", "canvas", "link", "meta")
 _CONTROLS = ("button", "select", "input", "textarea", "dialog")
 _AROUND = ("nav", "aside", "footer", "menu")
+_BOXES = ("div", "section", "ul", "ol", "dl", "header", "p", "table", "form")
 _ROLES = frozenset("navigation banner contentinfo search dialog alertdialog complementary menu menubar toolbar".split())
 _NAMES = frozenset(
-    "nav navbar navigation menu submenu breadcrumb breadcrumbs sidebar footer cookie cookies consent gdpr banner popup "
-    "modal share social sharing advert ads advertisement promo related recommend recommended pagination pager newsletter "
-    "subscribe skip toolbar copyright".split()
+    "nav navbar navigation menu submenu breadcrumb breadcrumbs sidebar footer cookie cookies consent gdpr banner "
+    "popup modal share social sharing advert ads advertisement promo related recommend recommended pagination pager "
+    "newsletter subscribe skip toolbar copyright".split()
 )
 """Words in classes and ids of what stands around the content of a page."""
-_HIDDEN_STYLE = re.compile(
-    r"display\s*:\s*none|visibility\s*:\s*hidden|opacity\s*:\s*0(?![.\d])|font-size\s*:\s*0(?![.\d])"
-)
+_HIDDEN_STYLE = re.compile(r"(display\s*:\s*none|visibility\s*:\s*hidden|(opacity|font-size)\s*:\s*0)(?![.\d])")
 _RULE = re.compile(r"([^{}]+)\{([^{}]*)\}")
 _MEDIA = re.compile(r"@[^{};]*\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}")
 _CHARSET = re.compile(rb"""charset\s*=\s*["']?\s*([\w-]+)""", re.IGNORECASE)
-_LEAST = 0.25
-"""If less than this share of the text would remain, what looked like menus was the content."""
+_SENTENCE = re.compile(r"[。！？；]|[.!?](\s|$)")
 
 
 def read(source: Source, draft: Draft) -> None:
@@ -111,16 +110,16 @@ def _content(body: Any, left_out: Counter[str]) -> Any:
     whole = _length(body)
     around = _outermost([one for one in body.iter() if isinstance(one.tag, str) and _is_around(one, body, whole)])
     menus = sum(map(_length, around))
-    if whole and whole - menus < _LEAST * whole:
+    rest = "".join(_text_without(body, set(around)))
+    if not _SENTENCE.search(rest) and len(rest) < 0.5 * whole:
         # A page of links, or one whose content bears the name of a menu: then only what says so by its tag goes.
         around = _outermost(list(body.iter("nav", "footer")))
         menus = sum(map(_length, around))
         around = around if menus < whole else []
     for element in around:
         element.drop_tree()
-    rest = _length(body)
     main = [one for one in body.iter() if one.tag == "main" or one.get("role") == "main"] or list(body.iter("article"))
-    content = main[0] if len(main) == 1 and _length(main[0]) > max(_LEAST, 0.5) * rest else body
+    content = main[0] if len(main) == 1 and 2 * _length(main[0]) > _length(body) else body
     left_out["characters of menus and the like"] = whole - _length(content)
     return content
 
@@ -132,16 +131,24 @@ def _is_around(element: Any, body: Any, whole: int) -> bool:
         return not (element.tag == "footer" and any(one.tag == "blockquote" for one in element.iterancestors()))
     length = _length(element)
     words = set(re.split(r"[\s_-]+", f"{element.get('class') or ''} {element.get('id') or ''}".lower()))
-    if (
-        words & _NAMES
-        and length < 0.3 * whole
-        and element.tag in ("div", "section", "ul", "header", "p", "table", "form")
-    ):
+    wraps = any(True for _ in element.iterdescendants("main", "article", "h1"))
+    if words & _NAMES and not wraps and 2 * length < whole and element.tag in _BOXES:
         return True
-    if element.tag not in ("div", "section", "ul", "ol", "header", "table", "p", "dl") or not length:
+    if element.tag not in _BOXES or not length:
         return False
-    links = [_length(link) for link in element.iter("a")]
-    return len(links) > 3 and sum(links) > 0.7 * length and sum(links) < 25 * len(links)
+    links = list(element.iter("a"))
+    linked = sum(map(_length, links))
+    if len(links) < 4 or linked < 0.7 * length or linked > 25 * len(links):
+        return False
+    return not _SENTENCE.search("".join(_text_without(element, set(links))))
+
+
+def _text_without(element: Any, without: set[Any]) -> Iterator[str]:
+    if element not in without:
+        yield element.text or ""
+        for one in element:
+            yield from _text_without(one, without) if isinstance(one.tag, str) else ()
+            yield one.tail or ""
 
 
 def _outermost(elements: list[Any]) -> list[Any]:

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from mengya.errors import UserError
 from mengya.rag.reading.draft import Draft, Source
 from mengya.rag.reading.encodings import decode
 from mengya.rag.reading.page_blocks import add_blocks
@@ -29,10 +28,7 @@ _SENTENCE = re.compile(r"[。！？；]|[.!?](\s|$)")
 
 
 def read(source: Source, draft: Draft) -> None:
-    try:
-        from lxml import html
-    except ImportError as error:
-        raise UserError("web pages need the library lxml; pip install 'mengya[documents]'") from error
+    from lxml import html
 
     text, notes = _decoded(source.path.read_bytes())
     for note in notes:

@@ -66,8 +66,11 @@ def read_source(source: Source) -> Document:
     if told and told != kind and not (told in _TEXTS and kind in _TEXTS):
         draft.note(f"the name ends like {told}, but the content is {kind}")
     reader = cast(Reader, importlib.import_module(f"mengya.rag.reading.{_READERS[kind]}"))
-    with contextlib.suppress(Full):  # the draft says so itself
-        reader.read(source, draft)
+    try:
+        with contextlib.suppress(Full):  # the draft says so itself
+            reader.read(source, draft)
+    except ImportError as error:
+        raise UserError(f"{kind} files need the library {error.name}; pip install 'mengya[documents]'") from error
     return draft.finish(source.name, kind)
 
 

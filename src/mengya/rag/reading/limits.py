@@ -15,6 +15,8 @@ class Limits:
     """For the whole file."""
     page_seconds: float = 120
     """Without a page more: then the reader is taken to hang."""
+    address_seconds: float = 60
+    """For the content of a web address to arrive, redirects included."""
     pages: int = 2000
     """What comes behind is left out, which a note tells."""
     pixels: int = 60_000_000

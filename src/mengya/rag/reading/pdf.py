@@ -41,10 +41,7 @@ def read(source: Source, draft: Draft) -> None:
 
 
 def _open(source: Source) -> Any:
-    try:
-        import pypdfium2
-    except ImportError as error:
-        raise UserError("PDF files need the library pypdfium2; pip install 'mengya[documents]'") from error
+    import pypdfium2
     import pypdfium2.raw as raw
 
     try:

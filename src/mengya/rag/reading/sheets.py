@@ -4,7 +4,7 @@ import re
 from collections import defaultdict
 from typing import Any
 
-from mengya.rag.reading.draft import Draft, Source
+from mengya.rag.reading.draft import Draft, Source, State
 from mengya.rag.reading.office import Parts, attribute, child, tag
 from mengya.rag.reading.sheet_formats import shown
 
@@ -35,7 +35,7 @@ def read(source: Source, draft: Draft) -> None:
                 draft.text(text, number)
         else:
             notes.append("a chart or a sheet of macros")
-        state = "text" if len(draft.blocks) > before else "blank" if kind == "worksheet" else "unread"
+        state: State = "text" if len(draft.blocks) > before else "blank" if kind == "worksheet" else "unread"
         draft.page(number, state, name, "; ".join(notes))
         source.progress(number, len(sheets))
     if len(sheets) > source.limits.pages:

@@ -214,7 +214,7 @@ def _table(rows: list[Row]) -> list[list[str]]:
 def _add_paragraphs(draft: Draft, rows: list[Row], number: int, body_size: float) -> None:
     lines = [_line(row) for row in rows]
     left, right = min(line.left for line in lines), max(line.right for line in lines)
-    gaps = [b.top - a.bottom for a, b in itertools.pairwise(lines)]
+    gaps = [(b.top - a.bottom) / b.size for a, b in itertools.pairwise(lines)]
     usual = statistics.median(gaps) if gaps else 0.0
     paragraph = ""
     for i, line in enumerate(lines):
@@ -239,7 +239,8 @@ def _goes_on(above: Segment, line: Segment, left: float, right: float, usual: fl
     return (
         above.right > right - 2.5 * em
         and line.left < left + 0.7 * em
-        and line.top - above.bottom < usual + 0.7 * em
+        and line.top - above.bottom < min(usual + 0.7, 1.6) * em
+        and not (right - left < 15 * em and above.text[-1] in "。！？!?:：")
         and abs(above.size - em) < 0.2 * em
         and not _ITEM.match(line.text)
     )

@@ -93,9 +93,7 @@ class _Glyph:
     right: float
     bottom: float
     turned: int
-    """Quarter turns of the direction of writing, counter-clockwise."""
-    starts: bool
-    """PDFium begins a line here."""
+    """Quarter turns of the direction of writing, counter-clockwise: 1 is upward."""
 
 
 def _glyphs(page: Any) -> tuple[list[_Glyph], bool]:
@@ -104,7 +102,7 @@ def _glyphs(page: Any) -> tuple[list[_Glyph], bool]:
 
     left, bottom, right, top = page.get_cropbox()
     textpage = page.get_textpage()
-    glyphs, slanted, starts, high = [], False, True, 0
+    glyphs, slanted, high = [], False, 0
     box = raw.FS_RECTF()
     for i in range(textpage.count_chars()):
         code = raw.FPDFText_GetUnicode(textpage, i)
@@ -114,16 +112,14 @@ def _glyphs(page: Any) -> tuple[list[_Glyph], bool]:
         if 0xDC00 <= code < 0xE000 and high:
             code = 0x10000 + ((high - 0xD800) << 10) + code - 0xDC00
         if code in (10, 13) or not raw.FPDFText_GetLooseCharBox(textpage, i, ctypes.byref(box)):
-            starts = starts or code in (10, 13)
             continue
         quarters = raw.FPDFText_GetCharAngle(textpage, i) / (math.pi / 2)
         if abs(quarters - round(quarters)) > 0.1:
             slanted = True
         elif left <= (box.left + box.right) / 2 <= right and bottom <= (box.top + box.bottom) / 2 <= top:
-            turned = round(quarters) % 4
+            turned = -round(quarters) % 4  # PDFium counts clockwise
             character = "\ufffd" if 0xD800 <= code < 0xE000 else chr(code)
-            glyphs.append(_Glyph(character, *_upright(box, turned), turned, starts))
-            starts = False
+            glyphs.append(_Glyph(character, *_upright(box, turned), turned))
     textpage.close()
     return glyphs, slanted
 
@@ -166,14 +162,14 @@ def _add_text(draft: Draft, glyphs: list[_Glyph], number: int, sizes: Counter[fl
 
 
 def _segments(glyphs: list[_Glyph]) -> Iterator[Segment]:
-    """Glyphs that follow each other, cut at PDFium's lines and at gaps as wide as those between cells."""
+    """Glyphs that follow each other, cut where the line ends and at gaps as wide as those between cells."""
     run: list[_Glyph] = []
     for glyph in glyphs:
         if run:
             em = max(run[-1].bottom - run[-1].top, 0.1)
             gap = glyph.left - max(one.right for one in run[-2:])
             leaves = abs(glyph.top + glyph.bottom - run[-1].top - run[-1].bottom) > 1.4 * em
-            if glyph.starts or leaves or gap > 1.2 * em or gap < -2 * em:
+            if leaves or gap > 1.2 * em or gap < -em:
                 yield from _segment(run)
                 run = []
         if run or not glyph.text.isspace():
@@ -228,12 +224,7 @@ def _pictures(page: Any) -> _Pictures:
 def _read_by_ocr(page: Any, number: int, label: str, draft: Draft, ocr: Ocr, pictures: _Pictures) -> None:
     most = ocr.limits.pixels
     if pictures.pixels > most:
-        draft.page(
-            number,
-            "unread",
-            label,
-            f"a picture of {pictures.pixels / 1e6:,.0f} million pixels; {most / 1e6:,.0f} is the most",
-        )
+        draft.page(number, "unread", label, f"a picture of {pictures.pixels:,} pixels; {most:,} is the most")
         return
     inches = page.get_width() * page.get_height() / 72**2
     small = page.render(scale=min(1.0, math.sqrt(500_000 / max(inches * 72**2, 1)))).to_pil()

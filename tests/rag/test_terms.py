@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("rjieba", reason="searching needs pip install 'mengya[rag]'")
 pytest.importorskip("opencc", reason="searching needs pip install 'mengya[rag]'")
 
-from mengya.rag.terms import normal, terms_of
+from mengya.rag.terms import normal, searched, terms_of
 
 
 @pytest.mark.parametrize(("text", "part", "original"), [
@@ -42,4 +42,5 @@ def test_every_letter_is_in_a_term():
     terms = terms_of(text)
     places = {place for term in terms for place in range(term.begin, term.end)}
     assert all(place in places for place, character in enumerate(text) if character.isalnum())
+    assert searched(text) == tuple(" ".join(t.text for t in terms if t.whole == whole) for whole in (True, False))
     assert {"itgc", "清零", "c++", "c", "100%", "100", "a4", "x"} <= {term.text for term in terms}

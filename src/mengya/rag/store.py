@@ -22,7 +22,7 @@ from mengya.rag import database
 from mengya.rag.database import FORMAT, TABLES
 from mengya.rag.document import Block, Document, Page
 from mengya.rag.passages import Passage, Piece, cut
-from mengya.rag.terms import normal, terms_of
+from mengya.rag.terms import normal, searched
 
 _LONGEST_NAME = 255
 _SUFFIX = ".sqlite3"
@@ -138,7 +138,7 @@ class KnowledgeBase:
                 "SELECT name, hash, added, (SELECT count(*) FROM passages WHERE file = files.id), report FROM files "
                 "ORDER BY id"
             ).fetchall()
-        return [StoredFile(name, hash, *counted, *_reported(report)) for name, hash, *counted, report in rows]
+        return [StoredFile(*about, *_reported(report)) for *about, report in rows]  # type: ignore[call-arg]
 
     def holds(self, name: str, hash: str, embedder: Embedder | None = None) -> bool:
         """Whether the file of this name is there with this content, and with vectors if they are wanted."""
@@ -306,13 +306,8 @@ def _delete(db: sqlite3.Connection, name: str) -> bool:
 
 def _search_row(passage: Passage, name: str) -> tuple[str, str, str]:
     """Words, neighbours, and both of the headings and the file's name."""
-    terms = terms_of(normal(passage.text).text)
-    title = terms_of(normal(" \n".join((*passage.headings, name.rpartition(".")[0] or name))).text)
-    return _spaced(terms, True), _spaced(terms, False), " ".join(term.text for term in title)
-
-
-def _spaced(terms: Sequence, whole: bool) -> str:
-    return " ".join(term.text for term in terms if term.whole == whole)
+    title = " \n".join((*passage.headings, name.rpartition(".")[0] or name))
+    return *searched(normal(passage.text).text), " ".join(searched(normal(title).text))
 
 
 def _embedded(passage: Passage) -> str:

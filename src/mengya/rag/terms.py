@@ -3,7 +3,8 @@
 import functools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import add
 from typing import Any, NamedTuple
 
 from mengya.errors import UserError
@@ -56,7 +57,7 @@ class _Forms(dict):
     """Code point -> its form of compatibility, in small letters; filled as characters are met."""
 
     def __missing__(self, code: int) -> str:
-        form = self[code] = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", chr(code)).lower())
+        form = self[code] = _form(chr(code))
         return form
 
 
@@ -65,22 +66,26 @@ _FORMS = _Forms()
 
 def normal(text: str) -> Normal:
     """Never fails on any text; the map is exact where a character becomes several (㎏) or several become one."""
-    folded = fold_radicals(text).encode("utf-8", "replace").decode()  # halves of characters become question marks
-    plain = folded.translate(_FORMS)
+    plain = text.translate(_FORMS)
     if len(plain) == len(text) and unicodedata.is_normalized("NFKC", plain):
         return Normal(_simplified(plain), range(len(text) + 1))
     parts: list[str] = []
     starts: list[int] = []
     begin = 0
-    while begin < len(folded):
+    while begin < len(text):
         end = begin + 1
-        while end < len(folded) and _joins(folded[end]):
+        while end < len(text) and _joins(text[end]):
             end += 1
-        part = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", folded[begin:end]).lower())
+        part = _form(text[begin:end])
         parts.append(part)
         starts += [begin] * len(part)
         begin = end
     return Normal(_simplified("".join(parts)), [*starts, len(text)])
+
+
+def _form(text: str) -> str:
+    text = fold_radicals(text).encode("utf-8", "replace").decode()  # halves of characters become question marks
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
 
 
 def _joins(character: str) -> bool:
@@ -108,30 +113,56 @@ def _opencc() -> Any:
     return OpenCC("t2s")
 
 
-def terms_of(text: str) -> list[Term]:
-    """The terms of a normalised text, in order: every word, and of scripts without spaces every two neighbours and the
-    last character of each run, so that any part of the text is found, however it was cut."""
+@functools.cache
+def _cutter() -> Callable[[str], list[str]]:
     try:
         import rjieba
     except ImportError as error:
         raise UserError(_INSTALL) from error
+    return rjieba.cut
+
+
+def terms_of(text: str) -> list[Term]:
+    """The terms of a normalised text, in order: every word, and of scripts without spaces every two neighbours and the
+    last character of each run, so that any part of the text is found, however it was cut."""
+    cut = _cutter()
     found: list[Term] = []
     for match in _RUNS.finditer(text):
-        begin, end = match.span()
         if run := match[1]:
-            place = begin
-            for word in rjieba.cut(run):
+            begin = place = match.start()
+            for word in cut(run):
                 found.append(Term(word, place, place + len(word)))
                 place += len(word)
-            found += [Term(run[i : i + 2], begin + i, begin + i + 2, False) for i in range(len(run) - 1)]
-            found.append(Term(run[-1], end - 1, end, False))
-        elif word := match[2]:
-            found += _word(word, begin)
-            if match[3]:
-                found.append(Term(word + match[3], begin, end))
-        elif unicodedata.category(match[4])[0] == "S":
-            found.append(Term(match[4], begin, end))
+            found += [Term(pair, begin + i, begin + i + len(pair), False) for i, pair in enumerate(_pairs(run))]
+        else:
+            found += _others(match)
     return found
+
+
+def searched(text: str) -> tuple[str, str]:
+    """The words of a normalised text and its pairs, each with spaces between: what `terms_of` gives, sooner."""
+    cut = _cutter()
+    words: list[str] = []
+    pairs: list[str] = []
+    for match in _RUNS.finditer(text):
+        if run := match[1]:
+            words += cut(run)
+            pairs += _pairs(run)
+        else:
+            words += [term.text for term in _others(match)]
+    return " ".join(words), " ".join(pairs)
+
+
+def _pairs(run: str) -> list[str]:
+    return [*map(add, run, run[1:]), run[-1]]
+
+
+def _others(match: re.Match[str]) -> list[Term]:
+    """Of a script with spaces, or a symbol."""
+    begin, end = match.span()
+    if word := match[2]:
+        return _word(word, begin) + ([Term(word + match[3], begin, end)] if match[3] else [])
+    return [Term(match[4], begin, end)] if unicodedata.category(match[4])[0] == "S" else []
 
 
 def _word(word: str, begin: int) -> list[Term]:

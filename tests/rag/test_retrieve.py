@@ -2,8 +2,8 @@
 
 import pytest
 
-pytest.importorskip("rjieba", reason="searching needs pip install 'mengya[rag]'")
-pytest.importorskip("opencc", reason="searching needs pip install 'mengya[rag]'")
+pytest.importorskip("rjieba", reason="searching needs pip install 'mengya[documents]'")
+pytest.importorskip("opencc", reason="searching needs pip install 'mengya[documents]'")
 
 import numpy as np
 

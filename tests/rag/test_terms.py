@@ -5,8 +5,8 @@ import unicodedata
 
 import pytest
 
-pytest.importorskip("rjieba", reason="searching needs pip install 'mengya[rag]'")
-pytest.importorskip("opencc", reason="searching needs pip install 'mengya[rag]'")
+pytest.importorskip("rjieba", reason="searching needs pip install 'mengya[documents]'")
+pytest.importorskip("opencc", reason="searching needs pip install 'mengya[documents]'")
 
 from mengya.rag.terms import normal, searched, terms_of
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from mengya.errors import UserError
 from mengya.rag.characters import fold_radicals
 
-_INSTALL = "searching documents needs rjieba and OpenCC; install them: pip install 'mengya[rag]'"
+_INSTALL = "searching documents needs rjieba and OpenCC; install them: pip install 'mengya[documents]'"
 _DENSE = "々〆〇\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Scripts without spaces: Han and kana."""
 _RUNS = re.compile(rf"([{_DENSE}]+)|((?:(?![{_DENSE}])[^\W_])+)([+#%]*)|([^\x00-\x7f\w\s])")

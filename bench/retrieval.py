@@ -4,9 +4,9 @@
 
 FOLDER holds cmrc2018_trial.jsonl and drcd_dev.jsonl.gz. Every paragraph of a set is a file of a knowledge base, every
 question is asked; counted is whether a passage of the paragraph that it was written for is among the first five. Then a
-base of so many passages is made of the sets' paragraphs with their sentences in other orders, by a process per
-core, and asked; and a file is added to it. The last line is JSON: `recall_at_5` of each set, the mean `ms_per_query` and
-its 95th percentile in the large base, `index_50000_s` (or what --passages says) and `add_file_s`.
+base of so many passages is made of the sets' paragraphs with their sentences in other orders, and asked; and
+a file is added to it. The last line is JSON: `recall_at_5` of each set, the mean `ms_per_query` and its 95th percentile
+in the large base, `index_50000_s` (or what --passages says) and `add_file_s`.
 """
 
 import argparse

@@ -60,6 +60,8 @@ class Config:
     """Of requests that do not say."""
     any_name: bool = False
     """Answer requests for models that are not served with the first one."""
+    knowledge: Path | None = None
+    """A folder of knowledge bases (mengya index), which requests may name as knowledge_base. Who may ask may read them all."""
     embed_ids: bool = False
     """Embed token ids, too; they must be those of the model's own tokenizer."""
 
@@ -70,11 +72,16 @@ def run(config: Config) -> None:
         raise UserError(f'serving needs {", ".join(missing)}; install it: pip install "mengya[serve]"')
     from mengya.infer.request import Sampling
     from mengya.metrics import say
+    from mengya.rag.store import KnowledgeFolder
     from mengya.serve.api.keys import Keys
     from mengya.serve.api.server import listen, serve
     from mengya.serve.api.settings import Limits, Settings
 
     _check(config)
+    if config.knowledge is not None and not config.knowledge.is_dir():
+        raise UserError(
+            f"knowledge={config.knowledge} is no folder; make it with mengya index --folder {config.knowledge}"
+        )
     limits = Limits(
         open_answers=config.open_answers,
         new_tokens=config.max_tokens,
@@ -99,6 +106,7 @@ def run(config: Config) -> None:
             embed_ids=config.embed_ids,
             grammar_for=lambda backend, schema: backend.grammar(schema),
             sources=sources,
+            knowledge=KnowledgeFolder(config.knowledge) if config.knowledge else None,
         )
         if not local and keys is None:
             say(

@@ -140,7 +140,8 @@ def test_a_large_model_says_follow_ups_again_and_sees_the_conversation(base):
 
 def laws(count):
     return Document("法.txt", "text", tuple(
-        Block("text", f"第{n}条 关于第{n}件事的规定，应当依照办理。" + "细则另行公布。" * 20) for n in range(1, count + 1)
+        Block("text", f"第{n}条 关于第{n}件事的规定，应当依照办理。" + "细则另行公布。" * 20)
+        for n in range(1, count + 1)
     ))  # fmt: skip
 
 

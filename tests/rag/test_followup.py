@@ -33,7 +33,8 @@ def fail(prompt):
 
 
 @pytest.mark.parametrize("ask", [
-    None, fail, lambda _: "", lambda _: "  \n", lambda _: "药" * 2000, lambda _: "高血压\n用什么药", lambda _: "用什么药",
+    None, fail, lambda _: "", lambda _: "  \n", lambda _: "药" * 2000, lambda _: "高血压\n用什么药",
+    lambda _: "用什么药",
     lambda _: "可以服用硝苯地平缓释片，每日一次，饭后口服。", lambda _: "<think>还在想", lambda _: "？？",
 ])  # fmt: skip
 def test_what_is_no_question_is_not_used(ask):

@@ -1,6 +1,7 @@
 """mengya index --kb NAME FILE…: documents into a knowledge base."""
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,9 @@ from mengya.schema import Argument, config
 
 if TYPE_CHECKING:
     from mengya.rag.store import Embedder, KnowledgeBase
+
+_SECONDS = 5.0
+"""Between two lines that tell how far a file is read."""
 
 
 @config
@@ -77,7 +81,7 @@ def _found(given: list[str]) -> list[Path]:
 def _add(base: "KnowledgeBase", files: list[Path], embedder: "Embedder | None") -> int:
     """How many could not be added."""
     from mengya.manifest import sha256_of
-    from mengya.metrics import ProgressLine, say
+    from mengya.metrics import say
     from mengya.rag.reading.names import name_as_text
     from mengya.rag.reading.worker import read_file
 
@@ -90,10 +94,7 @@ def _add(base: "KnowledgeBase", files: list[Path], embedder: "Embedder | None") 
         try:
             document = base.parsed(content)
             if document is None:
-                with ProgressLine(f"{number}/{len(files)} {name}", 1) as line:
-                    document = read_file(
-                        path, name, progress=lambda done, pages, show=line: show.update(done, f"{pages}")
-                    )
+                document = read_file(path, name, progress=_Pages(f"{number}/{len(files)} {name}"))
             change = base.add(dataclasses.replace(document, name=name), content, embedder)
         except UserError as error:  # the other files are wanted still
             failed += 1
@@ -103,6 +104,20 @@ def _add(base: "KnowledgeBase", files: list[Path], embedder: "Embedder | None") 
         for note in document.notes:
             say(f"  {note}")
     return failed
+
+
+class _Pages:
+    """A line every few seconds while a file is read."""
+
+    def __init__(self, title: str):
+        self._title, self._last = title, time.monotonic()
+
+    def __call__(self, done: int, pages: int) -> None:
+        from mengya.metrics import say
+
+        if pages and time.monotonic() - self._last >= _SECONDS:
+            self._last = time.monotonic()
+            say(f"{self._title}: page {done} of {pages}")
 
 
 COMMAND = Command(Config, run)

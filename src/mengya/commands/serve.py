@@ -61,7 +61,7 @@ class Config:
     any_name: bool = False
     """Answer requests for models that are not served with the first one."""
     knowledge: Path | None = None
-    """A folder of knowledge bases (mengya index), which requests may name as knowledge_base. Who may ask may read them all."""
+    """A folder of knowledge bases (mengya index): requests name one as knowledge_base, and whoever may ask may name any."""
     embed_ids: bool = False
     """Embed token ids, too; they must be those of the model's own tokenizer."""
 
@@ -78,10 +78,6 @@ def run(config: Config) -> None:
     from mengya.serve.api.settings import Limits, Settings
 
     _check(config)
-    if config.knowledge is not None and not config.knowledge.is_dir():
-        raise UserError(
-            f"knowledge={config.knowledge} is no folder; make it with mengya index --folder {config.knowledge}"
-        )
     limits = Limits(
         open_answers=config.open_answers,
         new_tokens=config.max_tokens,
@@ -154,6 +150,8 @@ def _check(config: Config) -> None:
             raise UserError(f"{name}={getattr(config, name)} is out of range; choose {remedy}")
     if config.requests_per_minute is not None and config.api_keys is None:
         raise UserError("requests_per_minute counts for each key; give --api-keys, too")
+    if config.knowledge is not None and not config.knowledge.is_dir():
+        raise UserError(f"knowledge={config.knowledge} is no folder; make it: mengya index --folder {config.knowledge}")
     for origin in config.cors_origin:
         if "://" not in origin or origin.endswith("/"):
             raise UserError(f"cors_origin={origin} is not an origin; write one as https://example.com")

@@ -214,8 +214,8 @@ class _Room:
         return self._backend.count(Conversation(self.messages(shown)))
 
     def filled(self, best: Sequence[Shown], wanted: Sequence[str]) -> tuple[Shown, ...]:
-        """As many of the best passages as fit, or their best sentences. What was said before goes if nothing fits beside
-        it. TooLong if nothing does without it."""
+        """As many of the best passages as fit, or their best sentences. What was said before goes if nothing fits
+        beside it. TooLong if nothing does without it."""
         words = words_of("\n".join(wanted))
         for size in _SIZES:
             shown = [Shown(base, stored, *excerpt(words, stored.passage.text, size)) for base, stored, *_ in best]

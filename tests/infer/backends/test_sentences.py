@@ -113,5 +113,5 @@ def test_passages_found_by_its_vectors(directory, tmp_path):
         base.add(Document(text, "text", (Block("text", text),)), text, embedder)
     hits = Retriever(embedder).find(base, ["花开"])
     assert hits[0].stored.passage.text == "花开" and len(hits) == 3
-    with pytest.raises(UserError, match="no modules.json"):
+    with pytest.raises(UserError, match="has no modules"):
         open_embedder(tmp_path)

@@ -21,7 +21,7 @@ def is_sentences(directory: Path) -> bool:
 
 
 class Sentences:
-    """A directory with modules.json. UserError if it needs code of its own, or holds pickles in place of safetensors."""
+    """A directory with modules.json. UserError if it needs code of its own, or has pickles in place of safetensors."""
 
     def __init__(self, directory: Path, *, name: str | None = None):
         _check(directory)

@@ -51,7 +51,7 @@ class Workshop:
         return self._threads.submit(function)
 
     async def call(self, function: Callable[[], T], param: str, *, alone: bool = True) -> T:
-        """`function()`, in a thread; its UserError as ApiError, and 504 if the time is over. `alone`: one after another."""
+        """`function()`, in a thread; its UserError as ApiError, 504 if the time is over. `alone`: one after another."""
         try:
             async with asyncio.timeout(self.seconds):
                 return await asyncio.wrap_future((self._long if alone else self._threads).submit(function))

@@ -63,7 +63,7 @@ class Config:
     knowledge: Path | None = None
     """A folder of knowledge bases (mengya index): requests name one as knowledge_base, and whoever may ask may name any."""
     embed_ids: bool = False
-    """A folder of knowledge bases (mengya index), which requests may name as knowledge_base: every one to whoever asks."""
+    """A folder of knowledge bases (mengya index), which requests may name as knowledge_base: each to whoever asks."""
 
 
 def run(config: Config) -> None:

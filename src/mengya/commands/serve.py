@@ -61,9 +61,9 @@ class Config:
     any_name: bool = False
     """Answer requests for models that are not served with the first one."""
     knowledge: Path | None = None
-    """A folder of knowledge bases (mengya index): requests name one as knowledge_base, and whoever may ask may name any."""
-    embed_ids: bool = False
     """A folder of knowledge bases (mengya index), which requests may name as knowledge_base: each to whoever asks."""
+    embed_ids: bool = False
+    """Embed token ids, too; they must be those of the model's own tokenizer."""
 
 
 def run(config: Config) -> None:

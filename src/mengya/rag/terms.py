@@ -17,8 +17,8 @@ _RUNS = re.compile(rf"([{_DENSE}]+)|((?:(?![{_DENSE}])[^\W_])+)([+#%]*)|([^\x00-
 """A run of such a script; a word of another, and perhaps what makes a name of it, as in C++; a symbol."""
 _MIXED = re.compile(r"[^\W\d_]+|\d+")
 _QUESTION = frozenset(
-    "什么 怎么 怎样 怎么样 为什么 为何 为 如何 多少 几 几个 几天 几年 几月 几岁 几次 几点 几人 几条 几章 几页 几种 "
-    "几项 几位 哪 哪个 哪些 哪里 哪儿 哪一 哪位 谁 何 何时 是否 是不是 "
+    "什么 是什么 怎么 怎么办 怎么做 怎样 怎么样 为什么 为何 为 如何 多少 几 几个 几天 几年 几月 几岁 几次 几点 几人 几条 "
+    "几章 几页 几种 几项 几位 哪 哪个 哪些 哪里 哪儿 哪一 哪位 谁 何 何时 是否 是不是 "
     "有没有 请 请问 请教 告诉 吗 呢 吧 呀 啊 的 了 是 在 和 与 及 或 有 被 把 对 从 到 于 以 之 其 这 那 这个 那个 "
     "这些 那些 它 它们 他 她 我 你 您 我们 你们 他们 会 能 可以 要 应 应该 都 也 还 就 而 但 并 等 "
     "a an the of in on at to for from by with and or is are was were be been do does did has have had can could will "

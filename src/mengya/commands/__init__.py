@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-MODULES = {name: f"mengya.commands.{name}" for name in ("run", "plan", "inspect", "help", "chat", "serve", "export")}
+_NAMES = ("run", "plan", "inspect", "help", "chat", "serve", "export", "index", "ask")
+MODULES = {name: f"mengya.commands.{name}" for name in _NAMES}
 
 
 @dataclass(frozen=True)

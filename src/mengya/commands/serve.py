@@ -60,6 +60,8 @@ class Config:
     """Of requests that do not say."""
     any_name: bool = False
     """Answer requests for models that are not served with the first one."""
+    knowledge: Path | None = None
+    """A folder of knowledge bases (mengya index), which requests may name as knowledge_base: each to whoever asks."""
     embed_ids: bool = False
     """Embed token ids, too; they must be those of the model's own tokenizer."""
 
@@ -70,6 +72,7 @@ def run(config: Config) -> None:
         raise UserError(f'serving needs {", ".join(missing)}; install it: pip install "mengya[serve]"')
     from mengya.infer.request import Sampling
     from mengya.metrics import say
+    from mengya.rag.store import KnowledgeFolder
     from mengya.serve.api.keys import Keys
     from mengya.serve.api.server import listen, serve
     from mengya.serve.api.settings import Limits, Settings
@@ -99,6 +102,7 @@ def run(config: Config) -> None:
             embed_ids=config.embed_ids,
             grammar_for=lambda backend, schema: backend.grammar(schema),
             sources=sources,
+            knowledge=KnowledgeFolder(config.knowledge) if config.knowledge else None,
         )
         if not local and keys is None:
             say(
@@ -146,6 +150,8 @@ def _check(config: Config) -> None:
             raise UserError(f"{name}={getattr(config, name)} is out of range; choose {remedy}")
     if config.requests_per_minute is not None and config.api_keys is None:
         raise UserError("requests_per_minute counts for each key; give --api-keys, too")
+    if config.knowledge is not None and not config.knowledge.is_dir():
+        raise UserError(f"knowledge={config.knowledge} is no folder; make it: mengya index --folder {config.knowledge}")
     for origin in config.cors_origin:
         if "://" not in origin or origin.endswith("/"):
             raise UserError(f"cors_origin={origin} is not an origin; write one as https://example.com")

@@ -13,6 +13,7 @@ from mengya.infer.backends.kinds import Kind
 from mengya.infer.backends.llama_cpp import LlamaCpp
 from mengya.infer.backends.local import Local
 from mengya.infer.backends.openai import Remote
+from mengya.infer.backends.sentences import Sentences, is_sentences
 from mengya.infer.backends.vllm import Vllm
 from mengya.infer.engine import RUNNING
 from mengya.model.adapters import is_adapter
@@ -73,6 +74,10 @@ def open_backend(
         if kind == "llama.cpp":
             return LlamaCpp(Path(source), name=name, tokens=tokens)
         return Vllm(Path(source), name=name, trust_remote_code=trust_remote_code, options=vllm_options)
+    if is_sentences(Path(source)) and kind != "native":
+        if adapter is not None or weights != "exact":
+            raise UserError(f"adapters and weights are for models that answer; {source} makes embeddings")
+        return Sentences(Path(source), name=name)
     return open_local(
         Path(source), implementation=kind, adapter=adapter, name=name, weights=weights, running=running, tokens=tokens,
         trust_remote_code=trust_remote_code,

@@ -141,6 +141,8 @@ class ChatBody(Drawing):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
+    knowledge_base: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    """Answer from the documents of this knowledge base, with citations; a field of ours."""
 
 
 class CompletionBody(Drawing):

@@ -13,6 +13,7 @@ from mengya.infer.request import Conversation, Piece
 from mengya.serve.api.bodies import ChatBody, NamedTool, Tool
 from mengya.serve.api.calls import Called, CallFinder
 from mengya.serve.api.errors import ApiError
+from mengya.serve.api.knowledge import answer_from_documents
 from mengya.serve.api.logprobs import as_chat
 from mengya.serve.api.messages import as_conversation
 from mengya.serve.api.service import FINISH, Bill, Service, new_id
@@ -25,6 +26,8 @@ _ALPHANUMERIC = string.ascii_letters + string.digits
 
 async def chat(service: Service, request: Request, body: ChatBody) -> Response:
     service.note_unknown(body)
+    if body.knowledge_base is not None:
+        return await answer_from_documents(service, request, body)
     name, backend = service.model(body.model)
     _refuse(body)
     tools = tools_of(body)
@@ -34,7 +37,7 @@ async def chat(service: Service, request: Request, body: ChatBody) -> Response:
     answer = Answer(name, body, tools)
     if body.stream:
         return Stream(with_errors(_frames(work, answer, body)), work.cancel, service.settings.limits.ping_seconds)
-    return await plain(request, work, _whole(work, answer))
+    return await plain(request, work.cancel, _whole(work, answer))
 
 
 def _refuse(body: ChatBody) -> None:

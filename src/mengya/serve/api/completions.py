@@ -36,7 +36,7 @@ async def complete(service: Service, request: Request, body: CompletionBody) -> 
     answer = Completion(name, body, prompts, empty, about_prompt)
     if body.stream:
         return Stream(with_errors(_frames(work, answer, body)), work.cancel, service.settings.limits.ping_seconds)
-    return await plain(request, work, _whole(work, answer))
+    return await plain(request, work.cancel, _whole(work, answer))
 
 
 def _refuse(body: CompletionBody) -> None:

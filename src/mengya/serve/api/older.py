@@ -33,7 +33,7 @@ async def generate(service: Service, request: Request, body: OlderBody, streams:
     if streams if body.stream is None else body.stream:
         frames = _frames(work, body.choices)
         return Stream(frames, work.cancel, service.settings.limits.ping_seconds, "application/octet-stream", ping=None)
-    return await plain(request, work, _whole(work, body.choices))
+    return await plain(request, work.cancel, _whole(work, body.choices))
 
 
 async def _frames(work: Work, choices: int) -> AsyncIterator[bytes]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from mengya.infer.backends import Backend
 from mengya.infer.request import GrammarMaker, Sampling
+from mengya.rag.store import KnowledgeFolder
 from mengya.serve.api.keys import Keys
 
 GrammarFor = Callable[[Backend, Mapping[str, Any]], GrammarMaker]
@@ -55,5 +56,7 @@ class Settings:
     """Token ids may be embedded."""
     grammar_for: GrammarFor | None = None
     """None: `response_format` and required calls are refused."""
+    knowledge: KnowledgeFolder | None = None
+    """Whose knowledge bases may be asked; None: there are none."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Path -> the name that stands for it in messages to clients."""

@@ -11,7 +11,6 @@ from starlette.types import Receive, Scope, Send
 
 from mengya.serve.api.errors import ApiError, json_response, to_json
 from mengya.serve.api.gate import Gone
-from mengya.serve.api.work import Work
 
 T = TypeVar("T")
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -99,12 +98,12 @@ class Stream(Response):
                 await waiting
 
 
-async def plain(request: Request, work: Work, content: Coroutine[Any, Any, Any]) -> Response:
-    """The whole answer, `content`, as JSON. Gone, and the work ends, if the client leaves first."""
+async def plain(request: Request, end: Callable[[], None], content: Coroutine[Any, Any, Any]) -> Response:
+    """The whole answer, `content`, as JSON. Gone if the client leaves first. Whatever happens, `end` is called."""
     try:
         return json_response(await unless_gone(request, content))
     finally:
-        work.cancel()
+        end()
 
 
 async def with_errors(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -1,0 +1,288 @@
+"""From a question to an answer that says where it comes from."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from typing import Any, Literal, NamedTuple
+
+from mengya.errors import UserError
+from mengya.infer.backends import Backend
+from mengya.infer.request import Conversation, Piece, Request, Sampling, TooLong
+from mengya.rag.followup import queries
+from mengya.rag.passages import Piece as Place
+from mengya.rag.quote import best_sentence, excerpt, found_in, is_supported, words_of
+from mengya.rag.retrieve import Hit, Retriever
+from mengya.rag.store import KnowledgeBase, StoredPassage
+from mengya.text.grounding import CHINESE, grounded_message, parse_answer, without_citations, wording
+
+_LARGE = 4096
+"""Tokens of context from which on a model is taken to be able to say a question again and to follow a conversation."""
+_SIZES = (1 << 20, 200, 100, 50)
+"""Characters of each passage that are shown: the first with which there is room for `_ENOUGH` of them."""
+_ENOUGH = 3
+_WHOLE_CHARACTERS = 40_000
+"""Of a whole document, where the model's context is not known."""
+_TURNS = 6
+"""Messages before the question that a large model is shown."""
+_REWRITE = Sampling(temperature=0, max_new_tokens=100)
+_WHOLE = re.compile(
+    r"(一共|总共|共有|总计|共)[^，。？?]{0,8}?(几|多少)|(几|多少)(条|章|节|款|页|项|段|篇|部分)|全文|通篇|整[个份篇]|概括|总结|摘要|主要内容|讲了什么"
+    r"|how many (articles|chapters|sections|clauses|items|pages|parts|rows)|(whole|entire) (document|file|text)|summar",
+    re.IGNORECASE,
+)
+"""Asks for something that no single passage holds."""
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A passage that an answer cites; it stays true when the file is gone."""
+
+    number: int
+    """In the answer's text, as [1]."""
+    base: str
+    file: str
+    pages: tuple[int, ...]
+    """Of the quote; empty where the format has none."""
+    headings: tuple[str, ...]
+    quote: str
+    """The words that hold what is said, as they stand in the file."""
+    text: str
+    """The whole passage."""
+    places: tuple[Place, ...]
+    """Of the quote in the text of the file (`passages.text_of`)."""
+
+    def as_json(self) -> dict[str, Any]:
+        places = [{"page": place.page, "begin": place.begin, "end": place.end} for place in self.places]
+        return {
+            "id": self.number, "knowledge_base": self.base, "file": self.file, "pages": list(self.pages),
+            "headings": list(self.headings), "quote": self.quote, "text": self.text, "places": places,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    kind: Literal["answer", "quotation", "refusal"]
+    """By the model; the best sentence of the best passage in its place; that the documents do not hold it."""
+    citations: tuple[Citation, ...]
+    """Those in the text, and no other."""
+    query: str
+    """What was searched for."""
+
+
+class Shown(NamedTuple):
+    """What the model sees of a passage."""
+
+    base: str
+    stored: StoredPassage
+    begin: int
+    end: int
+
+    @staticmethod
+    def all_of(base: KnowledgeBase, stored: StoredPassage) -> "Shown":
+        return Shown(base.name, stored, 0, len(stored.passage.text))
+
+    @property
+    def text(self) -> str:
+        return self.stored.passage.text[self.begin : self.end]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A question with its passages, ready to be put to the model."""
+
+    question: str
+    query: str
+    messages: tuple[Mapping[str, Any], ...]
+    """For the model; none if `answer` is known without it."""
+    shown: tuple[Shown, ...] = ()
+    """By number, from 1."""
+    read: tuple[int, int] | None = None
+    """Of a question about a whole file: passages that are shown, and that it has."""
+    answer: Answer | None = None
+
+
+def prepare(
+    backend: Backend,
+    bases: Sequence[KnowledgeBase],
+    question: str,
+    history: Sequence[Mapping[str, Any]] = (),
+    *,
+    retriever: Retriever | None = None,
+    sampling: Sampling | None = None,
+    limit: int = 5,
+) -> Prepared:
+    """Search for a question that follows `history`, and make the prompt. May ask the model, to say the question again.
+    TooLong if not even a part of a passage fits into the context beside it."""
+    large = not backend.context or backend.context >= _LARGE
+    ask = (lambda prompt: "".join(said(backend, [_user(prompt)], _REWRITE))) if large else None
+    wanted, retriever = queries(question, history, ask), retriever or Retriever()
+    hits = [(base, hit) for base in bases for hit in retriever.find(base, wanted, limit)]
+    hits = sorted(hits, key=lambda pair: -pair[1].score)[:limit]
+    whole = _whole_file(bases, hits) if _WHOLE.search(question) else None
+    if whole is None and not (hits and (retriever.embedder or _is_about([hit for _, hit in hits], wanted))):
+        refusal = Answer(wording(question).refusal, "refusal", (), wanted[0])
+        return Prepared(question, wanted[0], (), answer=refusal)
+    reserve = min((sampling or Sampling()).max_new_tokens, max(1, backend.context // 4))
+    room = _Room(backend, question, [dict(message) for message in history][-_TURNS:] if large else [], reserve)
+    if whole:
+        shown = whole[: room.fits(whole)] or room.filled(whole[:limit], wanted)
+        return Prepared(question, wanted[0], room.messages(shown), shown, (len(shown), len(whole)))
+    shown = room.filled([Shown.all_of(base, hit.stored) for base, hit in hits], wanted)
+    return Prepared(question, wanted[0], room.messages(shown), shown)
+
+
+def conclude(prepared: Prepared, text: str) -> Answer:
+    """The answer, from what the model said: with its citations if it has some and says what stands there; else the best
+    sentence of the passages as a quotation; or that they do not hold it."""
+    if prepared.answer is not None:
+        return prepared.answer
+    parsed = parse_answer(text.rpartition("</think>")[2], len(prepared.shown))
+    if parsed.refused:
+        answer = Answer(parsed.text, "refusal", (), prepared.query)
+    else:
+        cited = "\n".join(prepared.shown[number - 1].stored.passage.text for number in parsed.cited)
+        plain = without_citations(parsed.text)
+        if parsed.cited and (prepared.read or is_supported(plain, prepared.question, cited)):
+            wanted = words_of(plain) | words_of(prepared.question)
+            citations = tuple(_citation(number, prepared.shown[number - 1], wanted) for number in parsed.cited)
+            answer = Answer(parsed.text, "answer", citations, prepared.query)
+        else:
+            answer = _quotation(prepared)
+    if prepared.read and prepared.read[0] < prepared.read[1] and answer.kind != "refusal":
+        answer = replace(answer, text=answer.text + _partial(prepared))
+    return answer
+
+
+def answer(
+    backend: Backend,
+    bases: Sequence[KnowledgeBase],
+    question: str,
+    history: Sequence[Mapping[str, Any]] = (),
+    *,
+    retriever: Retriever | None = None,
+    sampling: Sampling | None = None,
+) -> Answer:
+    """`prepare`, ask, `conclude`. UserError as in `prepare`, or if the model fails."""
+    prepared = prepare(backend, bases, question, history, retriever=retriever, sampling=sampling)
+    if prepared.answer is not None:
+        return prepared.answer
+    return conclude(prepared, "".join(said(backend, prepared.messages, sampling or Sampling())))
+
+
+def said(backend: Backend, messages: Sequence[Mapping[str, Any]], sampling: Sampling) -> Iterator[str]:
+    """What the model answers, in pieces. Closing the iterator stops it. UserError if it fails."""
+    pieces: SimpleQueue[Piece] = SimpleQueue()
+    ticket = backend.submit(Request(prompt=Conversation(messages), sampling=sampling), pieces.put)
+    try:
+        piece = pieces.get()
+        while piece.finish is None:
+            yield piece.text
+            piece = pieces.get()
+        yield piece.text
+    finally:
+        ticket.cancel()
+    if piece.finish == "error":
+        raise UserError(piece.error or "the model failed")
+
+
+class _Room:
+    """What fits into the context of a model beside a question."""
+
+    def __init__(self, backend: Backend, question: str, before: list[dict[str, Any]], reserve: int):
+        self._backend, self._question, self._before, self._reserve = backend, question, before, reserve
+
+    def messages(self, shown: Sequence[Shown]) -> tuple[Mapping[str, Any], ...]:
+        message = _user(grounded_message(self._question, [each.text for each in shown]))
+        return (*self._before, message)
+
+    def fits(self, shown: Sequence[Shown]) -> int:
+        """How many of them, from the first on."""
+        low, high = 0, len(shown)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self._fits(shown[:middle]) else (low, middle - 1)
+        return low
+
+    def _fits(self, shown: Sequence[Shown]) -> bool:
+        if not self._backend.context:
+            return sum(len(each.text) for each in shown) <= _WHOLE_CHARACTERS
+        return self._tokens(shown) + self._reserve <= self._backend.context
+
+    def _tokens(self, shown: Sequence[Shown]) -> int:
+        return self._backend.count(Conversation(self.messages(shown)))
+
+    def filled(self, best: Sequence[Shown], wanted: Sequence[str]) -> tuple[Shown, ...]:
+        """As many of the best passages as fit, or their best sentences. What was said before goes if nothing fits
+        beside it. TooLong if nothing does without it."""
+        words = words_of("\n".join(wanted))
+        for size in _SIZES:
+            shown = [Shown(base, stored, *excerpt(words, stored.passage.text, size)) for base, stored, *_ in best]
+            count = self.fits(shown)
+            if count >= min(_ENOUGH, len(shown)):
+                break
+        if count:
+            return tuple(shown[:count])
+        if self._before:
+            self._before = []
+            return self.filled(best, wanted)
+        tokens, context = self._tokens(shown[:1]), self._backend.context
+        raise TooLong(
+            f"the question and a part of a passage take {tokens} tokens, {self._reserve} more are for the answer, and "
+            f"this model has a context of {context}; shorten the question",
+            tokens,
+            context,
+        )
+
+
+def _user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def _whole_file(bases: Sequence[KnowledgeBase], hits: Sequence[tuple[KnowledgeBase, Hit]]) -> tuple[Shown, ...] | None:
+    """All of the file that is asked about: that of the best passage, or else the one that was added last."""
+    if hits:
+        base, file = hits[0][0], hits[0][1].stored.file
+    else:
+        files = [(stored.added, base, stored.name) for base in bases for stored in base.files()]
+        if not files:
+            return None
+        _, base, file = max(files, key=lambda entry: entry[0])
+    return tuple(Shown.all_of(base, stored) for stored in base.passages_of(file)) or None
+
+
+def _is_about(hits: Sequence[Hit], wanted: Sequence[str]) -> bool:
+    """Whether a passage has a word of the question that says more than a single character of Han does."""
+    words = {word for query in wanted for word in words_of(query)}
+    words = {word for word in words if len(word) > 1 or word.isascii()} or words
+    told = (" \n".join((hit.stored.file, *hit.stored.passage.headings, hit.stored.passage.text)) for hit in hits)
+    return any(found_in(words, text) for text in told)
+
+
+def _citation(number: int, shown: Shown, wanted: set[str]) -> Citation:
+    passage = shown.stored.passage
+    begin, end, _ = best_sentence(wanted, shown.text)
+    places = passage.located(shown.begin + begin, shown.begin + end)
+    pages = tuple(dict.fromkeys(place.page for place in places if place.page is not None))
+    quote = shown.text[begin:end]
+    return Citation(number, shown.base, shown.stored.file, pages, passage.headings, quote, passage.text, places)
+
+
+def _quotation(prepared: Prepared) -> Answer:
+    """The sentence of the passages that has most of the question's words, the earlier passage first."""
+    wanted = words_of(f"{prepared.query}\n{prepared.question}")
+    scores = [best_sentence(wanted, shown.text)[2] for shown in prepared.shown]
+    best = max(range(len(scores)), key=lambda number: scores[number])
+    citation = _citation(best + 1, prepared.shown[best], wanted)
+    chinese = wording(prepared.question) is CHINESE
+    text = f"原文：“{citation.quote}”[{best + 1}]" if chinese else f'Quoted: "{citation.quote}" [{best + 1}]'
+    return Answer(text, "quotation", (citation,), prepared.query)
+
+
+def _partial(prepared: Prepared) -> str:
+    assert prepared.read
+    some, every = prepared.read
+    if wording(prepared.question) is CHINESE:
+        return f"\n（这份文件有 {every} 段，这里只读了前 {some} 段。）"
+    return f"\n(The file has {every} passages; the answer is from {some} of them.)"

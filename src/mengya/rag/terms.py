@@ -1,0 +1,185 @@
+"""Text as it is searched: normalised, with a map back to the original, and cut into terms of which none is lost."""
+
+import functools
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from operator import add
+from typing import Any, NamedTuple
+
+from mengya.errors import UserError
+from mengya.rag.characters import fold_radicals
+
+_INSTALL = "searching documents needs rjieba and OpenCC; install them: pip install 'mengya[documents]'"
+_DENSE = "々〆〇\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""Scripts without spaces: Han and kana."""
+_RUNS = re.compile(rf"([{_DENSE}]+)|((?:(?![{_DENSE}])[^\W_])+)([+#%]*)|([^\x00-\x7f\w\s])")
+"""A run of such a script; a word of another, and perhaps what makes a name of it, as in C++; a symbol."""
+_MIXED = re.compile(r"[^\W\d_]+|\d+")
+_QUESTION = frozenset(
+    "什么 是什么 怎么 怎么办 怎么做 怎样 怎么样 为什么 为何 为 如何 多少 几 几个 几天 几年 几月 几岁 "
+    "几次 几点 几人 几条 "
+    "几章 几页 几种 几项 几位 哪 哪个 哪些 哪里 哪儿 哪一 哪位 谁 何 何时 是否 是不是 "
+    "有没有 请 请问 请教 告诉 吗 呢 吧 呀 啊 的 了 是 在 和 与 及 或 有 被 把 对 从 到 于 以 之 其 这 那 这个 那个 "
+    "这些 那些 它 它们 他 她 我 你 您 我们 你们 他们 会 能 可以 要 应 应该 都 也 还 就 而 但 并 等 "
+    "a an the of in on at to for from by with and or is are was were be been do does did has have had can could will "
+    "would should what which who whom whose when where why how many much it its this that these those i you he she we "
+    "they me my your please tell".split()
+)
+"""Words that nearly every question has, whatever it asks for."""
+
+
+class Normal(NamedTuple):
+    """Width, case, radicals and traditional characters made equal."""
+
+    text: str
+    starts: Sequence[int]
+    """Of each of its characters and of its end: where that begins in the original."""
+
+    def original(self, begin: int, end: int) -> tuple[int, int]:
+        """Where in the original the characters from `begin` to `end` came from."""
+        if begin >= end:
+            return self.starts[begin], self.starts[begin]
+        after = next(i for i in range(end, len(self.starts)) if self.starts[i] > self.starts[end - 1])
+        return self.starts[begin], self.starts[after]
+
+
+class Term(NamedTuple):
+    """Something to be searched for."""
+
+    text: str
+    begin: int
+    """In the normalised text."""
+    end: int
+    whole: bool = True
+    """A word; else two characters that stand beside each other, or one."""
+
+
+class _Forms(dict):
+    """Code point -> its form of compatibility, in small letters; filled as characters are met."""
+
+    def __missing__(self, code: int) -> str:
+        form = self[code] = _form(chr(code))
+        return form
+
+
+_FORMS = _Forms()
+
+
+def normal(text: str) -> Normal:
+    """Never fails on any text; the map is exact where a character becomes several (㎏) or several become one."""
+    plain = text.translate(_FORMS)
+    if len(plain) == len(text) and unicodedata.is_normalized("NFKC", plain):
+        return Normal(_simplified(plain), range(len(text) + 1))
+    parts: list[str] = []
+    starts: list[int] = []
+    begin = 0
+    while begin < len(text):
+        end = begin + 1
+        while end < len(text) and _joins(text[end]):
+            end += 1
+        part = _form(text[begin:end])
+        parts.append(part)
+        starts += [begin] * len(part)
+        begin = end
+    return Normal(_simplified("".join(parts)), [*starts, len(text)])
+
+
+def _form(text: str) -> str:
+    text = fold_radicals(text).encode("utf-8", "replace").decode()  # halves of characters become question marks
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
+
+
+def _joins(character: str) -> bool:
+    """Whether it becomes one character with the one before: accents, marks of kana, jamo."""
+    return (
+        unicodedata.combining(character) != 0 or "\u1160" <= character <= "\u11ff" or "\uff9e" <= character <= "\uff9f"
+    )
+
+
+def _simplified(text: str) -> str:
+    """As many characters as before: those whose simplified form is longer stay."""
+    found = _opencc().convert(text)
+    if len(found) == len(text):
+        return found
+    single = (_opencc().convert(character) for character in text)
+    return "".join(new if len(new) == 1 else old for old, new in zip(text, single, strict=True))
+
+
+@functools.cache
+def _opencc() -> Any:
+    try:
+        from opencc import OpenCC
+    except ImportError as error:
+        raise UserError(_INSTALL) from error
+    return OpenCC("t2s")
+
+
+@functools.cache
+def _cutter() -> Callable[[str], list[str]]:
+    try:
+        import rjieba
+    except ImportError as error:
+        raise UserError(_INSTALL) from error
+    return rjieba.cut
+
+
+def terms_of(text: str) -> list[Term]:
+    """The terms of a normalised text, in order: every word, and of scripts without spaces every two neighbours and the
+    last character of each run, so that any part of the text is found, however it was cut."""
+    cut = _cutter()
+    found: list[Term] = []
+    for match in _RUNS.finditer(text):
+        if run := match[1]:
+            begin = place = match.start()
+            for word in cut(run):
+                found.append(Term(word, place, place + len(word)))
+                place += len(word)
+            found += [Term(pair, begin + i, begin + i + len(pair), False) for i, pair in enumerate(_pairs(run))]
+        else:
+            found += _others(match)
+    return found
+
+
+def searched(text: str) -> tuple[str, str]:
+    """The words of a normalised text and its pairs, each with spaces between: what `terms_of` gives, sooner."""
+    cut = _cutter()
+    words: list[str] = []
+    pairs: list[str] = []
+    for match in _RUNS.finditer(text):
+        if run := match[1]:
+            words += cut(run)
+            pairs += _pairs(run)
+        else:
+            words += [term.text for term in _others(match)]
+    return " ".join(words), " ".join(pairs)
+
+
+def _pairs(run: str) -> list[str]:
+    return [*map(add, run, run[1:]), run[-1]]
+
+
+def _others(match: re.Match[str]) -> list[Term]:
+    """Of a script with spaces, or a symbol."""
+    begin, end = match.span()
+    if word := match[2]:
+        return _word(word, begin) + ([Term(word + match[3], begin, end)] if match[3] else [])
+    return [Term(match[4], begin, end)] if unicodedata.category(match[4])[0] == "S" else []
+
+
+def _word(word: str, begin: int) -> list[Term]:
+    """A word without its plural's s, and its letters and digits by themselves."""
+    parts = list(_MIXED.finditer(word))
+    whole = [Term(_singular(word), begin, begin + len(word))]
+    if len(parts) < 2:
+        return whole
+    return whole + [Term(_singular(part[0]), begin + part.start(), begin + part.end()) for part in parts]
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.isascii() and word[-1] == "s" and word[-2] not in "sui" else word
+
+
+def asks(text: str) -> bool:
+    """Whether a word says that something is asked, but not what."""
+    return text in _QUESTION

@@ -1,0 +1,115 @@
+"""What is found: short words, names stuck to Han, any width and script; and that no input is an error."""
+
+import pytest
+
+pytest.importorskip("rjieba", reason="searching needs pip install 'mengya[documents]'")
+pytest.importorskip("opencc", reason="searching needs pip install 'mengya[documents]'")
+
+import numpy as np
+
+from mengya.rag.document import Block, Document
+from mengya.rag.retrieve import Retriever, expression
+from mengya.rag.store import Embedder, KnowledgeFolder
+
+
+@pytest.fixture
+def base(tmp_path):
+    """base(*texts) -> a knowledge base with a file of each."""
+    made = KnowledgeFolder(tmp_path / "knowledge").open_or_create("合同")
+
+    def fill(*texts):
+        for number, text in enumerate(texts):
+            made.add(Document(f"{number}.txt", "text", (Block("text", text),)), str(number))
+        return made
+
+    return fill
+
+
+def found(base, query, **more):
+    return [hit.stored.passage.text for hit in Retriever(**more).find(base, [query])]
+
+
+CONTRACT, OTHER = "合同违约金为百分之五", "春天来了，花开了"
+
+
+@pytest.mark.parametrize("query", ["违约", "违约金", "百分之五", "金", "五", "同违", "約金", "违约 春"])
+def test_short_words_and_parts_of_words(base, query):
+    assert found(base(CONTRACT, OTHER), query)[0] == CONTRACT
+
+
+def test_a_short_term_counts(base):
+    texts = "quick brown fox", "quick ok", "is it ok"
+    assert found(base(*texts), "quick ok")[0] == "quick ok"
+    assert found(base(*texts), "快 ok")[0] in texts[1:]
+
+
+@pytest.mark.parametrize("query", ["itgc", "清零", "gen-itgc", "重跑", "ITGC"])
+def test_names_stuck_to_han(base, query):
+    assert found(base("重跑gen-itgc后清零", OTHER), query) == ["重跑gen-itgc后清零"]
+
+
+@pytest.mark.parametrize(("text", "query"), [
+    ("⾼⽴⽅⼀", "高立方一"), ("高立方一", "⾼⽴⽅⼀"), ("⻘年", "青"), ("ＧＢ２０２４标准", "gb2024"), ("國際論壇",
+    "国际论坛"),
+    ("国际论坛", "國際論壇"), ("單價５㎏", "5kg"), ("单价5kg", "５㎏"), ("㍻三年", "平成"), ("C++ 与 C#", "C++"),
+    ("增长100%", "100%"),
+    ("cafe\u0301", "café"), ("ｶﾞﾗｽ", "ガラス"), ("The articles", "article"), ("三菱A4纸", "A4"), ("𠮷野家", "𠮷野"),
+    ("25℃", "℃"),
+])  # fmt: skip
+def test_spellings_of_the_same(base, text, query):
+    assert found(base(OTHER, text), query) == [text]
+
+
+@pytest.mark.parametrize("query", [
+    "GB/T 5972-2016", "C++", "100%", "(", '"', "*", "a-b", "AND", "NOT", "OR", "NEAR(a b)", "为什么？", "", " ", "'",
+    "x\x00y",
+    "words : a", "^a", "a" * 5000, "金" * 5000, "\ud800", "🎉", "^", "{", "title:a", "-", "+", '"a" "b', "a*", "\\",
+])  # fmt: skip
+def test_any_input_is_a_query(base, query):
+    whole = base("按 GB/T 5972-2016 用 C++ 写 100% 的 a-b，and NOT or：为什么？", OTHER)
+    hits = Retriever().find(whole, [query])
+    assert len(hits) <= 2
+    if query in ("GB/T 5972-2016", "C++", "100%", "a-b", "AND", "NOT", "为什么？"):
+        assert hits[0].stored.file == "0.txt"
+    if not any(character.isalnum() for character in query) and query != "🎉":
+        assert expression(query) == "" and hits == []
+
+
+def test_headings_and_names_of_files_are_searched(tmp_path):
+    base = KnowledgeFolder(tmp_path).open_or_create("b")
+    blocks = (Block("heading", "违约责任", level=1), Block("text", "按百分之五支付。" * 80))
+    base.add(Document("租赁合同.docx", "docx", blocks), "1")
+    base.add(Document("食谱.docx", "docx", (Block("text", "加盐五克。"),)), "2")
+    hits = Retriever().find(base, ["违约责任"])
+    assert len(hits) > 1 and {hit.stored.passage.headings for hit in hits} == {("违约责任",)}
+    assert Retriever().find(base, ["食谱"])[0].stored.file == "食谱.docx"
+
+
+def letters(texts):
+    """Vectors of unit length, alike where letters are."""
+    counts = np.array([[text.count(letter) for letter in "abcdef"] for text in texts], "f4") + 1e-3
+    return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+
+def test_vectors_find_what_words_do_not(tmp_path):
+    base, embedder = KnowledgeFolder(tmp_path).open_or_create("b"), Embedder("letters", letters)
+    for text in ("aab xyz", "ccd xyz", "eef xyz"):
+        base.add(Document(text, "text", (Block("text", text),)), text, embedder)
+    assert found(base, "cdc", embedder=embedder)[0] == "ccd xyz" and found(base, "cdc") == []
+    assert found(base, "eef", embedder=embedder)[0] == "eef xyz"
+    base.remove("ccd xyz")
+    assert "ccd xyz" not in found(base, "cdc", embedder=embedder)
+
+
+def test_another_query_adds_what_it_finds(base):
+    whole = base("高血压的症状是头晕。", "用药：降压药。", OTHER)
+    hits = Retriever().find(whole, ["用什么药", "高血压"])
+    assert {hit.stored.file for hit in hits} == {"0.txt", "1.txt"}
+
+
+def test_ranking_again(base):
+    def shortest(question, texts):
+        assert question == "违约金"
+        return [-len(text) for text in texts]
+
+    assert found(base("违约金违约金的约定见下", "违约金"), "违约金", rerank=shortest)[0] == "违约金"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-_NAMES = ("run", "plan", "inspect", "help", "chat", "serve", "export", "index", "ask")
+_NAMES = ("run", "plan", "inspect", "help", "chat", "serve", "ui", "export", "index", "ask")
 MODULES = {name: f"mengya.commands.{name}" for name in _NAMES}
 
 

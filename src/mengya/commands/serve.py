@@ -5,8 +5,9 @@ import dataclasses
 import importlib.util
 import ipaddress
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from mengya.commands import Command
 from mengya.errors import UserError
@@ -78,6 +79,10 @@ def run(config: Config) -> None:
     from mengya.serve.api.settings import Limits, Settings
 
     _check(config)
+    if config.knowledge is not None and not config.knowledge.is_dir():
+        raise UserError(
+            f"knowledge={config.knowledge} is no folder; make it with mengya index --folder {config.knowledge}"
+        )
     limits = Limits(
         open_answers=config.open_answers,
         new_tokens=config.max_tokens,
@@ -87,10 +92,13 @@ def run(config: Config) -> None:
     )
     sampling = Sampling(temperature=config.temperature, top_p=config.top_p)
     keys = Keys.read(config.api_keys, config.requests_per_minute) if config.api_keys else None
-    local = _is_local(config.host)
+    local = is_local(config.host)
     with contextlib.ExitStack() as stack:
         bound = stack.enter_context(listen(config.host, config.port))  # before models are loaded, which takes a while
-        models, sources = _opened(config, stack)
+        models, sources = open_models(
+            config.models, stack, backend=config.backend, weights=config.weights, running=config.open_answers,
+            tokens=config.cache_tokens, trust_remote_code=config.trust_remote_code,
+        )  # fmt: skip
         settings = Settings(
             models=models,
             limits=limits,
@@ -113,18 +121,17 @@ def run(config: Config) -> None:
         serve(settings, bound)
 
 
-def _opened(config: Config, stack: contextlib.ExitStack) -> tuple[dict[str, "Backend"], dict[str, str]]:
-    """Backends by name, closed with the stack; and the names by path."""
+def open_models(
+    given: Sequence[str], stack: contextlib.ExitStack, **options: Any
+) -> tuple[dict[str, "Backend"], dict[str, str]]:
+    """Backends by name, closed with the stack; and the names by path. `options`: of `open_backend`. UserError."""
     from mengya.infer.backends.opening import open_backend
 
     models: dict[str, Backend] = {}
     sources: dict[str, str] = {}
-    for given in config.models:
-        name, source = named(given)
-        backend = open_backend(
-            source, backend=config.backend, name=name, weights=config.weights, running=config.open_answers,
-            tokens=config.cache_tokens, trust_remote_code=config.trust_remote_code,
-        )  # fmt: skip
+    for each in given:
+        name, source = named(each)
+        backend = open_backend(source, name=name, **options)
         stack.callback(backend.close)
         name = backend.name
         if name in models:
@@ -163,7 +170,7 @@ def named(given: str) -> tuple[str | None, str]:
     return (name, source) if equals and name and source and not Path(given).exists() else (None, given)
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
     """Whether only this machine reaches it."""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -67,6 +67,27 @@ def test_what_is_asked_for_is_sent(server: Server, remote: Remote):
     assert asked.items() <= server.body.items()
 
 
+@pytest.mark.parametrize(
+    ("model", "thinks"), [("qwen-plus", False), ("qwen3.5-plus", False), ("qwen3-32b-thinking", True)]
+)
+def test_dashscope_is_told_whether_to_think(server: Server, monkeypatch: pytest.MonkeyPatch, model: str, thinks: bool):
+    """Its newer models think unless told otherwise; its last chunk has no choices, its first no content."""
+    monkeypatch.setattr("mengya.infer.backends.openai._is_dashscope", lambda host: True)
+    monkeypatch.setenv("DASHSCOPE_API_KEY", KEY)
+    server.script = streams(
+        delta(content=None, role="assistant"),
+        delta(reasoning_content="想"),
+        delta(content="答"),
+        delta(content=None, finish="stop"),
+        used(),
+    )
+    remote = Remote(f"{server.address}#{model}")
+    said = answer(remote, sampling=Sampling(top_k=5))
+    remote.close()
+    assert said.text == "<think>\n想\n</think>\n\n答" and said.last.usage == (7, 3, 2)
+    assert server.body["enable_thinking"] is thinks and server.body["top_k"] == 5
+
+
 @pytest.mark.parametrize("prompt", ["从前", [5, 6, 7]])
 def test_texts_and_tokens_are_continued(server: Server, remote: Remote, prompt: object):
     table = {"tokens": ["有", "座"], "token_logprobs": [-0.5, None], "top_logprobs": [{"山": -1.0, "有": -0.5}, None]}

@@ -46,6 +46,7 @@ class Scripted:
     answer: Answer = hello
     name: str = "sprout"
     context: int = 1000
+    about: str = "scripted"
     slots: int = 8
     refuse: Callable[[Request], None] = lambda request: None
     requests: list[Request] = field(default_factory=list)
@@ -63,7 +64,7 @@ class Scripted:
             return prompt
         if isinstance(prompt, Conversation):
             told = [json.dumps(tool, ensure_ascii=False) for tool in prompt.tools or ()]
-            return "".join([*told, *(message["content"] for message in prompt.messages)])
+            return "".join([*told, *(_words(message["content"]) for message in prompt.messages)])
         return "".join(map(chr, prompt))
 
     def count(self, prompt: Prompt) -> int:
@@ -156,6 +157,10 @@ class Scripted:
             top = tuple(LogProb(n, f"t{n}".encode(), -float(n)) for n in range(request.logprobs))
             shown = say.logprobs or (LogProb(step, say.text.encode(), -0.125 * (step + 1), top),)
         return Piece(choice, say.text, (step,) if say.text else (), shown, finish, usage, about)
+
+
+def _words(content: Any) -> str:
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mengya.errors import UserError
 from mengya.infer.backends import Deliver, Load
-from mengya.infer.backends.openai_wire import Reader, arguments
+from mengya.infer.backends.openai_wire import Reader, arguments, with_thinking
 from mengya.infer.backends.tasks import Pieces, Tasks, Ticket
 from mengya.infer.request import Conversation, GrammarMaker, Prompt, Request
 
@@ -54,9 +54,12 @@ class Remote:
 
     def submit(self, request: Request, deliver: Deliver) -> Ticket:
         values = arguments(request, self._model, self._address.host == "api.openai.com")
+        chat = isinstance(request.prompt, Conversation)
+        if chat and _is_dashscope(self._address.host):
+            values = with_thinking(values, self._model)
 
         async def begin() -> Pieces:
-            stream = await self._call(values, isinstance(request.prompt, Conversation))
+            stream = await self._call(values, chat)
             return self._pieces(stream, Reader(request.n))
 
         return self._tasks.submit(begin, request.n, deliver)
@@ -132,6 +135,10 @@ class Remote:
             )
 
 
+def _is_dashscope(host: str) -> bool:
+    return host.startswith("dashscope") and host.endswith(".aliyuncs.com")
+
+
 class _Address:
     """UserError if it is none, or the key in the environment cannot be one."""
 
@@ -145,8 +152,7 @@ class _Address:
         self.base = f"{parts.scheme}://{parts.netloc}{parts.path}"
         self.query = dict(parse_qsl(parts.query, keep_blank_values=True))
         self.model = unquote(parts.fragment)
-        dashscope = self.host.startswith("dashscope") and self.host.endswith(".aliyuncs.com")
-        self.variable = "DASHSCOPE_API_KEY" if dashscope else "OPENAI_API_KEY"
+        self.variable = "DASHSCOPE_API_KEY" if _is_dashscope(self.host) else "OPENAI_API_KEY"
         self.key = os.environ.get(self.variable, "").strip()
         if not (self.key.isascii() and self.key.isprintable()):
             raise UserError(f"{self.variable} holds characters that no key has; copy the key again")

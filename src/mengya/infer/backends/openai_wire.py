@@ -48,6 +48,12 @@ def arguments(request: Request, model: str, newer: bool) -> dict[str, Any]:
     return values | (_conversation(request) if chat else _text(request))
 
 
+def with_thinking(values: dict[str, Any], model: str) -> dict[str, Any]:
+    """For DashScope, some of whose models think unless they are told not to, and some cannot do otherwise."""
+    thinks = any(word in model.lower() for word in ("thinking", "qwq", "qvq"))
+    return values | {"extra_body": values.get("extra_body", {}) | {"enable_thinking": thinks}}
+
+
 def _conversation(request: Request) -> dict[str, Any]:
     assert isinstance(request.prompt, Conversation)
     messages, tools = [dict(message) for message in request.prompt.messages], request.prompt.tools

@@ -60,6 +60,9 @@ class Keys:
                 found = name
         return found if scheme.lower() == "bearer" else None
 
+    def has(self, name: str) -> bool:
+        return name in self._left
+
     def wait(self, name: str) -> float:
         """Takes one use of a key. Seconds until there is one if none is left; 0: taken."""
         if self._per_minute is None:

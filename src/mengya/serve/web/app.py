@@ -1,0 +1,284 @@
+"""The application: the page and its streams as routes, what it can do as endpoints of Gradio.
+
+Gradio's own components keep no branches, no place beside an answer, and an answer ends with the browser that asked for
+it; so the page is ours, and Gradio carries its calls.
+"""
+
+import asyncio
+import inspect
+import json
+import os
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_origin
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from starlette.responses import FileResponse, RedirectResponse, Response, StreamingResponse
+from starlette.types import ASGIApp
+
+from mengya.errors import UserError
+from mengya.infer.backends import Backend
+from mengya.infer.request import Sampling
+from mengya.rag.reading.names import name_as_text
+from mengya.serve.web import backup, pictures
+from mengya.serve.web.actions import Actions, place_of, shown_live
+from mengya.serve.web.answers import Answer, Answers
+from mengya.serve.web.gate import GRADIO, OWNER, Gate, log, refused, where
+from mengya.serve.web.library import Library
+from mengya.serve.web.store import Missing, Store, new_id
+from mengya.serve.web.users import Users
+
+PAGE = Path(__file__).parent / "page"
+_EVERY = 0.08
+"""Seconds between two looks at an answer that is being written."""
+_BACKUP = 200_000_000
+"""Bytes of a backup that is taken in."""
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the application is made of."""
+
+    models: Mapping[str, Backend]
+    store: Store
+    answers: Answers
+    library: Library
+    users: Users
+    sampling: Sampling = field(default_factory=Sampling)
+    hosts: Sequence[str] | None = None
+    """Names under which it answers; None: any."""
+    seeing: Collection[str] = ()
+    """Names of the models that take pictures."""
+
+
+def create_app(site: Site) -> ASGIApp:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when it is imported: it would tell its makers of our use
+    import gradio
+
+    app = FastAPI(title="Mengya", docs_url=None, redoc_url=None, openapi_url=None)
+    _pages(app, site)
+    _streams(app, site)
+    _files(app, site)
+    actions = Actions(site.store, site.answers, site.library, site.models, site.sampling, site.seeing)
+    methods = {name: m for name, m in inspect.getmembers(actions, inspect.ismethod) if not name.startswith("_")}
+    with gradio.Blocks(analytics_enabled=False) as blocks:
+        for name, method in methods.items():
+            gradio.api(_endpoint(method, gradio.Request), api_name=name, queue=False)
+    gradio.mount_gradio_app(app, blocks, path=GRADIO, ssr_mode=False, run_history=False, allowed_paths=[])
+    takes = {name: _types(method) for name, method in methods.items()}
+    return Gate(app, site.users, site.hosts, takes)
+
+
+def _types(method: Callable[..., Any]) -> list[type]:
+    """Of what a method takes, but for the owner."""
+    _, *others = inspect.signature(method).parameters.values()
+    return [get_origin(p.annotation) or p.annotation for p in others]
+
+
+def _endpoint(method: Callable[..., Any], request_type: type) -> Callable[..., dict]:
+    """A function that Gradio can call: the owner comes from the request, never from what was sent."""
+
+    def call(request: Any, *values: Any) -> dict:
+        owner = request.request.scope[OWNER]
+        return _outcome(lambda: method(owner, *values))
+
+    first, *others = inspect.signature(method).parameters.values()
+    request = first.replace(name="request", annotation=request_type)
+    call.__signature__ = inspect.Signature([request, *others], return_annotation=dict)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in (request, *others)} | {"return": dict}
+    call.__name__, call.__doc__ = method.__name__, method.__doc__
+    return call
+
+
+def _outcome(function: Callable[[], Any]) -> dict[str, Any]:
+    """{"value": …}, or {"error": what the user should know}."""
+    try:
+        return {"value": function()}
+    except UserError as error:
+        return {"error": str(error)}
+    except sqlite3.Error as error:
+        return {"error": f"the conversations cannot be read or written ({error}); free space on the disk, or try again"}
+    except Exception as error:  # said without what was asked, which is nobody else's
+        log.error("%s: %s", type(error).__name__, where(error))
+        return {"error": "the server failed; its log says where"}
+
+
+def _pages(app: FastAPI, site: Site) -> None:
+    users = site.users
+    files = {path.name: path for path in PAGE.iterdir() if path.suffix in _TYPES}
+
+    def signed(response: Response, owner: str) -> Response:
+        response.set_cookie(users.cookie, users.sign(owner), max_age=users.seconds, httponly=True, samesite="lax")
+        return response
+
+    @app.get("/")
+    def page(request: Request) -> Response:
+        owner = request.scope[OWNER] or users.newcomer()
+        response = FileResponse(files["index.html" if owner else "sign-in.html"], headers={"Cache-Control": "no-store"})
+        return signed(response, owner) if owner else response
+
+    @app.get("/page/{name}")
+    def part(name: str) -> Response:
+        if name not in files or name == "index.html":
+            return refused(404, "there is nothing here")
+        return FileResponse(files[name], media_type=_TYPES[files[name].suffix], headers={"Cache-Control": "no-cache"})
+
+    @app.get("/favicon.ico")
+    def icon() -> Response:
+        return FileResponse(files["sprout.svg"], media_type="image/svg+xml")
+
+    @app.post("/sign-in")
+    async def sign_in(request: Request) -> Response:
+        form = (await request.body())[:1000].decode("utf-8", "replace")
+        owner = users.with_key(_field(form, "key"))
+        if owner is None:
+            await asyncio.sleep(0.5)  # who guesses waits
+            return RedirectResponse("/?wrong", 303)
+        return signed(RedirectResponse("/", 303), owner)
+
+    @app.post("/sign-out")
+    def sign_out() -> Response:
+        response = RedirectResponse("/", 303)
+        response.delete_cookie(users.cookie)
+        return response
+
+
+def _field(form: str, name: str) -> str:
+    from urllib.parse import parse_qs
+
+    return parse_qs(form).get(name, [""])[0].strip()
+
+
+def _streams(app: FastAPI, site: Site) -> None:
+    @app.get("/answers/{message}")
+    async def follow(request: Request, message: str) -> Response:
+        """What an answer has grown by, as it grows; nothing if it is not being written: then the store has it."""
+        answer = site.answers.get(request.scope[OWNER], message)
+        events = _growth(answer) if answer else _nothing()
+        return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+async def _nothing() -> AsyncIterator[str]:
+    yield "event: gone\ndata: {}\n\n"
+
+
+async def _growth(answer: Answer) -> AsyncIterator[str]:
+    """Blocks that have changed, from the first one that has; what was thought, from where it was."""
+    seen, thought, wait, quiet = -1, 0, _EVERY, 0.0
+    shown: list[str] = []
+    while True:
+        if answer.version == seen:
+            await asyncio.sleep(wait)
+            quiet += wait
+            if quiet > 15:
+                yield ": still here\n\n"
+                quiet = 0.0
+            continue
+        seen, quiet, began = answer.version, 0.0, time.perf_counter()
+        view = await asyncio.to_thread(shown_live, answer)
+        new = view["blocks"]
+        same = next((i for i, pair in enumerate(zip(shown, new, strict=False)) if pair[0] != pair[1]), None)
+        begin = min(len(shown), len(new)) if same is None else same
+        told = {"from": begin, "blocks": new[begin:], "state": view["state"], "info": view["info"]}
+        told |= {"thought": view["thought"][thought:], "thought_from": thought, "thinking": view["thinking"]}
+        shown, thought = new, len(view["thought"])
+        ended = view["state"] != "answering"
+        if ended:
+            told["text"] = view["text"]
+        yield f"data: {json.dumps(told, ensure_ascii=False)}\n\n"
+        if ended:
+            return
+        wait = max(_EVERY, 4 * (time.perf_counter() - began))  # a long answer is drawn less often
+        await asyncio.sleep(wait)
+
+
+def _files(app: FastAPI, site: Site) -> None:
+    @app.get("/export.json")
+    def everything(request: Request) -> Response:
+        return _download(backup.everything(site.store, request.scope[OWNER]), "mengya", "json")
+
+    @app.get("/export/{conversation}.{kind}")
+    def export(request: Request, conversation: str, kind: str) -> Response:
+        try:
+            found = site.store.get(request.scope[OWNER], conversation)
+        except Missing as error:
+            return refused(404, str(error))
+        if kind not in ("md", "json"):
+            return refused(404, "a conversation is exported as .md or .json")
+        text = backup.to_markdown(found) if kind == "md" else backup.to_json([found])
+        return _download(text, found.title, kind)
+
+    @app.post("/import")
+    async def take(request: Request) -> Any:
+        parts: list[bytes] = []
+        if not await _received(request, _BACKUP, parts.append):
+            return refused(413, f"the backup is larger than {_BACKUP // 1_000_000} MB")
+        text = b"".join(parts).decode("utf-8-sig", "replace")
+        return await asyncio.to_thread(_outcome, lambda: backup.merge(site.store, request.scope[OWNER], text))
+
+    @app.post("/files")
+    async def add(request: Request, place: str, name: str) -> Any:
+        """The body is the file."""
+        owner, library = request.scope[OWNER], site.library
+
+        def add_file(path: Path) -> str:
+            return library.add(owner, place_of(site.store, owner, place), name, path)
+
+        return await _uploaded(request, library, name, add_file)
+
+    @app.post("/pictures")
+    async def add_picture(request: Request, conversation: str, name: str) -> Any:
+        """For a question in the conversation, to a model that sees."""
+        owner, library = request.scope[OWNER], site.library
+
+        def add(path: Path) -> str:
+            data = pictures.drawn(path, library.limits)
+            return pictures.keep(site.store, owner, conversation, name_as_text(name), data)
+
+        return await _uploaded(request, library, name, add)
+
+    @app.get("/pictures/{picture}")
+    def picture(request: Request, picture: str) -> Response:
+        data = pictures.data_of(site.store, request.scope[OWNER], picture)
+        return refused(404, "there is nothing here") if data is None else Response(data, media_type="image/jpeg")
+
+
+async def _uploaded(request: Request, library: Library, name: str, take: Callable[[Path], str]) -> Any:
+    """What becomes of the body, as a file that `take` gets and may move away."""
+    path, most = library.uploads / new_id(), library.limits.file_bytes
+    try:
+        with path.open("xb") as file:
+            whole = await _received(request, most, file.write)
+        if not whole:
+            return refused(413, f"{name[:200]} is larger than {most / 1e6:g} MB, which is the most; split it")
+        return await asyncio.to_thread(_outcome, lambda: take(path))
+    except OSError as error:
+        return refused(507, f"{name[:200]} cannot be kept ({error.strerror}); free space on the disk")
+    finally:
+        path.unlink(missing_ok=True)
+
+
+async def _received(request: Request, most: int, take: Callable[[bytes], object]) -> bool:
+    """Whether the body had no more bytes than that. The rest is read and forgotten, as most browsers read no answer
+    before all is sent; but one that says beforehand that it is far too large is not waited for."""
+    size = 0
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > 4 * most:
+        return False
+    async for part in request.stream():
+        size += len(part)
+        if size <= most:
+            take(part)
+    return size <= most
+
+
+def _download(text: str, name: str, kind: str) -> Response:
+    safe = "".join(c if c.isalnum() or c in " -_" else "_" for c in name).strip()[:60] or "mengya"
+    kinds = {"md": "text/markdown", "json": "application/json"}
+    headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(safe)}.{kind}"}
+    return Response(text.encode(), media_type=f"{kinds[kind]}; charset=utf-8", headers=headers)

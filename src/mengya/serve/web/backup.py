@@ -1,0 +1,185 @@
+"""Conversations out of the store and into it: as Markdown for people, as JSON for a machine.
+
+What comes in is anybody's file. It is merged by id and never replaces what is newer; what belongs to somebody else
+gets ids of its own, the same ones each time.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, get_args
+
+from mengya.errors import UserError
+from mengya.infer.request import Sampling
+from mengya.serve.web.settings import Settings
+from mengya.serve.web.store import Conversation, Message, State, Store, insert, title_of
+from mengya.text.thoughts import split_thoughts
+
+FORMAT = "mengya-conversations-1"
+
+
+def to_json(conversations: list[Conversation]) -> str:
+    return json.dumps({"format": FORMAT, "conversations": [asdict(c) for c in conversations]}, ensure_ascii=False)
+
+
+def to_markdown(conversation: Conversation) -> str:
+    """The branch in sight, without what was thought."""
+    parts = [f"# {conversation.title}"]
+    if system := conversation.settings.get("system"):
+        parts += ["**System**", system]
+    for message in conversation.branch():
+        speaker = "**You 你**" if message.role == "user" else f"**{message.info.get('model') or 'Model'}**"
+        parts += [speaker, message.text if message.role == "user" else split_thoughts(message.text)[1]]
+        sources = [f"[{s['id']}] {s['file']}{_pages(s)}: {s['quote']}" for s in message.info.get("sources", ())]
+        parts += ["\n".join(f"> {line}" for line in sources)] if sources else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _pages(source: Mapping[str, Any]) -> str:
+    return f", p. {', '.join(map(str, source['pages']))}" if source["pages"] else ""
+
+
+def everything(store: Store, owner: str) -> str:
+    return to_json([store.get(owner, listed.id) for listed in store.all(owner)])
+
+
+def merge(store: Store, owner: str, text: str) -> int:
+    """How many conversations are new or have grown. UserError if it is no backup; then nothing has changed."""
+    try:
+        given = json.loads(text)
+        rows = given["conversations"] if given["format"] == FORMAT else None
+        found = [_read(row) for row in rows or ()]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError("this is no backup of conversations; give a .json file that was exported here") from None
+    if rows is None:
+        raise UserError(f"this backup is of another format; this program reads {FORMAT}")
+    return sum(_merge(store, owner, conversation) for conversation in found)
+
+
+def _merge(store: Store, owner: str, given: Conversation) -> bool:
+    """In one transaction."""
+    with store.write() as db:
+        owned = db.execute("SELECT owner, updated FROM conversations WHERE id = ?", (given.id,)).fetchone()
+        if owned is not None and owned["owner"] != owner:
+            given = _renumbered(given, owner)
+            query = "SELECT owner, updated FROM conversations WHERE id = ?"
+            owned = db.execute(query, (given.id,)).fetchone()
+        values = (given.title, given.created, given.updated, given.leaf, json.dumps(given.settings, ensure_ascii=False))
+        if owned is None:
+            query = "INSERT INTO conversations (title, created, updated, leaf, settings, id, owner) VALUES "
+            db.execute(query + "(?, ?, ?, ?, ?, ?, ?)", (*values, given.id, owner))
+        present = {row["id"] for row in db.execute("SELECT id FROM messages WHERE conversation = ?", (given.id,))}
+        grown = 0
+        for message in _in_order(given, present):
+            # An id of another conversation is left as it is, whoever that belongs to.
+            if not db.execute("SELECT 1 FROM messages WHERE id = ?", (message.id,)).fetchone():
+                insert(db, given.id, message)
+                grown += 1
+        if owned is not None and given.updated > owned["updated"]:
+            query = "UPDATE conversations SET title = ?, created = ?, updated = ?, leaf = ?, settings = ? WHERE id = ?"
+            db.execute(query, (*values, given.id))
+            grown += 1
+        return owned is None or grown > 0
+
+
+def _in_order(given: Conversation, present: set[str]) -> list[Message]:
+    """Those that follow a message which is there, or none: so nothing hangs in the air, and nothing is a circle."""
+    known, left, found = set(present), list(given.messages), []
+    while ready := [m for m in left if m.parent is None or m.parent in known]:
+        found += ready
+        known |= {m.id for m in ready}
+        left = [m for m in left if m.id not in known]
+    return found
+
+
+def _renumbered(given: Conversation, owner: str) -> Conversation:
+    def other(name: str | None) -> str | None:
+        return None if name is None else hashlib.sha256(f"{owner}\n{name}".encode()).hexdigest()[:32]
+
+    messages = tuple(Message(**(vars(m) | {"id": other(m.id), "parent": other(m.parent)})) for m in given.messages)
+    return Conversation(**(vars(given) | {"id": other(given.id), "leaf": other(given.leaf), "messages": messages}))
+
+
+def _read(row: Any) -> Conversation:
+    """ValueError if a value is not what it must be."""
+    return Conversation(
+        id=_name(row["id"]),
+        title=title_of(_text(row["title"])) or "…",
+        created=_number(row["created"]),
+        updated=_number(row["updated"]),
+        leaf=None if row["leaf"] is None else _name(row["leaf"]),
+        settings=_settings(row["settings"]),
+        messages=tuple(_read_message(message) for message in row["messages"]),
+    )
+
+
+def _read_message(row: Any) -> Message:
+    state, role = row["state"], row["role"]
+    if state not in get_args(State) or role not in ("user", "assistant"):
+        raise ValueError(state)
+    return Message(
+        id=_name(row["id"]),
+        parent=None if row["parent"] is None else _name(row["parent"]),
+        role=role,
+        text=_text(row["text"]),
+        state="stopped" if state == "answering" else state,
+        created=_number(row["created"]),
+        info=_info(row["info"]),
+    )
+
+
+def _name(value: Any) -> str:
+    if not (isinstance(value, str) and 8 <= len(value) <= 64 and value.replace("-", "").replace("_", "").isalnum()):
+        raise ValueError("id")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("text")
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _number(value: Any) -> float:
+    """A time; one that is still to come is now, so that nothing stays newest for ever."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError("time")
+    return min(float(value), time.time())
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("object")
+    return value
+
+
+def _settings(value: Any) -> dict[str, Any]:
+    """Those of them that can be used; none if one cannot."""
+    try:
+        return Settings.read(_object(value), Sampling()).kept()
+    except UserError:
+        return {}
+
+
+_SOURCE = {
+    "id": int, "file": str, "pages": list, "headings": list, "quote": str, "text": str, "places": list, "place": str,
+    "knowledge_base": str,
+}  # fmt: skip
+_INFO = {"model": str, "tokens": int, "prompt_tokens": int, "seconds": int | float, "error": str, "kind": str}
+
+
+def _info(value: Any) -> dict[str, Any]:
+    """What is known of an answer; ValueError if a source is none."""
+    given = _object(value)
+    told = {name: given[name] for name, kind in _INFO.items() if isinstance(given.get(name), kind)}
+    sources = given.get("sources") or []
+    for source in sources:
+        if not all(isinstance(source[name], kind) for name, kind in _SOURCE.items()):
+            raise ValueError("source")
+        if not all(isinstance(place[name], int) for place in source["places"] for name in ("begin", "end")):
+            raise ValueError("place")
+    kept = [{name: source[name] for name in _SOURCE} for source in sources]
+    return told | ({"sources": kept} if kept else {})

@@ -1,0 +1,219 @@
+"""Markdown, formulas and code as HTML that is safe whatever a model or a document wrote.
+
+Nothing of the text becomes a tag or an address: raw HTML stays text, pictures and links are shown as words with the
+address behind them, so that a browser asks nobody anything. Formulas become MathML, which browsers draw themselves.
+"""
+
+import functools
+import html
+import re
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+from xml.etree.ElementTree import Element, tostring
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
+
+_LONGEST = 200_000
+"""Characters that are set as Markdown; longer texts stay as they are."""
+_FORMULA, _CODE = 2_000, 40_000
+"""Characters of a formula that is set, and of code that is coloured."""
+_CITATION = r"\[(\d{1,3}(?:\s*[,，、]\s*\d{1,3})*)\]|【(\d{1,3}(?:\s*[,，、]\s*\d{1,3})*)】"
+
+
+def blocks(text: str, sources: Collection[int] = ()) -> list[str]:
+    """The HTML of each block of a Markdown text. [1] and 【1】 become buttons for those of the `sources`; if there
+    are any, other numbers are left out."""
+    if len(text) > _LONGEST:
+        return [f"<pre>{html.escape(text)}</pre>"]
+    markdown = _markdown()
+    environment = {"sources": sources}
+    tokens = markdown.parse(text, environment)
+    return [markdown.renderer.render(group, markdown.options, environment) for group in _groups(tokens)]
+
+
+def _groups(tokens: Sequence["Token"]) -> Iterator[Sequence["Token"]]:
+    begin, depth = 0, 0
+    for number, token in enumerate(tokens):
+        depth += token.nesting
+        if depth == 0:
+            yield tokens[begin : number + 1]
+            begin = number + 1
+
+
+@functools.cache
+def _markdown() -> "MarkdownIt":
+    from markdown_it import MarkdownIt
+    from mdit_py_plugins.dollarmath import dollarmath_plugin
+    from mdit_py_plugins.texmath import texmath_plugin
+
+    markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable(["table", "strikethrough"])
+    markdown.inline.parse = functools.partial(_inline, markdown.inline)  # type: ignore[method-assign]
+    markdown.disable("reference")  # an address that stands elsewhere in the text
+    markdown.use(texmath_plugin, delimiters="brackets")
+    markdown.use(dollarmath_plugin, allow_space=False, allow_digits=False, double_inline=True)
+    rules: dict[str, Any] = {
+        "image": _image, "link_open": _nothing, "link_close": _address, "fence": _fence, "code_block": _fence,
+        "text": _text, "heading_open": _heading, "heading_close": _heading, "table_open": _table,
+        "table_close": _table,
+    }  # fmt: skip
+    rules |= dict.fromkeys(("math_inline", "math_single"), functools.partial(_math, display=False))
+    rules |= dict.fromkeys(
+        ("math_inline_double", "math_block", "math_block_label", "math_block_eqno", "math_block_end"),
+        functools.partial(_math, display=True),
+    )
+    renderer: Any = markdown.renderer
+    renderer.rules |= rules
+    return markdown
+
+
+def _inline(parser: Any, source: str, markdown: "MarkdownIt", env: Any, tokens: Any) -> Any:
+    """As the parser does it, but Chinese is written without spaces: in **注意：**这 the second mark ends what is
+    strong, where CommonMark sees a mark between a colon and a word."""
+    from markdown_it.rules_inline.state_inline import Scanned, StateInline
+
+    class Chinese(StateInline):
+        def scanDelims(self, start: int, canSplitWord: bool) -> Scanned:
+            found = super().scanDelims(start, canSplitWord)
+            before = self.src[start - 1 : start]
+            after = self.src[start + found.length : start + found.length + 1]
+            if not (_wide(before) or _wide(after)):
+                return found
+            return Scanned(bool(after) and not after.isspace(), bool(before) and not before.isspace(), found.length)
+
+    state = Chinese(source, markdown, env, tokens)
+    parser.tokenize(state)
+    for rule in parser.ruler2.getRules(""):
+        rule(state)
+    return state.tokens
+
+
+def _wide(character: str) -> bool:
+    return bool(character) and unicodedata.east_asian_width(character) in "WF"
+
+
+def _nothing(tokens: Sequence["Token"], index: int, options: Any, env: Any) -> str:
+    return ""
+
+
+def _image(tokens: Sequence["Token"], index: int, options: Any, env: Any) -> str:
+    token = tokens[index]
+    return html.escape(token.content) + _shown(str(token.attrs.get("src", "")))
+
+
+def _address(tokens: Sequence["Token"], index: int, options: Any, env: Any) -> str:
+    """Of the link that ends here."""
+    depth, opened = 1, index
+    while depth and opened:
+        opened -= 1
+        depth += {"link_close": 1, "link_open": -1}.get(tokens[opened].type, 0)
+    href = str(tokens[opened].attrs.get("href", ""))
+    words = "".join(token.content for token in tokens[opened:index])
+    return "" if words == href else _shown(href)
+
+
+def _shown(address: str) -> str:
+    return f' <span class="address">({html.escape(address)})</span>' if address else ""
+
+
+def _heading(tokens: Sequence["Token"], index: int, options: Any, env: Any) -> str:
+    """Below the headings of the page."""
+    token = tokens[index]
+    level = min(6, int(token.tag[1]) + 1)
+    return f"<h{level}>" if token.nesting == 1 else f"</h{level}>\n"
+
+
+def _table(tokens: Sequence["Token"], index: int, options: Any, env: Any) -> str:
+    opened = '<div class="table" role="region" tabindex="0" aria-label="table"><table>'
+    return opened if tokens[index].nesting == 1 else "</table></div>\n"
+
+
+def _text(tokens: Sequence["Token"], index: int, options: Any, env: Any) -> str:
+    sources, text = env["sources"], tokens[index].content
+    if not sources:
+        return html.escape(text)
+    made, end = "", 0
+    for found in re.finditer(_CITATION, text):
+        numbers = [int(n) for n in re.findall(r"\d+", found[0])]
+        made += html.escape(text[end : found.start()]) + "".join(_cite(n) for n in numbers if n in sources)
+        end = found.end()
+    return made + html.escape(text[end:])
+
+
+def _cite(number: int) -> str:
+    return f'<button type="button" class="cite" data-source="{number}">{number}</button>'
+
+
+def _fence(tokens: Sequence["Token"], index: int, options: Any, env: Any) -> str:
+    token = tokens[index]
+    language = token.info.split()[0] if token.info.split() else ""
+    return (
+        f'<div class="code"><div class="code-head"><span>{html.escape(language[:30])}</span>'
+        '<button type="button" class="copy-code"></button></div>'
+        f'<pre tabindex="0"><code>{_coloured(token.content, language)}</code></pre></div>\n'
+    )
+
+
+@functools.lru_cache(256)  # while an answer grows, the blocks above it stay
+def _coloured(code: str, language: str) -> str:
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import get_lexer_by_name
+    from pygments.util import ClassNotFound
+
+    if not language or len(code) > _CODE:
+        return html.escape(code)
+    try:
+        lexer = get_lexer_by_name(language, stripnl=False)
+    except ClassNotFound:
+        return html.escape(code)
+    return highlight(code, lexer, HtmlFormatter(nowrap=True))
+
+
+def _math(tokens: Sequence["Token"], index: int, options: Any, env: Any, display: bool) -> str:
+    formula = tokens[index].content.strip()
+    set_formula = _set(formula, display)
+    shown = set_formula or f"<code>{html.escape(formula)}</code>"
+    return f'<span class="formula" tabindex="0">{shown}</span>' if display else shown
+
+
+@functools.lru_cache(1024)
+def _set(formula: str, display: bool) -> str:
+    """MathML; empty if it is no formula that is understood."""
+    from latex2mathml.converter import convert_to_element
+
+    if len(formula) > _FORMULA:
+        return ""
+    try:
+        element = convert_to_element(formula, display="block" if display else "inline")
+        _clean(element)
+        return tostring(element, encoding="unicode", short_empty_elements=False)
+    except Exception:  # somebody else's parser, of what a model made up: it fails in many ways
+        return ""
+
+
+def _clean(element: Element) -> None:
+    """The converter writes characters as entities, and takes addresses and styles from formulas."""
+    element.text = html.unescape(element.text) if element.text else None
+    for name in list(element.attrib):
+        if name not in _ATTRIBUTES:
+            del element.attrib[name]
+        else:
+            element.attrib[name] = html.unescape(element.attrib[name])
+    if element.tag not in _TAGS:
+        raise ValueError(element.tag)
+    for child in element:
+        _clean(child)
+
+
+_TAGS = frozenset(
+    "math mrow mi mo mn ms mtext mspace msub msup msubsup munder mover munderover mfrac msqrt mroot mtable mtr mtd "
+    "mstyle mpadded mphantom menclose mmultiscripts mprescripts none mfenced merror".split()
+)
+_ATTRIBUTES = frozenset(
+    "xmlns display displaystyle scriptlevel mathvariant stretchy fence form separator accent accentunder lspace rspace "
+    "minsize maxsize movablelimits linethickness columnalign rowspacing columnspacing columnlines rowlines width "
+    "height depth voffset notation open close separators symmetric largeop".split()
+)

@@ -1,0 +1,87 @@
+// Calls of the server's endpoints, and small tools for the page.
+
+import { say } from "./words.js";
+
+export const $ = (id) => document.getElementById(id);
+
+let noticeTimer = 0;
+export function notice(text) {
+  $("notice").textContent = text;
+  clearTimeout(noticeTimer);
+  if (text) noticeTimer = setTimeout(() => ($("notice").textContent = ""), 9000);
+}
+
+export class Refused extends Error {}
+
+async function answerOf(response) {
+  let body = {};
+  try {
+    body = await response.json();
+  } catch { /* not ours: a proxy's page */ }
+  const told = body.data ? body.data[0] : body;
+  if (!response.ok || told.error) throw new Refused(told.error || `HTTP ${response.status}`);
+  return told.value;
+}
+
+// The value, or a Refused that was shown already.
+export async function call(name, ...values) {
+  return asked(() => fetch(`/gradio/gradio_api/run/${name}`, {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ data: values }),
+  }));
+}
+
+export async function post(path, body, headers = {}) {
+  return asked(() => fetch(path, { method: "POST", body, headers }));
+}
+
+async function asked(request) {
+  try {
+    return await answerOf(await request());
+  } catch (error) {
+    if (!(error instanceof Refused)) error = new Refused(say("offline"));
+    notice(error.message);
+    throw error;
+  }
+}
+
+// make("button", {class: "x", text: "…", label: "…", on: f}, ...children): text is text, never markup.
+export function make(tag, given = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(given)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name === "text") made.textContent = value;
+    else if (name === "on") made.addEventListener("click", value);
+    else if (name === "label") { made.setAttribute("aria-label", value); made.title = value; }
+    else made.setAttribute(name, value === true ? "" : value);
+  }
+  if (tag === "button" && !given.type) made.type = "button";
+  made.append(...children);
+  return made;
+}
+
+export function icon(name) {
+  const space = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(space, "svg"), use = document.createElementNS(space, "use");
+  svg.setAttribute("aria-hidden", "true");
+  use.setAttribute("href", `#i-${name}`);
+  svg.append(use);
+  return svg;
+}
+
+export async function copy(text, button) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch { // not allowed without https
+    const area = make("textarea", { class: "unseen" });
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+    button.focus();
+  }
+  const before = [...button.childNodes];
+  button.replaceChildren(icon("check"));
+  $("status").textContent = say("copied");
+  setTimeout(() => button.replaceChildren(...before), 1500);
+}

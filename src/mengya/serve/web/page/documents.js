@@ -1,0 +1,180 @@
+// Files of the conversation and of knowledge bases: adding, progress, removing; and the passage that a citation opens.
+
+import { $, call, icon, make, notice, post } from "./calls.js";
+import { say } from "./words.js";
+
+let most = 20e6; // bytes of a file
+let hooks = {}; // {conversation(): id or "", begin(title): a new one, panel(id, open)}
+let chosen = new Set(); // places of the bases that are asked
+const nameOf = (place) => place.slice(place.indexOf(":") + 1);
+let timer = 0;
+let pictures = []; // that go with the next question: {id, name}
+
+export function connectDocuments(given) {
+  hooks = given;
+  most = given.most;
+  $("attach").addEventListener("click", () => $("attach-files").click());
+  $("attach-files").addEventListener("change", (event) => { addHere([...event.target.files]); event.target.value = ""; });
+  $("new-base").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    await call("make_base", $("base-name").value);
+    $("base-name").value = "";
+    shelf();
+  });
+  let inside = 0;
+  const files = (event) => [...(event.dataTransfer?.types || [])].includes("Files");
+  addEventListener("dragenter", (event) => { if (files(event)) { inside++; $("drop").classList.remove("hidden"); } });
+  addEventListener("dragleave", (event) => { if (files(event) && --inside <= 0) $("drop").classList.add("hidden"); });
+  addEventListener("dragover", (event) => { if (files(event)) event.preventDefault(); });
+  addEventListener("drop", (event) => {
+    inside = 0;
+    $("drop").classList.add("hidden");
+    if (!files(event)) return;
+    event.preventDefault();
+    const base = event.target.closest?.("[data-place]");
+    if (base) add(base.dataset.place, [...event.dataTransfer.files]);
+    else addHere([...event.dataTransfer.files]);
+  });
+}
+
+const here = () => (hooks.conversation() ? `conversation:${hooks.conversation()}` : "");
+const megabytes = () => Math.round(most / 1e6);
+export const bases = () => [...chosen];
+
+export function chooseBases(places) {
+  chosen = new Set(places || []);
+}
+
+async function addHere(files) {
+  const fit = sized(files);
+  if (!fit.length) return;
+  if (!here()) await hooks.begin(fit[0].name);
+  const seen = hooks.sees() ? fit.filter((file) => file.type.startsWith("image/")) : [];
+  for (const file of seen) {
+    const id = await post(`/pictures?${new URLSearchParams({ conversation: hooks.conversation(), name: file.name })}`, file);
+    pictures.push({ id, name: file.name });
+  }
+  await upload(here(), fit.filter((file) => !seen.includes(file)));
+}
+
+export const pending = () => pictures.map((picture) => picture.id);
+export function clearPictures() {
+  pictures = [];
+}
+
+const add = (place, files) => upload(place, sized(files));
+
+function sized(files) {
+  const large = files.filter((file) => file.size > most);
+  if (large.length) notice(large.map((file) => say("too_large", file.name, megabytes())).join(" "));
+  return files.filter((file) => file.size <= most);
+}
+
+async function upload(place, files) {
+  await Promise.allSettled(files.map((file) =>
+    post(`/files?${new URLSearchParams({ place, name: file.name })}`, file, { "Content-Type": "application/octet-stream" })));
+  await refreshFiles();
+}
+
+// Everything that shows files; again as long as something is being read.
+export async function refreshFiles() {
+  clearTimeout(timer);
+  const open = !$("library").classList.contains("hidden");
+  const busy = [await chips(), open && await shelf()];
+  if (busy.some(Boolean)) timer = setTimeout(refreshFiles, 800);
+}
+
+const reading = (found) => found.jobs.some((job) => job.state !== "error");
+const progress = (job) => (job.state === "waiting" ? say("waiting_file") : say("reading", job.done, job.pages));
+
+async function chips() {
+  const place = here(), found = place ? await call("files", place) : { files: [], jobs: [] };
+  if (place !== here()) return false;
+  const entry = (name, about, label, remove, kind = "") => make("li", { class: `chip ${kind}` }, icon(kind === "base" ? "book" : "clip"),
+    make("span", { class: "name", text: name }), about ? make("span", { class: "quiet", text: about }) : "",
+    make("button", { class: "icon-button", label, on: async () => { await remove(); refreshFiles(); } }, icon("close")));
+  $("chips").replaceChildren(
+    ...found.files.map((file) => entry(file.name, pagesOf(file), say("remove", file.name), () => call("remove_file", place, file.name))),
+    ...found.jobs.map((job) => entry(job.name, job.error || progress(job), say("cancel_file", job.name), () => call("cancel_file", job.id), job.state === "error" ? "failed" : "busy")),
+    ...pictures.map((picture) => {
+      const chip = entry(picture.name, "", say("remove", picture.name), async () => { pictures = pictures.filter((p) => p !== picture); });
+      chip.querySelector("svg").replaceWith(make("img", { src: `/pictures/${picture.id}`, alt: "" }));
+      return chip;
+    }),
+    ...bases().map((base) => entry(say("base", nameOf(base)), "", say("remove", nameOf(base)), async () => { chosen.delete(base); hooks.changed(); }, "base")));
+  return reading(found);
+}
+
+function pagesOf(file) {
+  const parts = file.pages ? [say("pages", file.pages)] : [];
+  for (const state of ["ocr", "blank", "unread"]) if (file[state]) parts.push(say(state, file[state]));
+  return parts.join(" · ");
+}
+
+export async function shelf() {
+  $("documents-hint").textContent = say("documents_hint", megabytes());
+  const places = [["own-files", here()]];
+  const known = await call("bases");
+  $("bases").replaceChildren(...(await Promise.all(known.map(base))));
+  let busy = false;
+  for (const [id, place] of places) {
+    const found = place ? await call("files", place) : { files: [], jobs: [] };
+    $(id).replaceChildren(listOf(place, found, () => addFrom(place ? (files) => add(place, files) : addHere)));
+    if (place) $(id).dataset.place = place;
+    else delete $(id).dataset.place;
+    busy ||= reading(found);
+  }
+  return busy || [...document.querySelectorAll("#bases .busy")].length > 0;
+}
+
+const opened = new Set();
+async function base(place) {
+  const found = await call("files", place), name = nameOf(place), shared = place.startsWith("shared:");
+  const use = make("input", { type: "checkbox", "aria-label": say("use_base", name) });
+  use.checked = chosen.has(place);
+  use.addEventListener("change", () => { use.checked ? chosen.add(place) : chosen.delete(place); hooks.changed(); chips(); });
+  const sure = make("button", { class: "icon-button", label: say("remove_base", name), on: async () => {
+    if (!sure.classList.contains("sure")) {
+      sure.classList.add("sure");
+      sure.replaceChildren(say("delete_sure"));
+      return;
+    }
+    await call("remove_base", name);
+    chosen.delete(place);
+    hooks.changed();
+    refreshFiles();
+  } }, icon("close"));
+  const more = make("details", { class: "place", "data-place": shared ? null : place }, make("summary", { text: `${name} (${found.files.length})` }),
+    listOf(place, found, shared ? null : () => addFrom((files) => { opened.add(place); add(place, files); })));
+  more.open = opened.has(place);
+  more.addEventListener("toggle", () => (more.open ? opened.add(place) : opened.delete(place)));
+  return make("div", { class: "base" }, use, more, shared ? "" : sure);
+}
+
+function addFrom(take) {
+  const input = make("input", { type: "file", multiple: true });
+  input.addEventListener("change", () => take([...input.files]));
+  input.click();
+}
+
+function listOf(place, found, pick) {
+  const entry = (name, about, label, remove, kind = "", notes = []) => make("li", { class: kind }, make("div", { class: "grow" },
+    make("div", { class: "name", text: name }), make("div", { class: "quiet", text: [about, ...notes].filter(Boolean).join(" · ") })),
+    pick ? make("button", { class: "icon-button", label, on: async () => { await remove(); refreshFiles(); } }, icon("close")) : "");
+  const list = make("ul", { class: "files" },
+    ...found.files.map((file) => entry(file.name, pagesOf(file), say("remove", file.name), () => call("remove_file", place, file.name), "", file.notes)),
+    ...found.jobs.map((job) => entry(job.name, job.error || progress(job), say("cancel_file", job.name), () => call("cancel_file", job.id), job.state === "error" ? "failed" : "busy")));
+  if (!list.children.length) list.append(make("li", { class: "quiet", text: say("no_files") }));
+  return make("div", {}, list, pick ? make("button", { class: "plain-button", text: say("add_files"), on: pick }) : "");
+}
+
+export async function openSource(conversation, message, number, from) {
+  const shown = await call("source", conversation, message, number);
+  $("source-name").textContent = shown.file;
+  const where = [...(shown.pages || []).map((n) => say("page_number", n)), (shown.headings || []).join(" › ")];
+  $("source-place").textContent = [...where, shown.gone ? say("source_gone") : ""].filter(Boolean).join(" · ");
+  $("source-text").replaceChildren(...shown.paragraphs.map(({ kind, parts }) => make(kind === "heading" ? "h4" : kind === "table" ? "pre" : "p", {},
+    ...parts.map(([text, cited]) => (cited ? make("mark", { text }) : text)))));
+  hooks.panel("source", true, from);
+  $("source-text").querySelector("mark")?.scrollIntoView({ block: "center" });
+}

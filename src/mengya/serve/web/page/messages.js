@@ -1,0 +1,181 @@
+// The messages of a conversation: drawn from what the server says, and grown while an answer is written.
+
+import { $, call, copy, icon, make } from "./calls.js";
+import { say } from "./words.js";
+
+let source = null; // of the answer that is followed
+let followed = null; // its id
+let hooks = {}; // {show(view, asked), ended(), settings(), here(id)}
+
+export function connect(given) {
+  hooks = given;
+}
+
+export const answering = () => followed;
+
+// Once, when it is whole: nobody wants to hear an answer grow.
+function announce(told) {
+  const how = told.info.error ? `${say("failed")} ${told.info.error}` : told.state === "stopped" ? say("stopped") : say("done");
+  $("status").textContent = `${how} ${told.text.slice(0, 4000)}`;
+}
+
+// `asked`: for a new answer, which may be whole already.
+export function draw(view, asked) {
+  unfollow();
+  const box = $("messages");
+  box.replaceChildren(...view.messages.map((message) => (message.role === "user" ? question(view, message) : answer(view, message))));
+  if (!view.messages.length) box.append(greeting());
+  box.scrollTop = box.scrollHeight;
+  const last = view.messages.at(-1);
+  if (last?.state === "answering") follow(view, last.id);
+  else if (asked) announce(last);
+}
+
+export function greeting() {
+  return make("div", { class: "greeting" }, make("img", { src: "/page/sprout.svg", alt: "", width: 64, height: 64 }),
+    make("p", { text: say("hello") }));
+}
+
+function question(view, message) {
+  const words = make("div", { class: "words", text: message.text });
+  const pictures = make("div", { class: "pictures" }, ...message.pictures.map((p) => make("img", { src: `/pictures/${encodeURIComponent(p.id)}`, alt: p.name })));
+  const tools = make("div", { class: "tools" }, ...versions(view, message),
+    make("button", { class: "icon-button", label: say("copy"), on: (e) => copy(message.text, e.currentTarget) }, icon("copy")),
+    make("button", { class: "icon-button", label: say("edit"), on: () => edit(view, message, article) }, icon("edit")));
+  const article = make("article", { class: "message user", "aria-label": say("you"), "data-id": message.id }, pictures, words, tools);
+  return article;
+}
+
+function edit(view, message, article) {
+  const area = make("textarea", { class: "edit", "aria-label": say("edit"), rows: 3 });
+  area.value = message.text;
+  const back = () => { article.replaceWith(question(view, message)); };
+  const send = async () => {
+    if (!area.value.trim()) return;
+    hooks.show(await call("send", view.id, message.parent, area.value, { ...hooks.settings(), pictures: message.pictures.map((p) => p.id) }), true);
+    $("text").focus();
+  };
+  area.addEventListener("keydown", (event) => {
+    if (composing(event)) return;
+    if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); send(); }
+    if (event.key === "Escape") { event.stopPropagation(); back(); }
+  });
+  article.replaceChildren(area, make("div", { class: "row end" },
+    make("button", { class: "plain-button", text: say("cancel"), on: back }),
+    make("button", { class: "main-button", text: say("send_edit"), on: send })));
+  area.focus();
+}
+
+// Enter that ends the spelling of a word belongs to the input method.
+export const composing = (event) => event.isComposing || event.keyCode === 229;
+
+function answer(view, message) {
+  const thought = make("details", { class: "thought" }, make("summary"), make("div", { class: "thought-text" }));
+  const article = make("article", { class: "message assistant", "aria-label": message.info.model || say("model"), "data-id": message.id },
+    make("div", { class: "who", text: message.info.model || "" }), thought, make("div", { class: "body" }),
+    make("div", { class: "state" }), make("ul", { class: "sources", "aria-label": say("sources") }), make("div", { class: "tools" }));
+  grow(article, { ...message, from: 0, thought_from: 0 });
+  if (message.state !== "answering") finish(view, article, message);
+  return article;
+}
+
+function grow(article, told) {
+  const body = article.querySelector(".body");
+  while (body.children.length > told.from) body.lastChild.remove();
+  for (const html of told.blocks) {
+    const block = make("div", { class: "block" });
+    block.innerHTML = html; // made by the server, which lets nothing of the answer become a tag
+    for (const button of block.querySelectorAll(".copy-code")) {
+      button.append(icon("copy"));
+      button.setAttribute("aria-label", say("copy"));
+    }
+    for (const button of block.querySelectorAll(".cite")) {
+      const source = (told.info.sources || []).find((s) => String(s.id) === button.dataset.source);
+      button.setAttribute("aria-label", say("open_source", button.textContent, source?.file || ""));
+    }
+    for (const region of block.querySelectorAll(".table")) region.setAttribute("aria-label", say("table"));
+    body.append(block);
+  }
+  const thought = article.querySelector(".thought"), text = thought.querySelector(".thought-text");
+  text.textContent = text.textContent.slice(0, told.thought_from) + told.thought;
+  thought.classList.toggle("hidden", !text.textContent && !told.thinking);
+  thought.querySelector("summary").textContent = told.thinking ? say("thinking") : say("thought");
+  article.classList.toggle("waiting", told.state === "answering" && !body.children.length && !told.thinking);
+  article.classList.toggle("writing", told.state === "answering");
+  article.querySelector(".state").replaceChildren(...state(told));
+  article.querySelector(".sources").replaceChildren(...(told.info.sources || []).map((source) => make("li", {},
+    make("button", { class: "source", "data-source": source.id, text: [`[${source.id}]`, source.file, ...source.pages.map((n) => say("page_number", n))].join(" ") }))));
+  if (told.state === "answering") article.querySelector(".tools").replaceChildren(meta(told.info));
+}
+
+function state(told) {
+  const parts = [];
+  if (["quotation", "refusal"].includes(told.info.kind)) parts.push(make("p", { class: "quiet", text: say(told.info.kind) }));
+  if (told.state === "stopped") parts.push(make("p", { class: "quiet", text: say("stopped") }));
+  if (told.info.error) parts.push(make("p", { class: "error" }, make("strong", { text: say("failed") }), ` ${told.info.error}`));
+  else if (told.state === "done" && !told.blocks.length && !told.from && !told.thought) parts.push(make("p", { class: "quiet", text: say("nothing") }));
+  return parts;
+}
+
+function meta(info) {
+  const parts = [];
+  if (info.tokens) parts.push(say("tokens", info.tokens));
+  if (info.tokens && info.seconds) parts.push(say("rate", (info.tokens / info.seconds).toFixed(1)));
+  if (info.prompt_tokens) parts.push(say("prompt_tokens", info.prompt_tokens));
+  return make("span", { class: "meta", text: parts.join(" · ") });
+}
+
+function finish(view, article, message) {
+  article.querySelector(".tools").replaceChildren(...versions(view, message),
+    make("button", { class: "icon-button", label: say("copy"), on: (e) => copy(message.text, e.currentTarget) }, icon("copy")),
+    make("button", { class: "icon-button again", label: say("again"), on: async () => {
+      hooks.show(await call("again", view.id, message.id, hooks.settings()), true);
+    } }, icon("again")), meta(message.info));
+}
+
+function versions(view, message) {
+  const at = message.beside.indexOf(message.id), count = message.beside.length;
+  if (count < 2) return [];
+  const go = (to) => async () => hooks.show(await call("choose", view.id, message.beside[to]));
+  return [make("span", { class: "versions", role: "group", "aria-label": say("version", at + 1, count) },
+    make("button", { class: "icon-button", label: say("earlier"), disabled: at === 0, on: go(at - 1) }, icon("left")),
+    make("span", { text: `${at + 1}/${count}` }),
+    make("button", { class: "icon-button", label: say("later"), disabled: at === count - 1, on: go(at + 1) }, icon("right")))];
+}
+
+function follow(view, id) {
+  followed = id;
+  $("status").textContent = say("answering");
+  const stream = source = new EventSource(`/answers/${encodeURIComponent(id)}`);
+  stream.addEventListener("message", (event) => {
+    const article = document.querySelector(`article[data-id="${CSS.escape(id)}"]`);
+    if (stream !== source || !article) return;
+    const box = $("messages"), near = box.scrollHeight - box.scrollTop - box.clientHeight < 120;
+    const told = JSON.parse(event.data);
+    grow(article, told);
+    if (told.state !== "answering") {
+      const message = { ...view.messages.find((m) => m.id === id), ...told };
+      unfollow();
+      finish(view, article, message);
+      announce(told);
+      hooks.ended();
+    }
+    if (near) box.scrollTop = box.scrollHeight;
+  });
+  const look = async () => { // what the store has
+    if (stream !== source) return;
+    unfollow();
+    const saved = await call("open", view.id);
+    if (saved.messages.at(-1)?.state === "answering") setTimeout(() => hooks.here(view.id) && hooks.show(saved), 1000);
+    else if (hooks.here(view.id)) hooks.show(saved);
+  };
+  stream.addEventListener("gone", look); // it has ended
+  stream.addEventListener("error", () => { // a browser tries again by itself, but not after an answer of a proxy
+    if (stream.readyState === EventSource.CLOSED) setTimeout(() => look().catch(() => {}), 2000);
+  });
+}
+
+export function unfollow() {
+  source?.close();
+  source = followed = null;
+}

@@ -1,0 +1,288 @@
+// The page: conversations at the side, the one in sight, how it is answered.
+
+import { $, call, copy, icon, make, notice, post } from "./calls.js";
+import { bases, chooseBases, clearPictures, connectDocuments, openSource, pending, refreshFiles } from "./documents.js";
+import { answering, composing, connect, draw, greeting, unfollow } from "./messages.js";
+import { say, switchLanguage, translate } from "./words.js";
+
+const NUMBERS = ["temperature", "top_p", "repetition_penalty", "top_k", "max_new_tokens", "seed"];
+const THEMES = ["auto", "light", "dark"];
+let models = [], usual = {};
+let view = null; // the conversation in sight; null: a new one
+let sending = false;
+
+// --- how it is answered -----------------------------------------------------------------------------------------------
+
+function settings() {
+  const values = { model: $("model").value, system: $("system").value, bases: bases() };
+  for (const name of NUMBERS) values[name] = $(name).value === "" ? null : Number($(name).value);
+  return values;
+}
+
+function setSettings(values) {
+  const all = { ...usual, ...values };
+  if (models.some((m) => m.name === all.model)) $("model").value = all.model;
+  $("system").value = all.system || "";
+  chooseBases(all.bases);
+  for (const name of NUMBERS) $(name).value = all[name] ?? "";
+  outputs();
+}
+
+function outputs() {
+  for (const output of document.querySelectorAll("output")) output.textContent = $(output.htmlFor[0]).value;
+  $("about").textContent = models.find((m) => m.name === $("model").value)?.about || "";
+}
+
+function rememberSettings() {
+  outputs();
+  localStorage.setItem("settings", JSON.stringify(settings()));
+}
+
+function lastSettings() {
+  try {
+    return JSON.parse(localStorage.getItem("settings")) || {};
+  } catch {
+    return {};
+  }
+}
+
+// --- conversations ----------------------------------------------------------------------------------------------------
+
+let asked = 0;
+async function list() {
+  const number = ++asked, search = $("search").value.trim();
+  const found = await call("conversations", search);
+  if (number !== asked) return;
+  $("conversations").replaceChildren(...found.map(entry));
+  if (!found.length) $("conversations").append(make("li", { class: "quiet none", text: say(search ? "not_found" : "none") }));
+}
+
+function entry(c) {
+  const open = make("button", { class: "conversation", "aria-current": view?.id === c.id ? "page" : false, on: () => go(c.id) },
+    make("span", { class: "name", text: c.title }));
+  if (c.busy) open.append(make("span", { class: "dot" }, make("span", { class: "unseen", text: say("busy") })));
+  return make("li", {}, open, make("button", { class: "icon-button", label: say("more", c.title), on: () => manage(c) }, icon("more")));
+}
+
+async function go(id) {
+  side(false);
+  show(await call("open", id));
+  $("text").focus();
+}
+
+function show(given, asked = false) {
+  const same = view?.id === given.id;
+  view = given;
+  history.replaceState(null, "", `#${given.id}`);
+  title(given.title);
+  if (!same) setSettings(given.settings);
+  draw(given, asked);
+  buttons();
+  list();
+  refreshFiles();
+}
+
+function fresh() {
+  unfollow();
+  clearPictures();
+  view = null;
+  history.replaceState(null, "", location.pathname);
+  title("");
+  setSettings({ ...lastSettings(), bases: [] });
+  $("messages").replaceChildren(greeting());
+  buttons();
+  list();
+  refreshFiles();
+  side(false);
+  $("text").focus();
+}
+
+function title(text) {
+  $("title").textContent = text || say("first_title");
+  document.title = text ? `${text} · 萌芽` : "萌芽 Mengya";
+}
+
+function manage(c) {
+  const dialog = $("conversation-dialog"), remove = $("delete");
+  $("new-title").value = c.title;
+  $("export-md").href = `/export/${encodeURIComponent(c.id)}.md`;
+  $("export-json").href = `/export/${encodeURIComponent(c.id)}.json`;
+  remove.textContent = say("delete");
+  remove.onclick = async () => {
+    if (remove.textContent !== say("delete_sure")) { remove.textContent = say("delete_sure"); return; }
+    await call("delete", c.id);
+    dialog.close();
+    if (view?.id === c.id) fresh();
+    else list();
+  };
+  $("rename-save").onclick = async (event) => {
+    event.preventDefault();
+    await call("rename", c.id, $("new-title").value);
+    dialog.close();
+    if (view?.id === c.id) title($("new-title").value.trim());
+    list();
+  };
+  dialog.showModal();
+  $("new-title").select();
+}
+
+// --- writing ----------------------------------------------------------------------------------------------------------
+
+async function send() {
+  const text = $("text").value;
+  if (answering() || sending || !text.trim()) return;
+  sending = true;
+  try {
+    const parent = view?.messages.at(-1)?.id || "";
+    const given = await call("send", view?.id || "", parent, text, { ...settings(), pictures: pending() });
+    clearPictures();
+    show(given, true);
+    $("text").value = "";
+    fit();
+  } catch { /* it was said, and the text is still there */ } finally {
+    sending = false;
+    buttons();
+  }
+}
+
+async function stop() {
+  const id = answering();
+  if (id) await call("stop", id);
+}
+
+function buttons() {
+  const busy = Boolean(answering()), button = $("send");
+  button.replaceChildren(icon(busy ? "stop" : "send"));
+  button.setAttribute("aria-label", say(busy ? "stop" : "send"));
+  button.title = say(busy ? "stop" : "send");
+  button.classList.toggle("stop", busy);
+}
+
+function fit() {
+  const area = $("text");
+  area.style.height = "auto";
+  area.style.height = `${Math.min(area.scrollHeight, innerHeight * 0.4)}px`;
+}
+
+// --- appearance -------------------------------------------------------------------------------------------------------
+
+function side(open) {
+  $("side").classList.toggle("open", open);
+  $("shade").classList.toggle("hidden", !open);
+  $("menu").setAttribute("aria-expanded", String(open));
+  if (open) $("side-close").focus();
+}
+
+const OPENERS = { settings: "tune", library: "shelf" };
+let before = null; // what had the focus before a panel was opened
+function panel(id, open, from = null) {
+  for (const other of document.querySelectorAll(".panel")) if (other.id !== id) other.classList.add("hidden");
+  $(id).classList.toggle("hidden", !open);
+  for (const [name, opener] of Object.entries(OPENERS)) $(opener).setAttribute("aria-expanded", String(!$(name).classList.contains("hidden")));
+  if (open) {
+    before = from || $(OPENERS[id]);
+    $(id).querySelector(".panel-head button").focus();
+    if (id === "library") refreshFiles();
+  } else (before?.isConnected ? before : $("text")).focus();
+}
+
+function theme() {
+  const chosen = localStorage.getItem("theme") || "auto";
+  if (chosen === "auto") delete document.documentElement.dataset.theme;
+  else document.documentElement.dataset.theme = chosen;
+  const button = $("theme");
+  button.replaceChildren(chosen === "auto" ? make("span", { text: "A" }) : icon(chosen === "dark" ? "moon" : "sun"));
+  button.setAttribute("aria-label", say(`theme_${chosen}`));
+  button.title = say(`theme_${chosen}`);
+}
+
+function words() {
+  translate();
+  $("language").textContent = say("language_short");
+  theme();
+}
+
+// --- what is pressed --------------------------------------------------------------------------------------------------
+
+function listen() {
+  $("composer").addEventListener("submit", (event) => { event.preventDefault(); answering() ? stop() : send(); });
+  $("text").addEventListener("input", fit);
+  $("text").addEventListener("keydown", (event) => {
+    if (composing(event) || event.key !== "Enter" || event.shiftKey) return;
+    event.preventDefault();
+    send();
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+    if (answering()) stop();
+    else for (const open of document.querySelectorAll(".panel:not(.hidden)")) panel(open.id, false);
+    side(false);
+  });
+  $("new").addEventListener("click", fresh);
+  $("menu").addEventListener("click", () => side(true));
+  $("shade").addEventListener("click", () => side(false));
+  $("side-close").addEventListener("click", () => { side(false); $("menu").focus(); });
+  $("tune").addEventListener("click", () => panel("settings", $("settings").classList.contains("hidden")));
+  $("shelf").addEventListener("click", () => panel("library", $("library").classList.contains("hidden")));
+  $("search").addEventListener("input", list);
+  $("model").addEventListener("change", rememberSettings);
+  for (const name of [...NUMBERS, "system"]) $(name).addEventListener("input", rememberSettings);
+  $("usual").addEventListener("click", () => { setSettings({ model: $("model").value }); rememberSettings(); });
+  $("language").addEventListener("click", () => { switchLanguage(); words(); view ? show(view) : fresh(); $("language").focus(); });
+  $("theme").addEventListener("click", () => {
+    const now = localStorage.getItem("theme") || "auto";
+    localStorage.setItem("theme", THEMES[(THEMES.indexOf(now) + 1) % 3]);
+    theme();
+  });
+  $("data").addEventListener("click", () => $("data-dialog").showModal());
+  $("import").addEventListener("click", () => $("import-file").click());
+  $("import-file").addEventListener("change", async (event) => {
+    const [file] = event.target.files;
+    event.target.value = "";
+    if (!file) return;
+    $("data-dialog").close();
+    notice(say("imported", await post("/import", file)));
+    list();
+  });
+  for (const button of document.querySelectorAll("[data-dialog-close]")) button.addEventListener("click", () => button.closest("dialog").close());
+  for (const button of document.querySelectorAll("[data-close]")) button.addEventListener("click", () => panel(button.dataset.close, false));
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest?.(".copy-code");
+    if (button) copy(button.closest(".code").querySelector("code").textContent, button);
+    const cite = event.target.closest?.("[data-source]");
+    if (cite && view) openSource(view.id, cite.closest("[data-id]").dataset.id, Number(cite.dataset.source), cite);
+  });
+  document.addEventListener("visibilitychange", refresh);
+  addEventListener("hashchange", () => { if (location.hash.slice(1) && location.hash.slice(1) !== view?.id) go(location.hash.slice(1)); });
+}
+
+// Another tab may have written on.
+async function refresh() {
+  if (document.hidden || answering() || document.querySelector(".edit")) return;
+  list();
+  if (!view) return;
+  const now = await call("open", view.id);
+  if (view?.id === now.id && now.updated !== view.updated) show(now);
+}
+
+async function begin() {
+  words();
+  const known = await call("start");
+  models = known.models;
+  usual = known.settings;
+  $("model").replaceChildren(...models.map((m) => make("option", { value: m.name, text: m.name })));
+  $("sign-out").classList.toggle("hidden", !known.signed_in);
+  connect({ show, settings, here: (id) => view?.id === id, ended: () => { buttons(); list(); } });
+  connectDocuments({
+    most: known.file_bytes, sees: () => Boolean(models.find((m) => m.name === $("model").value)?.sees), panel, changed: rememberSettings, conversation: () => view?.id || "",
+    begin: async (title) => show(await call("create", title, settings())),
+  });
+  listen();
+  const id = location.hash.slice(1);
+  try {
+    if (id) return await go(id);
+  } catch { /* it was deleted */ }
+  fresh();
+}
+
+begin();

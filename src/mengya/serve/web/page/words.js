@@ -1,0 +1,85 @@
+// What the page says, in both languages.
+
+const WORDS = {
+  zh: {
+    skip: "跳到输入框", conversations: "会话", close: "关闭", new: "新会话", search: "搜索会话", language: "EN · Switch to English",
+    language_short: "EN", theme: "主题", theme_auto: "主题：跟随系统", theme_light: "主题：浅色", theme_dark: "主题：深色",
+    data: "数据与备份", model: "模型", tune: "模型设置", messages: "消息", write: "写点什么……", send: "发送", stop: "停止",
+    hint: "Enter 发送 · Shift+Enter 换行 · Esc 停止", system: "系统提示词", system_hint: "例如：请用简短的中文回答。",
+    temperature: "温度", top_p: "Top-p", repetition_penalty: "重复惩罚", top_k: "Top-k（0 为关闭）",
+    max_new_tokens: "最长回答（词元）", seed: "随机种子", random: "随机", usual: "恢复默认", conversation: "会话",
+    rename: "标题", export_md: "导出 Markdown", export_json: "导出 JSON", delete: "删除", delete_sure: "确定删除？",
+    cancel: "取消", save: "保存", data_hint: "备份含您的全部会话。导入时按编号合并，不会覆盖较新的会话。",
+    export_all: "导出全部", import_all: "导入备份", imported: (n) => `已导入或更新 ${n} 个会话`, sign_out: "退出登录",
+    you: "你", thought: "思考过程", thinking: "正在思考……", copy: "复制", copied: "已复制", again: "重新回答", edit: "编辑",
+    earlier: "上一个版本", later: "下一个版本", version: (i, n) => `第 ${i} 个版本，共 ${n} 个`, answering: "正在回答",
+    done: "回答完毕", stopped: "已停止", failed: "出错了", nothing: "没有写出任何内容", none: "还没有会话", not_found: "没有找到",
+    hello: "你好，想聊点什么？", more: (t) => `“${t}”的操作`, busy: "正在回答", tokens: (n) => `${n} 词元`,
+    rate: (r) => `${r} 词元/秒`, prompt_tokens: (n) => `提示 ${n} 词元`, lost: "连接断了，正在重试……", offline: "连不上服务器，请稍后再试。",
+    documents: "资料", attach: "添加文件", files_here: "本会话的文件", bases: "资料库", base_name: "新资料库的名字", make: "新建",
+    documents_hint: (mb) => `PDF、Word、PowerPoint、Excel、网页、Markdown、文本和图片，每个不超过 ${mb} MB。文件只存在这台服务器上。`,
+    add_files: "添加文件", use_base: (n) => `回答时使用资料库“${n}”`, remove: (n) => `移除 ${n}`, remove_base: (n) => `删除资料库“${n}”`,
+    waiting_file: "等待中", reading: (d, n) => (n ? `正在读 ${d}/${n} 页` : "正在读"), pages: (n) => `${n} 页`, ocr: (n) => `${n} 页由图片识别`,
+    blank: (n) => `${n} 页空白`, unread: (n) => `${n} 页读不出`, no_files: "还没有文件", too_large: (n, mb) => `${n} 超过 ${mb} MB，请拆分后再添加。`,
+    cancel_file: (n) => `取消 ${n}`, source: "出处", sources: "出处", page_number: (n) => `第 ${n} 页`, source_gone: "这个文件已移除或已更改；这里是回答时的原文。",
+    quotation: "模型没有给出有出处的回答，这是资料中最接近的原文", refusal: "资料中没有找到答案", drop: "松开即可添加到本会话", base: (n) => `资料库 ${n}`,
+    files_title: "文件", open_source: (n, f) => `打开出处 ${n}：${f}`,
+    send_edit: "发送修改", table: "表格", first_title: "新会话",
+  },
+  en: {
+    skip: "Skip to the message box", conversations: "Chats", close: "Close", new: "New chat", search: "Search chats",
+    language: "中 · 切换到中文", language_short: "中", theme: "Theme", theme_auto: "Theme: as the system", theme_light: "Theme: light",
+    theme_dark: "Theme: dark", data: "Data and backup", model: "Model", tune: "Model settings", messages: "Messages",
+    write: "Write a message…", send: "Send", stop: "Stop", hint: "Enter sends · Shift+Enter new line · Esc stops",
+    system: "System prompt", system_hint: "For example: answer briefly.", temperature: "Temperature", top_p: "Top-p",
+    repetition_penalty: "Repetition penalty", top_k: "Top-k (0: off)", max_new_tokens: "Longest answer (tokens)",
+    seed: "Seed", random: "random", usual: "Defaults", conversation: "Chat", rename: "Title", export_md: "Export Markdown",
+    export_json: "Export JSON", delete: "Delete", delete_sure: "Really delete?", cancel: "Cancel", save: "Save",
+    data_hint: "A backup holds all your chats. Importing merges by id, and never replaces a newer chat.",
+    export_all: "Export everything", import_all: "Import a backup", imported: (n) => `${n} chats are new or have grown`,
+    sign_out: "Sign out", you: "You", thought: "Thoughts", thinking: "Thinking…", copy: "Copy", copied: "Copied",
+    again: "Answer again", edit: "Edit", earlier: "Earlier version", later: "Later version",
+    version: (i, n) => `Version ${i} of ${n}`, answering: "Answering", done: "Answer complete", stopped: "Stopped",
+    failed: "Failed", nothing: "Nothing was written", none: "No chats yet", not_found: "Nothing found",
+    hello: "Hello! What shall we talk about?", more: (t) => `Actions for “${t}”`, busy: "answering",
+    tokens: (n) => `${n} tokens`, rate: (r) => `${r} tokens/s`, prompt_tokens: (n) => `prompt ${n} tokens`,
+    lost: "The connection is lost; trying again…", offline: "The server cannot be reached; try again later.",
+    documents: "Documents", attach: "Add files", files_here: "Files of this chat", bases: "Knowledge bases",
+    base_name: "Name of a new base", make: "Create",
+    documents_hint: (mb) => `PDF, Word, PowerPoint, Excel, web pages, Markdown, text and pictures, up to ${mb} MB each. They stay on this server.`,
+    add_files: "Add files", use_base: (n) => `Answer from the knowledge base “${n}”`, remove: (n) => `Remove ${n}`,
+    remove_base: (n) => `Delete the knowledge base “${n}”`, waiting_file: "waiting",
+    reading: (d, n) => (n ? `reading page ${d} of ${n}` : "reading"), pages: (n) => `${n} pages`, ocr: (n) => `${n} read by OCR`,
+    blank: (n) => `${n} blank`, unread: (n) => `${n} unreadable`, no_files: "No files yet",
+    too_large: (n, mb) => `${n} is larger than ${mb} MB; split it, then add the parts.`, cancel_file: (n) => `Cancel ${n}`,
+    source: "Source", sources: "Sources", page_number: (n) => `page ${n}`,
+    source_gone: "This file was removed or changed; this is what it said at the time.",
+    quotation: "The model gave no answer with a source; this is the closest passage", refusal: "The documents do not hold the answer",
+    drop: "Drop to add to this chat", base: (n) => `Base ${n}`, files_title: "Files", open_source: (n, f) => `Open source ${n}: ${f}`,
+    send_edit: "Send the change", table: "Table", first_title: "New chat",
+  },
+};
+
+const saved = localStorage.getItem("language");
+const browser = (navigator.languages || [navigator.language]).find((l) => /^(zh|en)/i.test(l)) || "en";
+let language = saved in WORDS ? saved : browser.toLowerCase().startsWith("zh") ? "zh" : "en";
+
+export const say = (name, ...values) => {
+  const found = WORDS[language][name];
+  return typeof found === "function" ? found(...values) : found;
+};
+
+export function translate(root = document) {
+  document.documentElement.lang = language;
+  for (const e of root.querySelectorAll("[data-words]")) e.textContent = say(e.dataset.words);
+  for (const e of root.querySelectorAll("[data-placeholder]")) e.placeholder = say(e.dataset.placeholder);
+  for (const e of root.querySelectorAll("[data-label]")) {
+    e.setAttribute("aria-label", say(e.dataset.label));
+    if (e.matches("button")) e.title = say(e.dataset.label);
+  }
+}
+
+export function switchLanguage() {
+  language = language === "zh" ? "en" : "zh";
+  localStorage.setItem("language", language);
+}

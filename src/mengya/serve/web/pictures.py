@@ -1,0 +1,71 @@
+"""Pictures that go with a question to a model that sees: made small, drawn anew, kept in the store."""
+
+import base64
+import io
+import sqlite3
+import warnings
+from pathlib import Path
+from typing import Any
+
+from mengya.errors import UserError
+from mengya.rag.reading.limits import Limits
+from mengya.serve.web.store import Store, new_id
+
+_SIDE = 1568
+"""Pixels of the longer side that are kept."""
+MOST = 8
+"""Pictures of one question."""
+
+
+def drawn(path: Path, limits: Limits) -> bytes:
+    """A picture as JPEG: no more than `_SIDE` pixels wide or high, the right way up, without what else a file holds.
+    UserError for what is no picture, or has too many pixels."""
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # we have a limit of our own
+            with Image.open(path, formats=("PNG", "JPEG", "WEBP", "GIF", "BMP")) as opened:
+                if opened.width * opened.height > limits.pixels:
+                    raise Image.DecompressionBombError
+                opened.draft("RGB", (_SIDE, _SIDE))  # JPEG is read at a smaller scale
+                picture = ImageOps.exif_transpose(opened).convert("RGBA")
+    except Image.DecompressionBombError as error:
+        raise UserError(f"the picture has more than {limits.pixels:,} pixels; make it smaller") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"this is no picture that can be read ({type(error).__name__}); save it as JPEG") from error
+    picture.thumbnail((_SIDE, _SIDE))
+    white = Image.new("RGBA", picture.size, "white")
+    white.alpha_composite(picture)
+    buffer = io.BytesIO()
+    white.convert("RGB").save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def keep(store: Store, owner: str, conversation: str, name: str, data: bytes) -> str:
+    """Its id. Missing."""
+    store.get(owner, conversation)
+    made = new_id()
+    with store.write() as db:
+        db.execute("INSERT INTO pictures VALUES (?, ?, ?, ?)", (made, conversation, name, sqlite3.Binary(data)))
+    return made
+
+
+def data_of(store: Store, owner: str, picture: str) -> bytes | None:
+    query = "SELECT data FROM pictures p JOIN conversations c ON c.id = p.conversation WHERE p.id = ? AND c.owner = ?"
+    rows = store.read(query, picture, owner)
+    return bytes(rows[0]["data"]) if rows else None
+
+
+def named(store: Store, conversation: str, pictures: list[str]) -> list[dict[str, str]]:
+    """Those of a conversation among the ids."""
+    marks = ", ".join("?" * len(pictures))
+    query = f"SELECT id, name FROM pictures WHERE conversation = ? AND id IN ({marks})"
+    return [dict(row) for row in store.read(query, conversation, *pictures)]
+
+
+def parts(store: Store, owner: str, text: str, pictures: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """A message as OpenAI's protocol has it: the text, and the pictures that are still there."""
+    found = [data for picture in pictures if (data := data_of(store, owner, picture["id"])) is not None]
+    urls = ["data:image/jpeg;base64," + base64.b64encode(data).decode() for data in found]
+    return [{"type": "text", "text": text}, *({"type": "image_url", "image_url": {"url": url}} for url in urls)]

@@ -1,0 +1,77 @@
+"""Who somebody is: a signed cookie, which names the owner of what they write."""
+
+import hashlib
+import hmac
+import os
+import secrets
+import time
+from pathlib import Path
+
+from mengya.errors import UserError
+from mengya.serve.api.keys import Keys
+
+_DAYS = 400
+"""As long as browsers keep a cookie."""
+
+
+class Users:
+    """With keys, each name in their file is a user; without, each browser is one."""
+
+    def __init__(self, secret: bytes, keys: Keys | None = None):
+        self._secret, self._keys = secret, keys
+        self.cookie = f"mengya-{hashlib.sha256(b'cookie' + secret).hexdigest()[:8]}"
+        """Its name: a browser sends the cookies of all ports of a machine to each of them."""
+
+    @property
+    def needs_key(self) -> bool:
+        return self._keys is not None
+
+    def newcomer(self) -> str | None:
+        """The owner that somebody without a cookie becomes; None: a key is asked for."""
+        return None if self._keys else f"browser:{secrets.token_urlsafe(16)}"
+
+    def with_key(self, key: str) -> str | None:
+        """The owner of a key; None if there is no such key."""
+        name = self._keys.name_of(f"Bearer {key}") if self._keys else None
+        return None if name is None else f"user:{name}"
+
+    def sign(self, owner: str) -> str:
+        """The value of a cookie."""
+        words = f"{owner.encode().hex()}.{int(time.time()) + _DAYS * 86400}"
+        return f"{words}.{self._seal(words)}"
+
+    def owner(self, cookie: str | None) -> str | None:
+        """Whom a cookie names; None if it is not ours, too old, or of a user that is no more."""
+        words, _, seal = (cookie or "").rpartition(".")
+        if not hmac.compare_digest(self._seal(words).encode(), seal.encode("utf-8", "replace")):
+            return None
+        name, _, until = words.partition(".")
+        owner = bytes.fromhex(name).decode()
+        kind, _, user = owner.partition(":")
+        known = self._keys.has(user) and kind == "user" if self._keys else kind == "browser"
+        return owner if known and int(until) > time.time() else None
+
+    @property
+    def seconds(self) -> int:
+        return _DAYS * 86400
+
+    def _seal(self, words: str) -> str:
+        return hmac.new(self._secret, words.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+
+
+def secret_of(folder: Path) -> bytes:
+    """The secret of a data folder, made if there is none, that its owner alone can read. UserError."""
+    path = folder / "secret"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            partial = path.with_name(f"secret.{os.getpid()}")
+            partial.touch(mode=0o600)
+            partial.write_bytes(secrets.token_bytes(32))
+            partial.replace(path)
+        secret = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be used ({error}); choose another directory with --data") from error
+    if len(secret) < 32:
+        raise UserError(f"{path} is damaged; delete it, and everybody signs in anew")
+    return secret

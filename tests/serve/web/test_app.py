@@ -1,0 +1,199 @@
+"""The application over HTTP: who may do what, and what it never hands out."""
+
+import hashlib
+import json
+import threading
+
+import pytest
+
+from mengya.serve.api.keys import Keys
+from mengya.serve.web.users import Users, secret_of
+
+from ..api.scripted import Say, soon
+from .conftest import SECRET, Visitor
+
+
+def test_a_conversation_is_found_again(page):
+    a = page.visitor()
+    view = a.talk("你好")
+    assert [m["text"] for m in view["messages"]] == ["你好", "你好，0！"]
+    assert [c["title"] for c in a.call("conversations", "")] == ["你好"]
+    assert a.call("start")["models"][0]["name"] == "sprout"
+    again = Visitor(page.url)
+    again.cookies = a.cookies
+    assert again.call("open", view["id"])["messages"] == view["messages"]
+
+
+def test_growth_is_told_block_by_block(serve):
+    page = serve(lambda request, choice: [Say(c, wait=0.02) for c in "<think>想</think>一段\n\n二段**粗**\n"])
+    a = page.visitor()
+    answer = a.call("send", "", "", "讲", {})["messages"][-1]["id"]
+    shown, thought, states = [], "", []
+    for told in a.events(answer):
+        shown[told["from"] :] = told["blocks"]
+        thought = thought[: told["thought_from"]] + told["thought"]
+        states.append(told["state"])
+    assert shown == ["<p>一段</p>\n", "<p>二段<strong>粗</strong></p>\n"] and thought == "想"
+    assert len(states) > 3 and states[-1] == "done" and set(states[:-1]) == {"answering"}
+    soon(lambda: a.get(f"/answers/{answer}").text.startswith("event: gone"))
+
+
+def test_another_visitor_reaches_nothing(page):
+    a, b = page.visitor(), page.visitor()
+    view = a.talk("私事")
+    made, answer = view["id"], view["messages"][-1]["id"]
+    calls = [
+        ("open", made), ("rename", made, "x"), ("delete", made), ("choose", made, answer), ("again", made, answer, {}),
+        ("send", made, answer, "x", {}),
+    ]  # fmt: skip
+    for call in calls:
+        assert "no such" in b.call(*call), call
+    b.call("stop", answer)
+    assert b.call("conversations", "") == []
+    assert b.get(f"/export/{made}.md").status_code == b.get(f"/export/{made}.json").status_code == 404
+    assert json.loads(b.get("/export.json").text)["conversations"] == []
+    assert b.get(f"/answers/{answer}").text.startswith("event: gone")
+    assert a.call("open", made) == view
+
+
+def test_ten_at_once_do_not_disturb_each_other(serve):
+    page = serve(lambda request, choice: [Say(c, wait=0.005) for c in "回" + request.prompt.messages[-1]["content"]])
+    found = {}
+
+    def chat(number: int) -> None:
+        visitor = page.visitor()
+        view = visitor.talk(f"我是{number}号")
+        view = visitor.talk(f"还是{number}", view["id"], view["messages"][-1]["id"])
+        found[number] = [m["text"] for m in view["messages"]]
+
+    threads = [threading.Thread(target=chat, args=(number,)) for number in range(10)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {n: [f"我是{n}号", f"回我是{n}号", f"还是{n}", f"回还是{n}"] for n in range(10)}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/gradio/gradio_api/file=/etc/passwd", "/gradio/gradio_api/file=../config",
+        "/gradio/gradio_api/file/etc/passwd",
+        "/gradio/gradio_api/file=http://169.254.169.254/", "/gradio/gradio_api/file=https://example.org/a.png",
+        "/gradio/gradio_api/proxy=https://example.org/", "/gradio/", "/gradio", "/gradio/config",
+        "/gradio/gradio_api/info",
+        "/gradio/gradio_api/vibe-code", "/gradio/gradio_api/queue/data", "/file=/etc/passwd", "/page/app.py",
+        "/page/index.html", "/page/..%2fapp.py", "/page/%2e%2e/app.py", "/conversations.sqlite3", "/docs",
+        "/openapi.json",
+    ],
+)  # fmt: skip
+def test_no_file_and_no_address_is_handed_out(page, path):
+    a = page.visitor()
+    assert a.get(path).status_code == 404
+    assert a.post(path, json={"data": []}).status_code in (404, 405)
+
+
+@pytest.mark.parametrize("name", ["upload", "run/nothing", "call/start", "api/start", "queue/join", "reset"])
+def test_gradio_answers_to_our_calls_alone(page, name):
+    assert page.visitor().post(f"/gradio/gradio_api/{name}", json={"data": []}).status_code == 404
+
+
+def test_values_of_another_type_are_refused(page):
+    a = page.visitor()
+    file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    for name, values in (
+        ("rename", ["x"]), ("rename", ["x", 5]), ("rename", [file, "x"]), ("send", ["", "", "x", file]),
+        ("send", ["", "", "x", {"a": file}]), ("send", ["", "", "x", []]), ("open", [None]),
+        ("open", [{"url": "https://example.org/"}]),
+    ):  # fmt: skip
+        assert a.ask(name, *values).status_code == 400, (name, values)
+    for body in (b"", b"{", b"[]", b'{"data": 5}', b"[" * 100_000, b"\xff"):
+        assert a.post("/gradio/gradio_api/run/start", content=body).status_code == 400
+    assert a.post("/gradio/gradio_api/run/start", content=b" " * 5_000_000).status_code == 413
+    assert "texts" in a.call("send", "", "", "x", {"system": 5})
+
+
+def test_nobody_without_a_cookie(page):
+    a = page.visitor()
+    a.cookies.clear()
+    for cookie in ("", "x", "a.b.c", f"{'61':>8}.9999999999.{'0' * 64}", "\x7f", "😀"):
+        headers = {"Cookie": f"{page.site.users.cookie}={cookie}".encode()}
+        assert a.post("/gradio/gradio_api/run/start", json={"data": []}, headers=headers).status_code == 401
+        assert a.get("/export.json", headers=headers).status_code == 401
+
+
+def test_pages_of_other_sites_may_not_ask(page):
+    a = page.visitor()
+    for headers in ({"Origin": "https://evil.test"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+        answer = a.post("/gradio/gradio_api/run/conversations", json={"data": [""]}, headers=headers)
+        assert answer.status_code == 403
+        assert a.post("/import", content=b"{}", headers=headers).status_code == 403
+    assert a.post("/import", content=b"{}", headers={"Origin": page.url}).status_code == 200
+
+
+def test_other_names_of_the_machine_are_refused(serve):
+    page = serve(hosts=["127.0.0.1", "localhost"])
+    a = page.visitor()
+    assert a.get("/").status_code == 200
+    assert a.get("/", headers={"Host": "evil.test"}).status_code == 403
+
+
+def test_headers_keep_a_browser_at_home(page):
+    for path in ("/", "/page/page.js", "/export.json", "/nothing"):
+        headers = page.visitor().get(path).headers
+        assert "img-src 'self' data:" in headers["content-security-policy"]
+        assert "script-src 'self';" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+
+
+def test_names_are_text_in_every_download(page):
+    a = page.visitor()
+    view = a.talk("<img src=x onerror=1>\r\nSet-Cookie: x=1")
+    answer = a.get(f"/export/{view['id']}.md")
+    assert "\r" not in answer.headers["content-disposition"] and "set-cookie" not in answer.headers
+    assert answer.headers["content-type"].startswith("text/markdown")
+
+
+def test_a_backup_goes_out_and_in(page):
+    a, b = page.visitor(), page.visitor()
+    a.talk("备份")
+    text = a.get("/export.json").content
+    assert b.post("/import", content=text).json() == {"value": 1}
+    assert [c["title"] for c in b.call("conversations", "")] == ["备份"]
+    assert "no backup" in b.post("/import", content=b"\xff\xfe").json()["error"]
+
+
+def keys() -> Keys:
+    return Keys({hashlib.sha256(word).hexdigest(): word.decode()[:3] for word in (b"amy-key", b"bob-key")})
+
+
+def test_with_keys_nobody_enters_without_one(serve):
+    page = serve(keys=keys())
+    a = page.visitor()
+    assert 'name="key"' in a.get("/").text and a.ask("conversations", "").status_code == 401
+    a.post("/sign-in", data={"key": "wrong"})
+    assert a.ask("conversations", "").status_code == 401
+    a.post("/sign-in", data={"key": "amy-key"})
+    view = a.talk("我的")
+    elsewhere = page.visitor()
+    elsewhere.post("/sign-in", data={"key": "amy-key"})
+    assert elsewhere.call("open", view["id"]) == view and elsewhere.call("start")["signed_in"]
+    b = page.visitor()
+    b.post("/sign-in", data={"key": "bob-key"})
+    assert "no such" in b.call("open", view["id"])
+    a.post("/sign-out")
+    assert a.ask("conversations", "").status_code == 401
+
+
+def test_cookies_of_those_who_left_are_worth_nothing():
+    signed = Users(SECRET, keys())
+    assert signed.owner(signed.sign("user:amy")) == "user:amy"
+    assert signed.owner(signed.sign("user:eve")) is None and signed.owner(signed.sign("browser:x")) is None
+    assert Users(SECRET).owner(signed.sign("user:amy")) is None
+    assert Users(b"t" * 32, keys()).owner(signed.sign("user:amy")) is None
+
+
+def test_the_secret_stays_and_is_private(tmp_path):
+    secret = secret_of(tmp_path / "data")
+    assert len(secret) == 32 and secret_of(tmp_path / "data") == secret
+    assert (tmp_path / "data" / "secret").stat().st_mode & 0o077 == 0

@@ -1,0 +1,116 @@
+"""Whatever a model writes: nothing runs, nothing is fetched, formulas and code are drawn."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from mengya.serve.web.markup import blocks
+
+SAFE = {
+    "p", "strong", "em", "s", "code", "pre", "ul", "ol", "li", "blockquote", "hr", "br", "h2", "h3", "h4", "h5", "h6",
+    "div", "span", "button", "table", "thead", "tbody", "tr", "th", "td", "math", "mrow", "mi", "mn", "mo", "mtext",
+    "msup", "msub", "mfrac", "msqrt", "mspace", "mstyle", "mtable", "mtr", "mtd", "munderover", "msubsup", "munder",
+    "mover",
+}  # fmt: skip
+ATTRIBUTES = {
+    "class", "type", "tabindex", "role", "aria-label", "data-source", "xmlns", "display", "start", "stretchy", "fence",
+    "form", "displaystyle", "scriptlevel", "mathvariant", "width", "movablelimits", "columnalign", "align", "accent",
+    "largeop", "separator", "linethickness", "rowspacing", "columnspacing", "minsize", "maxsize", "lspace", "rspace",
+}  # fmt: skip
+
+
+class Tags(HTMLParser):
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def drawn(text: str, sources=()) -> Tags:
+    tags = Tags("".join(blocks(text, sources)))
+    assert tags.tags <= SAFE, tags.tags - SAFE
+    assert tags.attributes <= ATTRIBUTES, tags.attributes - ATTRIBUTES
+    return tags
+
+
+HOSTILE = [
+    "<img src=x onerror=1>", "<svg onload=alert(1)>", "<script>alert(1)</script>", "[a](javascript:alert(1))",
+    "[a](data:text/html;base64,PHN2Zz4=)", "![x](https://host.test/p.png?q=1)", "![x][r]\n\n[r]: https://host.test/x",
+    "<svg><image href='https://host.test/x'/></svg>", "<div style='background:url(//host.test/x)'>", 
+    "![x](//host.test/x)",
+    "<https://host.test/>", "[x](https://host.test/y 'title')", "[![i](https://host.test/i)](https://host.test/j)",
+    "$\\text{<img src=x onerror=1>}$", "$\\href{javascript:alert(1)}{x}$", "$\\style{background:url(x)}{y}$",
+    "$\\class{x}{y}$ $\\unicode{60}$ $$\\text{&lt;script&gt;}$$", "```html\n<script>alert(1)</script>\n```",
+    "```<img src=x onerror=1>\nx\n```", "`<img src=x>`", "| <img src=x> |\n|---|\n| <svg onload=1> |",
+    "# <script>x</script>", "&lt;script&gt;alert(1)&lt;/script&gt;", "<a href='javascript:1'>x</a>", "\x00<img src=x>",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_becomes_a_tag_or_an_address(text):
+    assert drawn(text, {1, 2, 3}).words.strip()
+    for cut in range(len(text)):  # as it arrives
+        drawn(text[:cut])
+
+
+def test_links_and_pictures_are_words_with_their_address():
+    words = drawn("看[这里](https://host.test/a)和![图](https://host.test/b.png)，<https://host.test/c>").words
+    assert words == "看这里 (https://host.test/a)和图 (https://host.test/b.png)，https://host.test/c\n"
+
+
+@pytest.mark.parametrize("text", ["$x^2$", "\\(x^2\\)", "$$x^2$$", "\\[x^2\\]", "设$x^2$，则", "$$\nx^2\n$$"])
+def test_formulas_become_mathml(text):
+    assert {"math", "msup"} <= drawn(text).tags
+
+
+@pytest.mark.parametrize(
+    "text", ["价格 $5 和 $6。", "花了$5，还剩$6", "`$x$`", "$\\frac$", "$" + "{" * 900 + "$", "$x"]
+)
+def test_what_is_no_formula_stays(text):
+    assert drawn(text).words.replace("$", "").strip()
+
+
+@pytest.mark.parametrize("text", ["**注意：**这是", "这是**“引文”**的", "**粗体**字", "a **b** c", "**「好」**吗"])
+def test_chinese_without_spaces_is_strong(text):
+    assert "strong" in drawn(text).tags
+
+
+def test_code_keeps_its_words():
+    code = "for x in y:\n    print('<b>&amp;')  # 三\n"
+    assert drawn(f"```python\n{code}```").words.strip().endswith(code.strip())
+    assert "span" in drawn("```python\nprint(1)\n```").tags
+    assert "不认识" in drawn("```没有这种\n不认识\n```").words
+
+
+def test_citations_are_buttons_where_there_is_a_source():
+    html = "".join(blocks("零[0]一[2][9]二【1】三[1, 3]四[1、2]", {1, 2, 3}))
+    assert re.findall(r'data-source="(\d+)"', html) == ["2", "1", "1", "3", "1", "2"]
+    assert Tags(html).words.replace("\n", "") == "零一2二1三13四12"
+    assert Tags("".join(blocks("数组[1]"))).words == "数组[1]\n"
+    assert "button" not in re.sub("copy-code.*?</button>", "", "".join(blocks("`[1]`\n\n```\n[1]\n```", {1}))).replace(
+        '<button type="button" class="', ""
+    )
+
+
+def test_blocks_above_do_not_change_while_an_answer_grows():
+    whole = "一段\n\n## 题\n\n- 甲\n- 乙\n\n```python\nx = 1\n```\n\n尾"
+    last: list[str] = []
+    for cut in range(len(whole)):
+        now = blocks(whole[:cut])
+        assert now[: max(0, len(last) - 2)] == last[: max(0, len(last) - 2)]
+        last = now
+
+
+def test_a_very_long_answer_is_text():
+    assert drawn("<b>字</b>" * 30_000).tags == {"pre"}
+    assert drawn(">" * 5000 + "深").words and drawn("*" * 5000).words and drawn("[" * 5000).words

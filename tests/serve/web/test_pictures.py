@@ -1,0 +1,75 @@
+"""Pictures: shown to a model that sees, read as text for one that does not."""
+
+import base64
+import io
+import zlib
+
+import pytest
+from PIL import Image
+
+from ..api.scripted import Scripted, soon
+
+
+def picture(size=(40, 30), kind="PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, "green").save(buffer, kind)
+    return buffer.getvalue()
+
+
+def add(a, conversation, name="叶.png", content=None):
+    return a.post("/pictures", params={"conversation": conversation, "name": name}, content=content or picture()).json()
+
+
+def test_a_picture_goes_with_its_question(serve):
+    backend = Scripted()
+    page = serve(backend, seeing={"sprout"})
+    a, b = page.visitor(), page.visitor()
+    assert a.call("start")["models"][0]["sees"]
+    made = a.call("create", "x", {})["id"]
+    one = add(a, made, content=picture((4000, 100)))["value"]
+    view = a.talk("这是什么？", made, pictures=[one, "unknown"])
+    question = view["messages"][0]
+    assert question["pictures"] == [{"id": one, "name": "叶.png"}]
+    words, shown = backend.requests[0].prompt.messages[-1]["content"]
+    assert words == {"type": "text", "text": "这是什么？"}
+    kind, _, data = shown["image_url"]["url"].partition(",")
+    assert kind == "data:image/jpeg;base64" and Image.open(io.BytesIO(base64.b64decode(data))).size[0] <= 1568
+    a.talk("还有呢？", made, view["messages"][-1]["id"])
+    assert backend.requests[1].prompt.messages[0]["content"][1] == shown
+    assert a.get(f"/pictures/{one}").headers["content-type"] == "image/jpeg"
+    assert b.get(f"/pictures/{one}").status_code == 404 and "no such" in add(b, made)["error"]
+    other = b.talk("看看", pictures=[one])
+    assert other["messages"][0]["pictures"] == []
+    a.call("delete", made)
+    assert a.get(f"/pictures/{one}").status_code == 404
+
+
+def test_a_model_that_does_not_see_is_told_the_words_alone(serve):
+    page = serve()
+    a = page.visitor()
+    made = a.call("create", "x", {})["id"]
+    a.talk("这是什么？", made, pictures=[add(a, made)["value"]])
+    assert page.backend.requests[0].prompt.messages[-1]["content"] == "这是什么？"
+
+
+def bomb() -> bytes:
+    """30,000 x 30,000 pixels, said in the head of a small file."""
+    data = bytearray(picture((30, 30)))
+    data[16:24] = (30_000).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"no picture", "no picture"), (picture()[:60], "no picture"), (b"<svg onload=alert(1)></svg>", "no picture"),
+        (bomb(), "60,000,000 pixels"), (b"0" * 20_000_001, "larger than 20 MB"),
+    ],
+    ids=["text", "cut", "svg", "bomb", "large"],
+)  # fmt: skip
+def test_what_is_no_picture_is_refused(page, content, words):
+    a = page.visitor()
+    made = a.call("create", "x", {})["id"]
+    assert words in add(a, made, "<b>.png", content)["error"]
+    soon(lambda: not list(page.library.uploads.iterdir()), 20)

@@ -51,6 +51,8 @@ class Config:
     and finds their conversations in every browser."""
     knowledge: Path | None = None
     """A folder of knowledge bases (mengya index), which all who may come in may ask, and none may change."""
+    web_addresses: bool = False
+    """Let users add what stands at a web address, which this machine fetches; never from private networks."""
     vision: list[str] = dataclasses.field(default_factory=list)
     """Name of a model that takes pictures (may be given several times); for others, the text in pictures is read."""
     max_file_mb: float = 20
@@ -87,7 +89,9 @@ def run(config: Config) -> None:
         store = stack.enter_context(contextlib.closing(Store(data / "conversations.sqlite3")))
         shared = config.knowledge.resolve() if config.knowledge else None
         limits = Limits(file_bytes=round(config.max_file_mb * 1e6))
-        library = stack.enter_context(contextlib.closing(Library(data / "documents", limits, shared)))
+        library = stack.enter_context(
+            contextlib.closing(Library(data / "documents", limits, shared, addresses=config.web_addresses))
+        )
         models = _opened(config, stack)
         answers = stack.enter_context(contextlib.closing(Answers(store)))
         local = is_local(config.host)

@@ -87,7 +87,7 @@ def test_a_base_is_asked_where_it_is_chosen(serve):
 def test_shared_bases_are_read_by_all_and_changed_by_none(serve, tmp_path):
     shared = KnowledgeFolder(tmp_path / "knowledge").open_or_create("公共")
     shared.add(Document("规定.md", "markdown", (Block("text", "访客停车每小时收费八元。"),)), "hash")
-    page = serve(answer, shared=tmp_path / "knowledge")
+    page = serve(answer, library={"shared": tmp_path / "knowledge"})
     a = page.visitor()
     assert a.call("bases") == ["shared:公共"]
     assert a.talk("访客停车每小时收费多少？", bases=["shared:公共"])["messages"][-1]["text"] == "每小时收费八元[1]。"
@@ -174,6 +174,27 @@ def test_a_full_disk_is_said(small_disk, tmp_path):
         assert a.talk("还在吗", made)["messages"][-1]["state"] == "done"
     finally:
         page.stop()
+
+
+def test_web_addresses_where_they_are_allowed(serve, monkeypatch):
+    page = serve(answer, library={"addresses": True})
+    a = page.visitor()
+    made = a.call("create", "x", {})["id"]
+    place = f"conversation:{made}"
+    for url in (page.url, "http://[::1]/", "http://2130706433/", "file:///etc/passwd", "x"):
+        a.call("add_address", place, url)
+        (job,) = a.read(place)["jobs"]
+        assert job["state"] == "error" and job["error"].startswith(url[:5])
+        a.call("cancel_file", job["id"])
+    page_there = Document("y", "html", (Block("text", "访客停车每小时收费八元。"),))
+    monkeypatch.setattr("mengya.serve.web.library.read_address", lambda url, limits, progress: page_there)
+    a.call("add_address", place, "https://example.org/停车")
+    assert [file["name"] for file in a.read(place)["files"]] == ["https://example.org/停车"]
+    assert a.talk("访客停车每小时收费多少？", made)["messages"][-1]["text"] == "每小时收费八元[1]。"
+    b = serve(answer).visitor()
+    assert not b.call("start")["addresses"]
+    b.call("make_base", "b")
+    assert "no web addresses" in b.call("add_address", "base:b", "https://example.org/")
 
 
 def test_files_of_another_are_out_of_reach(serve):

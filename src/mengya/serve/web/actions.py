@@ -47,7 +47,9 @@ class Actions:
         signed_in = owner.startswith("user:")
         usual = Settings(sampling=self._usual).kept()
         most = self._library.limits.file_bytes
-        return {"models": models, "settings": usual, "signed_in": signed_in, "file_bytes": most}
+        return {"models": models, "settings": usual, "signed_in": signed_in, "file_bytes": most} | {
+            "addresses": self._library.addresses
+        }
 
     def conversations(self, owner: str, search: str) -> list[dict[str, Any]]:
         busy = self._answers.of(owner)
@@ -175,12 +177,18 @@ class Actions:
     def remove_file(self, owner: str, place: str, name: str) -> None:
         self._library.remove_file(owner, place_of(self._store, owner, place), name)
 
+    def add_address(self, owner: str, place: str, url: str) -> str:
+        """The id of the job that reads what stands there."""
+        return self._library.add_address(owner, place_of(self._store, owner, place), url)
+
     def cancel_file(self, owner: str, job: str) -> None:
         self._library.cancel(owner, job)
 
     def source(self, owner: str, conversation: str, message: str, number: int) -> dict[str, Any]:
         """What the citation of an answer opens."""
-        kept = _message(self._store.get(owner, conversation), message).info.get("sources") or ()
+        saved = _message(self._store.get(owner, conversation), message)
+        live = self._answers.get(owner, message)  # one that has ended may not be saved yet
+        kept = (live.info if live else saved.info).get("sources") or ()
         source = next((each for each in kept if each["id"] == number), None)
         if source is None:
             raise UserError("there is no such source; open the conversation anew")

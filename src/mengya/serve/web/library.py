@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mengya.errors import UserError
+from mengya.rag.document import Document
 from mengya.rag.passages import text_of
+from mengya.rag.reading.addresses import read_address
 from mengya.rag.reading.limits import Limits
 from mengya.rag.reading.names import name_as_text
-from mengya.rag.reading.worker import read_file
+from mengya.rag.reading.worker import Progress, read_file
 from mengya.rag.store import KnowledgeBase, KnowledgeFolder, StoredFile, UnknownBase
 from mengya.serve.web.store import new_id
 
@@ -50,9 +52,10 @@ class _Cancelled(Exception):
 
 
 class Library:
-    def __init__(self, folder: Path, limits: Limits, shared: Path | None = None):
-        """`folder`: for the bases, and for files until they are read. `shared`: bases that `mengya index` has made."""
-        self._folder, self.limits = folder, limits
+    def __init__(self, folder: Path, limits: Limits, shared: Path | None = None, *, addresses: bool = False):
+        """`folder`: for the bases, and for files until they are read. `shared`: bases that `mengya index` has made.
+        `addresses`: whether what stands at a web address may be added, which the server fetches."""
+        self._folder, self.limits, self.addresses = folder, limits, addresses
         self._shared = KnowledgeFolder(shared) if shared else None
         self._jobs: dict[str, Job] = {}
         self._making = threading.Lock()
@@ -130,14 +133,28 @@ class Library:
     def add(self, owner: str, place: str, name: str, path: Path) -> str:
         """Take the file at `path`, and read it. The id of the job; UserError, and the file stays where it is, if too
         many wait or there is no such place."""
+        job = self._job(owner, place, name_as_text(name))
+        path = path.rename(path.with_name(job.id))
+        self._begin(job, lambda progress: self._file(job, path, progress), lambda: path.unlink(missing_ok=True))
+        return job.id
+
+    def add_address(self, owner: str, place: str, url: str) -> str:
+        """Read what stands at a web address, as `add`."""
+        if not self.addresses:
+            raise UserError("this server fetches no web addresses; save the page, and add the file")
+        job = self._job(owner, place, name_as_text(url.strip()))
+        self._begin(job, lambda progress: self._address(job, progress), lambda: None)
+        return job.id
+
+    def _job(self, owner: str, place: str, name: str) -> Job:
         self._at(owner, place)
         if sum(job.owner == owner for job in list(self._jobs.values())) >= _WAITING:
             raise UserError(f"{_WAITING} files are waiting or have failed already; wait, or clear those")
-        job = Job(owner, place, name_as_text(name))
-        path = path.rename(path.with_name(job.id))
+        return Job(owner, place, name)
+
+    def _begin(self, job: Job, read: Callable[[Progress], None], end: Callable[[], None]) -> None:
         self._jobs[job.id] = job
-        threading.Thread(target=self._read, args=(job, path), name=f"file {job.id}", daemon=True).start()
-        return job.id
+        threading.Thread(target=self._work, args=(job, read, end), name=f"file {job.id}", daemon=True).start()
 
     def jobs(self, owner: str, place: str) -> list[Job]:
         return [job for job in list(self._jobs.values()) if (job.owner, job.place) == (owner, place)]
@@ -158,10 +175,17 @@ class Library:
         for job in list(self._jobs.values()):
             job.cancelled = True
 
-    def _read(self, job: Job, path: Path) -> None:
+    def _work(self, job: Job, read: Callable[[Progress], None], end: Callable[[], None]) -> None:
+        def progress(done: int, pages: int) -> None:
+            job.done, job.pages = done, pages
+            if job.cancelled:
+                raise _Cancelled
+
         try:
             with self._turn:
-                self._index(job, path)
+                progress(0, 0)
+                job.state = "reading"
+                read(progress)
             self._jobs.pop(job.id, None)
         except _Cancelled:
             self._jobs.pop(job.id, None)
@@ -171,31 +195,35 @@ class Library:
             job.state, job.error = "error", f"{job.name} could not be read ({type(error).__name__}); try again"
             raise
         finally:
-            path.unlink(missing_ok=True)
+            end()
 
-    def _index(self, job: Job, path: Path) -> None:
-        def progress(done: int, pages: int) -> None:
-            job.done, job.pages = done, pages
-            if job.cancelled:
-                raise _Cancelled
-
-        progress(0, 0)
-        job.state = "reading"
+    def _file(self, job: Job, path: Path, progress: Progress) -> None:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        folder, name = self._at(job.owner, job.place)
-        with self._making:
-            base = folder.open_or_create(name)
+        base = self._made(job)
         if base.holds(job.name, digest):
             return
         known = base.parsed(digest)
         document = replace(known, name=job.name) if known else read_file(path, job.name, self.limits, progress)
+        self._keep(job, base, document, digest, progress)
+
+    def _address(self, job: Job, progress: Progress) -> None:
+        document = read_address(job.name, self.limits, progress)
+        digest = hashlib.sha256(text_of(document).encode()).hexdigest()
+        self._keep(job, self._made(job), replace(document, name=job.name), digest, progress)
+
+    def _made(self, job: Job) -> KnowledgeBase:
+        folder, name = self._at(job.owner, job.place)
+        with self._making:
+            return folder.open_or_create(name)
+
+    def _keep(self, job: Job, base: KnowledgeBase, document: Document, digest: str, progress: Progress) -> None:
         progress(job.done, job.pages)
         base.add(document, digest)
         if job.cancelled:  # with its place, perhaps
             base.remove(job.name)
             if job.place.startswith("conversation:") and not base.files():
-                folder.remove(name)
+                self.remove(job.owner, job.place)
 
 
 def _told(file: StoredFile) -> dict[str, Any]:

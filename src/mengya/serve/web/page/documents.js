@@ -21,6 +21,14 @@ export function connectDocuments(given) {
     $("base-name").value = "";
     shelf();
   });
+  $("new-address").classList.toggle("hidden", !given.addresses);
+  $("new-address").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    if (!here()) await hooks.begin($("address").value);
+    await call("add_address", here(), $("address").value);
+    $("address").value = "";
+    refreshFiles();
+  });
   let inside = 0;
   const files = (event) => [...(event.dataTransfer?.types || [])].includes("Files");
   addEventListener("dragenter", (event) => { if (files(event)) { inside++; $("drop").classList.remove("hidden"); } });

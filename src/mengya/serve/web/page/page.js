@@ -274,7 +274,7 @@ async function begin() {
   $("sign-out").classList.toggle("hidden", !known.signed_in);
   connect({ show, settings, here: (id) => view?.id === id, ended: () => { buttons(); list(); } });
   connectDocuments({
-    most: known.file_bytes, sees: () => Boolean(models.find((m) => m.name === $("model").value)?.sees), panel, changed: rememberSettings, conversation: () => view?.id || "",
+    most: known.file_bytes, addresses: known.addresses, sees: () => Boolean(models.find((m) => m.name === $("model").value)?.sees), panel, changed: rememberSettings, conversation: () => view?.id || "",
     begin: async (title) => show(await call("create", title, settings())),
   });
   listen();

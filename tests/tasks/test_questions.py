@@ -94,7 +94,8 @@ def test_all_problems_of_a_file_are_told_at_once(tmp_path: Path) -> None:
 def test_files_of_the_schoolbook_are_read(tmp_path: Path) -> None:
     schoolbook.write(tmp_path, 0)
     found = read_questions(tmp_path / "questions.jsonl")
-    assert {question.task.name for question in found} == {"fact", "addition", "unknown", "identity", "first"}
+    kinds = {"fact", "addition", "unknown", "identity", "first", "grounded"}
+    assert {question.task.name for question in found} == kinds
     assert all(question.score(text) for question in found for text in question.row.get("accept", [question.answer]))
 
 

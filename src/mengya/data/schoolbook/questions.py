@@ -14,7 +14,7 @@ Every string of ``accept`` is right; of the last two kinds, an answer that holds
 import random
 from typing import Any
 
-from mengya.data.schoolbook import arithmetic, topics, unknown
+from mengya.data.schoolbook import arithmetic, passages, topics, unknown
 from mengya.data.schoolbook.tables import Relation
 
 FACTS, ADDITIONS, UNKNOWNS, POEM_LINES, NAMES = 400, 200, 60, 20, 25
@@ -27,7 +27,8 @@ def questions(relations: list[Relation], seed: int) -> list[dict[str, Any]]:
     """All held-out questions: facts spread evenly over the relations, additions, invented names, first questions."""
     rng = random.Random(f"{seed}/questions")
     known = [*_facts(rng, relations), *_additions(rng), *_unknowns(rng, relations)]
-    return [*known, *_identity(relations), *_first(), *_poem_lines(rng), *_names(rng)]
+    first = [*_identity(relations), *_first(), *_poem_lines(rng), *_names(rng)]
+    return [*known, *first, *passages.questions(rng, relations)]
 
 
 def _question(kind: str, name: str, prompt: str, answer: str, accept: list[str]) -> dict[str, Any]:

@@ -127,3 +127,48 @@ def test_features_are_those_in_use():
     )
     assert done.returncode == 0, done.stderr
     assert set(ast.literal_eval(done.stdout)) <= {"avx2", "asimd", "sve", "DEFAULT"}
+
+
+def test_grounded_reads_both_sets_and_shows_what_fits(load, tmp_path):
+    """CMRC 2018 and DRCD name things differently; every third question is shown another paragraph."""
+    grounded = load("grounded")
+    texts = [f"第{n}座桥叫作桥{n}号。它高{n}米。" for n in range(10, 40)]
+    asked = [[f"第{n}座桥叫什么？", f"桥{n}号"] for n in range(10, 40)]
+    cmrc = [
+        {"context_text": text, "qas": [{"query_text": question, "answers": [answer]}]}
+        for text, (question, answer) in zip(texts, asked, strict=True)
+    ]
+    drcd = [
+        {"context": text, "qas": [{"question": question, "answers": [{"text": answer}]}]}
+        for text, (question, answer) in zip(texts, asked, strict=True)
+    ]
+    rows = []
+    for name, content in (("cmrc.jsonl", cmrc), ("drcd.jsonl", drcd)):
+        path = tmp_path / name
+        path.write_text("\n".join(json.dumps(row) for row in content), encoding="utf-8")
+        rows.append(list(grounded.reading(path, 30, 12, lambda question, passages: len(passages) <= 1)))
+    assert rows[0] == rows[1] and len(rows[0]) == 30
+    held = [row for row in rows[0] if row["golds"]]
+    assert len(held) == 20 and all(row["golds"][0] in row["passages"][0] for row in held)
+    assert all(row["cites"] == (set(row["golds"]) and {1}) or row["cites"] == set() for row in rows[0])
+    responses = [f"{row['golds'][0]}[1]。" if row["golds"] else "资料中没有提到。" for row in rows[0]]
+    perfect = grounded.measured(rows[0], responses)
+    assert perfect == {
+        "answered": 1,
+        "cited": 1,
+        "exact": 1,
+        "f1": 1,
+        "refused": 1,
+        "questions": [20, 10],
+    }
+    silent = grounded.measured(rows[0], ["我不知道。"] * 30)
+    assert (silent["answered"], silent["cited"], silent["exact"], silent["f1"], silent["refused"]) == (0, 0, 0, 0, 1)
+
+
+def test_grounded_overlap_and_passages(load):
+    grounded = load("grounded")
+    assert grounded.overlap("1987年", "1987年春") == pytest.approx(0.8) and grounded.overlap("北京", "上海") == 0
+    assert grounded.overlap("Apollo 11", "apollo") == pytest.approx(2 / 3)
+    text = "一二三。四五。六七八九十一二三四五！"
+    assert grounded.cut(text, 7) == ["一二三。四五。", "六七八九十一二", "三四五！"]
+    assert grounded.nearest("他在哪里", ["四五。", "他在哪。", "哪里"], 2) == ["他在哪。", "哪里"]

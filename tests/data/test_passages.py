@@ -1,0 +1,121 @@
+"""Questions about passages of the schoolbook: answerable by copying alone, and held-out ones never seen in training."""
+
+import json
+import random
+import re
+from collections import Counter
+
+import pytest
+
+from mengya.data.schoolbook import passages, topics, write
+from mengya.data.schoolbook.tables import load
+from mengya.tasks import TASKS
+from mengya.tasks.task import Question
+from mengya.text.grounding import CHINESE, parse_answer, without_citations
+
+
+@pytest.fixture(scope="module")
+def relations():
+    return load()
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    """(texts, conversations, held-out questions about passages)."""
+    out = tmp_path_factory.mktemp("schoolbook")
+    write(out, seed=3)
+    names = ("text.jsonl", "conversations.jsonl", "questions.jsonl")
+    texts, talks, asked = (
+        [json.loads(line) for line in (out / name).read_text(encoding="utf-8").split("\n")[:-1]] for name in names
+    )
+    rng, relations = random.Random(3), load()
+    passages_read = passages.documents(rng, relations)
+    passages_asked = [
+        [{"content": text} for turn in turns for text in turn] for turns in passages.conversations(rng, relations)
+    ]
+    said = [[{"content": message["content"]} for message in row["messages"]] for row in talks]
+    return [*(row["text"] for row in texts), *passages_read], said + passages_asked, asked
+
+
+@pytest.fixture(scope="module")
+def held(rows):
+    return [row for row in rows[2] if row["kind"] == "grounded"]
+
+
+def parts(text):
+    """Its sentences, without passage numbers; statements without their mark."""
+    return [part for part in re.split(r"[。，\n]|(?<=？)|^\[\d\] |^问题：", text, flags=re.MULTILINE) if part]
+
+
+def test_held_out_questions_are_right_by_their_task_and_of_both_sorts(held):
+    for row in held:
+        TASKS["grounded"].check(row)
+        assert Question(TASKS["grounded"], row["id"], row).score(row["answer"]) == 1
+    refused = sum(row["answer"] == CHINESE.refusal for row in held)
+    assert len(held) == 300 and refused == 100 and len({row["prompt"] for row in held}) > 290
+
+
+def test_an_answer_stands_in_the_passage_that_it_cites(held):
+    for row in held:
+        said = parse_answer(row["answer"], len(row["passages"]))
+        if not said.refused:
+            (number,) = said.cited
+            assert without_citations(said.text) in row["passages"][number - 1], row
+
+
+def test_conversations_cite_passages_that_hold_the_answer(rows):
+    checked = Counter()
+    for messages in rows[1]:
+        shown = re.findall(r"^\[(\d)\] (.*)$", messages[-2]["content"], re.MULTILINE) if len(messages) == 2 else []
+        if shown:
+            assert [int(number) for number, _ in shown] == list(range(1, len(shown) + 1))
+            said = parse_answer(messages[-1]["content"], len(shown))
+            checked[said.refused] += 1
+            if not said.refused:
+                assert without_citations(said.text) in shown[said.cited[0] - 1][1], messages
+    assert checked[False] > 300 and checked[True] > 100
+
+
+def test_no_sentence_that_is_held_out_is_trained_on(rows, held):
+    texts = [*rows[0], *(message["content"] for messages in rows[1] for message in messages)]
+    lines = {line.removeprefix(CHINESE.question) for text in texts for line in text.split("\n")}
+    trained = {part for text in texts for part in parts(text)}
+    assert not lines & {row["prompt"] for row in held}
+    for row in held:
+        if row["answer"] != CHINESE.refusal:
+            number = parse_answer(row["answer"], 9).cited[0]
+            told = [part for part in parts(row["passages"][number - 1]) if len(part) > 12]
+            assert not trained & set(told), told
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_names_and_changed_facts_stay_on_their_side(relations, held_out):
+    drawn = []
+
+    class Watched(passages.Maker):
+        def _name(self, *parts):
+            drawn.append(super()._name(*parts))
+            return drawn[-1]
+
+    maker = Watched(random.Random(0), relations, held_out)
+    for _ in range(200):
+        maker.scene()
+    taught = [name for names in topics.load_names() for name in names.names["zh"]]
+    assert len(set(drawn)) > 200 and all(passages.is_held_out(name) == held_out for name in drawn)
+    assert not [name for name in drawn if any(other in name for other in taught)]
+    for kind in maker.changed:
+        for name in kind.names:
+            for value in maker._values(kind, name, kind.attributes[0]):
+                assert passages.is_held_out(f"{name}={value}") == held_out
+
+
+def test_wordings_for_held_out_questions_are_not_in_training(rows):
+    """Whatever the subject and the value are."""
+    texts = [*rows[0], *(message["content"] for messages in rows[1] for message in messages)]
+    every = re.sub("。|^问题：", "\n", "\n".join(dict.fromkeys(texts)), flags=re.MULTILINE)
+    _, kinds = passages.load_kinds()
+    for attribute in (attribute for kind in kinds for attribute in kind.attributes):
+        assert not {*attribute.say, *attribute.ask} & {*attribute.told, *attribute.asked}
+        for template in (*attribute.told, *attribute.asked):
+            pattern = re.sub(r"\\\{[sa]\\\}", r"[^，？\\n]{1,20}", re.escape(template))
+            assert not re.search(rf"(^|，|\] ){pattern}($|，)", every, re.MULTILINE), template

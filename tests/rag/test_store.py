@@ -52,6 +52,16 @@ def test_a_file_is_its_name_and_its_content_decides(folder):
     assert base.holds("a.txt", "2") and not base.holds("a.txt", "1") and base.parsed("1").name == "b.txt"
 
 
+def test_a_base_that_is_only_being_made_is_not_there_yet(folder):
+    base = folder.open_or_create("b")
+    path = base.path.with_name(folder._path("c").name)
+    with sqlite3.connect(path) as made:
+        made.execute("PRAGMA journal_mode = WAL")
+    with pytest.raises(UnknownBase, match="no knowledge base yet"):
+        folder.open("c")
+    assert folder.names() == ["b"] and folder.open_or_create("c").files() == []
+
+
 def test_removing_leaves_nothing(folder):
     base = folder.open_or_create("b")
     embedder = Embedder("ones", lambda texts: np.ones((len(texts), 2), "f4"))

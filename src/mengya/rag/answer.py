@@ -140,7 +140,7 @@ def conclude(prepared: Prepared, text: str) -> Answer:
         return prepared.answer
     parsed = parse_answer(text.rpartition("</think>")[2], len(prepared.shown))
     if parsed.refused:
-        answer = Answer(parsed.text, "refusal", (), prepared.query)
+        answer = Answer(wording(prepared.question).refusal, "refusal", (), prepared.query)
     else:
         cited = "\n".join(prepared.shown[number - 1].stored.passage.text for number in parsed.cited)
         plain = without_citations(parsed.text)

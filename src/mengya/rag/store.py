@@ -127,6 +127,8 @@ class KnowledgeBase:
         self._kept: tuple[tuple, Vectors] | None = None
         with self._reading() as db:
             version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:  # another process has made the file, and not yet what is in it
+                raise UnknownBase(f"{path} is no knowledge base yet; index its files")
             if version != FORMAT:
                 raise UserError(f"{path} is no knowledge base of this version of mengya; index its files again")
             self.name: str = db.execute("SELECT value FROM about WHERE key = 'name'").fetchone()[0]

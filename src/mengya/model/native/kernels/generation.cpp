@@ -5,7 +5,8 @@
 // Every row of the step is computed by the same operations in the same order, however many rows there are, however they
 // are divided among threads, and wherever a prompt was cut: an answer does not depend on its neighbours, bit for bit.
 //
-// Keys lie in blocks of kBlock tokens, token beside token; values row after row.
+// Keys lie in blocks of kBlock tokens, token beside token; values row after row. Where bf16 is multiplied in pairs, two
+// inputs of a key lie side by side, and two tokens of a value.
 
 #include <omp.h>
 #include <sched.h>
@@ -149,6 +150,16 @@ class Step {
     // A key or a value, at its place in the block that begins at `at`.
     template <class T>
     void keep(const float* x, bool key, int64_t at, int64_t place) {
+        if constexpr (std::is_same_v<T, bf16> && kPairs) {
+            const int64_t across = key ? kBlock : p_.head_dim;
+            T* to = static_cast<T*>(key ? p_.keys : p_.values) + at + (key ? 2 * place : place / 2 * 2 * across + place % 2);
+            for (int64_t d = 0; d < p_.head_dim; d += kLanes) {
+                T entries[kLanes];
+                store(entries, load(x + d));
+                for (int64_t i = d; i < d + kLanes; i++) to[key ? i / 2 * 2 * across + i % 2 : 2 * i] = entries[i - d];
+            }
+            return;
+        }
         if (!key) {
             T* to = static_cast<T*>(p_.values) + at + place * p_.head_dim;
             for (int64_t d = 0; d < p_.head_dim; d += kLanes) store(to + d, load(x + d));
@@ -209,18 +220,80 @@ class Step {
         }
     }
 
-    // Scores, in units of log 2, to the powers of the softmax; one by their sum.
+    // Scores, in units of log 2, to the powers of the softmax, in their place, perhaps rounded; one by their sum.
+    template <bool ROUND = false>
     static float soften(float* scores, int64_t length, int64_t padded) {
         for (int64_t j = length; j < padded; j++) scores[j] = -1e30f;
         Vec most = all(-1e30f), sum{};
         for (int64_t j = 0; j < padded; j += kLanes) most = larger(most, load(scores + j));
         const float top = fold(most, [](float a, float b) { return std::max(a, b); });
         for (int64_t j = 0; j < padded; j += kLanes) {
-            const Vec e = exp2(load(scores + j) - top);
-            store(scores + j, e), sum += e;
+            Vec e = exp2(load(scores + j) - top);
+            if constexpr (ROUND) {
+                bf16* to = reinterpret_cast<bf16*>(scores) + j;  // never beyond what was read
+                store(to, e), e = load(to);
+            } else
+                store(scores + j, e);
+            sum += e;
         }
         return 1.0f / fold(sum, [](float a, float b) { return a + b; });
     }
+
+#ifdef __AVX512BF16__
+    // The same in bf16: queries and the powers of the softmax are rounded, and meet keys and values in pairs.
+    template <int HEADS>
+    void attend_heads(int64_t row, int64_t head, const bf16* keys, const bf16* values, float* scores) {
+        const int64_t dim = p_.head_dim, length = p_.positions[row] + 1, columns = p_.table_size * kBlock;
+        const int64_t padded = (length + kBlock - 1) / kBlock * kBlock;
+        const int32_t* table = p_.tables + p_.sequence[row] * p_.table_size;
+        met_inputs.resize(std::max<size_t>(met_inputs.size(), HEADS * dim / 2));
+        uint32_t* queries = met_inputs.data();
+        BfloatPairs::meet(p_.wide + row * p_.wide_row + head * dim, HEADS * dim, queries);
+        for (int64_t first = 0; first < padded; first += kBlock) {
+            const int64_t block = table[first / kBlock], next = table[std::min(first + kBlock, padded - 1) / kBlock];
+            const auto* from = reinterpret_cast<const uint32_t*>(keys + block * block_size());
+            const auto* soon = reinterpret_cast<const uint32_t*>(keys + next * block_size());
+            const auto* later = reinterpret_cast<const uint32_t*>(values + block * block_size());
+            Vec total[HEADS][4] = {};  // several sums, because each waits for the one before it
+            for (int64_t d = 0; d < dim / 2; d += 4)
+                for (int i = 0; i < 4; i++) {
+                    const auto pairs = BfloatPairs::read(from + (d + i) * kBlock);
+                    __builtin_prefetch(soon + (d + i) * kBlock);
+                    __builtin_prefetch(later + (d + i) * kBlock, 0, 2);
+                    for (int g = 0; g < HEADS; g++)
+                        total[g][i] = BfloatPairs::add(total[g][i], queries[g * dim / 2 + d + i], pairs);
+                }
+            for (int g = 0; g < HEADS; g++)
+                store(scores + g * columns + first,
+                      ((total[g][0] + total[g][1]) + (total[g][2] + total[g][3])) * (p_.scale * kLog2e));
+        }
+        float factors[HEADS];
+        const uint32_t* powers[HEADS];
+        for (int g = 0; g < HEADS; g++) {
+            factors[g] = soften<true>(scores + g * columns, length, padded);
+            powers[g] = reinterpret_cast<const uint32_t*>(scores + g * columns);
+        }
+        float* out = p_.h + row * p_.wide_row + head * dim;
+        constexpr int kWide = 4;  // vectors that are added up at a time
+        for (int64_t d = 0; d < dim; d += kWide * kLanes) {
+            const int64_t vectors = std::min<int64_t>(kWide, (dim - d) / kLanes);
+            Vec total[HEADS][kWide] = {};
+            for (int64_t j = 0; j < length; j += 2) {
+                const bf16* place = values + table[j / kBlock] * block_size() + j % kBlock * dim + 2 * d;
+                const auto* from = reinterpret_cast<const uint32_t*>(place);
+                // What lies behind the last token may be anything, even no number.
+                const uint32_t there = j + 1 < length ? ~0u : 0xffffu;
+                for (int v = 0; v < kWide; v++) {
+                    if (v >= vectors) break;
+                    const auto pairs = (__m512bh)_mm512_and_si512(_mm512_loadu_si512(from + v * kLanes), _mm512_set1_epi32(there));
+                    for (int g = 0; g < HEADS; g++) total[g][v] = BfloatPairs::add(total[g][v], powers[g][j / 2], pairs);
+                }
+            }
+            for (int g = 0; g < HEADS; g++)
+                for (int64_t v = 0; v < vectors; v++) store(out + g * dim + d + v * kLanes, total[g][v] * factors[g]);
+        }
+    }
+#endif
 
     // Every query of a row that reads this head of keys.
     template <class T>
@@ -232,11 +305,11 @@ class Step {
         for (int64_t g = 0; g < group;) {
             const int64_t rest = group - g, head = kv_head * group + g;
             if (kHeads == 4 && rest >= 4)
-                attend_heads<kHeads, T>(row, head, keys, values, scores), g += 4;
+                attend_heads<kHeads>(row, head, keys, values, scores), g += 4;
             else if (rest >= 2)
-                attend_heads<2, T>(row, head, keys, values, scores), g += 2;
+                attend_heads<2>(row, head, keys, values, scores), g += 2;
             else
-                attend_heads<1, T>(row, head, keys, values, scores), g += 1;
+                attend_heads<1>(row, head, keys, values, scores), g += 1;
         }
     }
 

@@ -104,6 +104,12 @@ struct BfloatPairs {
     }
 };
 #endif
+#ifdef __AVX512BF16__
+constexpr bool kPairs = true;  // keys and values in bf16 are multiplied in pairs, too
+#else
+constexpr bool kPairs = false;
+#endif
+
 // Weights in 8 bits meet whole numbers with a factor for each group of inputs of a row.
 constexpr int64_t kGroup = 128;  // inputs
 struct Met {

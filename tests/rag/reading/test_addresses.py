@@ -31,6 +31,7 @@ class Server(BaseHTTPRequestHandler):
             "/file": (302, {"Location": "file:///etc/passwd"}, b""),
             "/round": (302, {"Location": "/round"}, b""),
             "/large": (200, {}, b"x" * 5000),
+            "/slow": (200, {}, b"slow"),
         }.get(self.path, (404, {}, b"no"))
         self.send_response(status)
         for name, value in headers.items():

@@ -45,6 +45,8 @@ class Kind:
     changed: bool = False
     invented: str | None = None
     """What `unknown.invent` calls this kind, if it has names for it."""
+    true: frozenset[tuple[str, str]] = frozenset()
+    """Names and values of the schoolbook, which are not told together."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,8 @@ def changed_kinds(relations: list[Relation]) -> list[Kind]:
                 )
                 attribute = Attribute(values, say, ask, [], asked)
                 names = [fact.subject for fact in facts]
-                kinds.append(Kind(names, [attribute], changed=True, invented=relation.kind))
+                true = frozenset((fact.subject, answer) for fact in facts for answer in fact.answers)
+                kinds.append(Kind(names, [attribute], changed=True, invented=relation.kind, true=true))
     return kinds
 
 
@@ -193,7 +196,7 @@ class Maker:
         if not kind.changed:
             return attribute.values
         new = (value for value in attribute.values if is_held_out(f"{subject}={value}") == self.held_out)
-        return [value for value in new if value != subject]
+        return [value for value in new if value != subject and (subject, value) not in kind.true]
 
     def _told(self, kind: Kind, subject: str, attribute: Attribute) -> Told:
         return Told(attribute, subject, self._filled(self.rng.choice(self._values(kind, subject, attribute))))

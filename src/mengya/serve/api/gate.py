@@ -8,12 +8,11 @@ import logging
 import math
 import re
 import time
-import traceback
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mengya.serve.api.asgi import host_name, replay, where
 from mengya.serve.api.errors import ApiError, error_response
 from mengya.serve.api.measures import Measures
 from mengya.serve.api.settings import Settings
@@ -54,7 +53,7 @@ class Gate:
             try:
                 self._admit(scope)
                 body = await self._body(Headers(scope=scope), receive)
-                await self._app(scope, _replay(body, receive), sending)
+                await self._app(scope, replay(body, receive), sending)
             except Gone:
                 status = GONE
             except Exception as error:
@@ -77,7 +76,7 @@ class Gate:
         """ApiError 401, 403 or 429."""
         headers = Headers(scope=scope)
         hosts, keys = self._settings.hosts, self._settings.keys
-        if hosts is not None and _name(headers.get("host", "")) not in hosts:
+        if hosts is not None and host_name(headers.get("host", "")) not in hosts:
             # A page whose own name was pointed at this machine could ask here otherwise (DNS rebinding).
             raise ApiError(
                 403, f"Without keys this server answers only as {', '.join(hosts)}; start it with --api-keys."
@@ -131,29 +130,5 @@ class Gate:
 
     @staticmethod
     def _fault(error: Exception) -> ApiError:
-        frames = traceback.extract_tb(error.__traceback__)[-3:]
-        where = " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))
-        log.error("%s in %s", type(error).__name__, where)
+        log.error("%s in %s", type(error).__name__, where(error))
         return ApiError(500, "The server failed to answer; its log says where.", code="internal_error")
-
-
-def _name(host: str) -> str:
-    """A Host header without the port."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body at once, then what comes from the client: that it leaves."""
-    left: bytes | None = body
-
-    async def replayed() -> Message:
-        nonlocal left
-        if left is None:
-            return await receive()
-        given, left = left, None
-        return {"type": "http.request", "body": given, "more_body": False}
-
-    return replayed

@@ -24,10 +24,11 @@ from mengya.errors import UserError
 from mengya.infer.backends import Backend
 from mengya.infer.request import Sampling
 from mengya.rag.reading.names import name_as_text
+from mengya.serve.api.asgi import where
 from mengya.serve.web import backup, pictures
 from mengya.serve.web.actions import Actions, place_of, shown_live
 from mengya.serve.web.answers import Answer, Answers
-from mengya.serve.web.gate import GRADIO, OWNER, Gate, log, refused, where
+from mengya.serve.web.gate import GRADIO, OWNER, Gate, log, refused
 from mengya.serve.web.library import Library
 from mengya.serve.web.store import Missing, Store, new_id
 from mengya.serve.web.users import Users

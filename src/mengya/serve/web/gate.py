@@ -8,7 +8,6 @@ through it, and what is sent to it holds nothing that it would take for a file.
 import json
 import logging
 import re
-import traceback
 from collections.abc import Mapping, Sequence
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -18,6 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mengya.serve.api.asgi import host_name, replay, where
 from mengya.serve.web.users import Users
 
 log = logging.getLogger("mengya.web")
@@ -73,7 +73,7 @@ class Gate:
             refusal = body if isinstance(body, Response) else None
             if not isinstance(body, Response):
                 scope = scope | {"headers": _with_length(scope["headers"], len(body))}
-                receive = _replay(body, receive)
+                receive = replay(body, receive)
         try:
             await (refusal or self._app)(scope, receive, sending)
         except Exception as error:  # said without what was asked; the connection breaks if the answer has begun
@@ -94,7 +94,7 @@ class Gate:
     def _refusal(self, scope: Scope) -> Response | None:
         headers, path = Headers(scope=scope), scope["path"]
         host = headers.get("host", "")
-        if self._hosts is not None and _name(host) not in self._hosts:
+        if self._hosts is not None and host_name(host) not in self._hosts:
             # A page whose own name was pointed at this machine could ask here otherwise (DNS rebinding).
             return refused(403, f"this server answers only as {', '.join(self._hosts)}; start it with --keys")
         if scope["method"] not in ("GET", "HEAD"):
@@ -111,11 +111,6 @@ class Gate:
 
 def refused(status: int, why: str) -> Response:
     return JSONResponse({"error": why}, status)
-
-
-def where(error: Exception) -> str:
-    """The functions and lines of an error, without what they were given."""
-    return " < ".join(f"{f.name}:{f.lineno}" for f in reversed(traceback.extract_tb(error.__traceback__)[-3:]))
 
 
 async def _call(receive: Receive, types: Sequence[type]) -> bytes | Response:
@@ -154,23 +149,3 @@ def _plain(value: Any) -> bool:
 def _with_length(headers: Sequence[tuple[bytes, bytes]], length: int) -> list[tuple[bytes, bytes]]:
     kept = [(name, value) for name, value in headers if name not in (b"content-length", b"transfer-encoding")]
     return [*kept, (b"content-length", str(length).encode())]
-
-
-def _replay(body: bytes, receive: Receive) -> Receive:
-    left: bytes | None = body
-
-    async def replayed() -> Message:
-        nonlocal left
-        if left is None:
-            return await receive()
-        given, left = left, None
-        return {"type": "http.request", "body": given, "more_body": False}
-
-    return replayed
-
-
-def _name(host: str) -> str:
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""

@@ -85,6 +85,7 @@ struct Bfloats {
     }
 };
 #ifdef __AVX512BF16__
+constexpr bool kPairs = true;  // bf16 is multiplied in pairs, also that of keys and values
 struct BfloatPairs {
     using Entry = uint32_t;
     using Input = uint32_t;
@@ -103,9 +104,6 @@ struct BfloatPairs {
         });
     }
 };
-#endif
-#ifdef __AVX512BF16__
-constexpr bool kPairs = true;  // keys and values in bf16 are multiplied in pairs, too
 #else
 constexpr bool kPairs = false;
 #endif

@@ -10,8 +10,9 @@ from mengya.errors import UserError
 from mengya.infer.backends import Backend
 from mengya.infer.request import Conversation, Piece, Request, Sampling, TooLong
 from mengya.rag.followup import queries
+from mengya.rag.names import is_named
 from mengya.rag.passages import Piece as Place
-from mengya.rag.quote import best_sentence, excerpt, found_in, is_supported, words_of
+from mengya.rag.quote import best_of, best_sentence, excerpt, found_in, is_supported, words_of
 from mengya.rag.retrieve import Hit, Retriever
 from mengya.rag.store import KnowledgeBase, StoredPassage
 from mengya.text.grounding import CHINESE, grounded_message, parse_answer, without_citations, wording
@@ -121,7 +122,7 @@ def prepare(
     hits = [(base, hit) for base in bases for hit in retriever.find(base, wanted, limit)]
     hits = sorted(hits, key=lambda pair: -pair[1].score)[:limit]
     whole = _whole_file(bases, hits) if _WHOLE.search(question) else None
-    if whole is None and not (hits and (retriever.embedder or _is_about([hit for _, hit in hits], wanted))):
+    if whole is None and not (hits and (retriever.embedder or _is_about([hit for _, hit in hits], wanted, large))):
         refusal = Answer(wording(question).refusal, "refusal", (), wanted[0])
         return Prepared(question, wanted[0], (), answer=refusal)
     reserve = min((sampling or Sampling()).max_new_tokens, max(1, backend.context // 4))
@@ -252,12 +253,13 @@ def _whole_file(bases: Sequence[KnowledgeBase], hits: Sequence[tuple[KnowledgeBa
     return tuple(Shown.all_of(base, stored) for stored in base.passages_of(file)) or None
 
 
-def _is_about(hits: Sequence[Hit], wanted: Sequence[str]) -> bool:
-    """Whether a passage has a word of the question that says more than a single character of Han does."""
+def _is_about(hits: Sequence[Hit], wanted: Sequence[str], large: bool) -> bool:
+    """Whether a passage has a word of the question that says more than a single character of Han does. For a model that
+    is not large, also whether one has something that the question names: it would not notice."""
     words = {word for query in wanted for word in words_of(query)}
     words = {word for word in words if len(word) > 1 or word.isascii()} or words
-    told = (" \n".join((hit.stored.file, *hit.stored.passage.headings, hit.stored.passage.text)) for hit in hits)
-    return any(found_in(words, text) for text in told)
+    told = ["\n".join((hit.stored.file, *hit.stored.passage.headings, hit.stored.passage.text)) for hit in hits]
+    return any(found_in(words, text) for text in told) and (large or is_named(wanted[0], told))
 
 
 def _citation(number: int, shown: Shown, wanted: set[str]) -> Citation:
@@ -272,8 +274,7 @@ def _citation(number: int, shown: Shown, wanted: set[str]) -> Citation:
 def _quotation(prepared: Prepared) -> Answer:
     """The sentence of the passages that has most of the question's words, the earlier passage first."""
     wanted = words_of(f"{prepared.query}\n{prepared.question}")
-    scores = [best_sentence(wanted, shown.text)[2] for shown in prepared.shown]
-    best = max(range(len(scores)), key=lambda number: scores[number])
+    best, _, _ = best_of(wanted, [shown.text for shown in prepared.shown])
     citation = _citation(best + 1, prepared.shown[best], wanted)
     chinese = wording(prepared.question) is CHINESE
     text = f"原文：“{citation.quote}”[{best + 1}]" if chinese else f'Quoted: "{citation.quote}" [{best + 1}]'

@@ -1,6 +1,6 @@
 """Which words of a passage answer a question, or hold what an answer says."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from mengya.rag.passages import sentences
 from mengya.rag.retrieve import content
@@ -33,6 +33,13 @@ def best_sentence(words: Collection[str], text: str) -> tuple[int, int, int]:
         if score > best[2]:
             best = (begin, end, score)
     return best
+
+
+def best_of(words: Collection[str], texts: Sequence[str]) -> tuple[int, int, int]:
+    """(which text, begin, end) of the sentence with most of the words, the earlier text first."""
+    found = [best_sentence(words, text) for text in texts]
+    best = max(range(len(texts)), key=lambda number: found[number][2])
+    return best, *found[best][:2]
 
 
 def excerpt(words: Collection[str], text: str, size: int) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 import functools
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import add
 from typing import Any, NamedTuple
 
@@ -116,18 +116,24 @@ def _opencc() -> Any:
 
 
 @functools.cache
-def _cutter() -> Callable[[str], list[str]]:
+def _segmenter() -> Any:
     try:
         import rjieba
     except ImportError as error:
         raise UserError(_INSTALL) from error
-    return rjieba.cut
+    return rjieba
+
+
+def tagged(text: str) -> list[tuple[str, str, bool]]:
+    """Of a normalised text: (word, its part of speech as jieba has it, whether the dictionary has it)."""
+    segmenter = _segmenter()
+    return [(word, tag, segmenter.has_word(word)) for word, tag in segmenter.tag(text)]
 
 
 def terms_of(text: str) -> list[Term]:
     """The terms of a normalised text, in order: every word, and of scripts without spaces every two neighbours and the
     last character of each run, so that any part of the text is found, however it was cut."""
-    cut = _cutter()
+    cut = _segmenter().cut
     found: list[Term] = []
     for match in _RUNS.finditer(text):
         if run := match[1]:
@@ -143,7 +149,7 @@ def terms_of(text: str) -> list[Term]:
 
 def searched(text: str) -> tuple[str, str]:
     """The words of a normalised text and its pairs, each with spaces between: what `terms_of` gives, sooner."""
-    cut = _cutter()
+    cut = _segmenter().cut
     words: list[str] = []
     pairs: list[str] = []
     for match in _RUNS.finditer(text):

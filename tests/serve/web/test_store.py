@@ -98,6 +98,21 @@ def test_titles_are_one_line_and_not_empty(store):
         store.rename("a", made, " \n ")
 
 
+def test_a_title_can_be_seen(store):
+    made = talk(store, "\u202e\u200b", "答")
+    assert store.get("a", made).title == "…"
+    store.rename("a", made, "a\x00\u202eb👨\u200d👩\u200d👧")
+    assert store.get("a", made).title == "ab👨\u200d👩\u200d👧"
+    with pytest.raises(UserError, match="empty"):
+        store.rename("a", made, "\u200b")
+
+
+@pytest.mark.parametrize("search", ["问 " * 5000, "问" * 60_000, "\0", "%", "_"])
+def test_any_search_has_an_answer(store, search):
+    talk(store, "问" * 100, "答")
+    assert len(store.all("a", search)) == (0 if search in "%_" or len(search) > 50_000 else 1)
+
+
 def test_what_a_crash_broke_off_is_stopped(store, tmp_path):
     made = talk(store)
     store.save("a", store.get("a", made).leaf, "写了一半", "answering", {})
@@ -198,7 +213,8 @@ def test_a_hostile_backup(store):
     one, two = given["messages"]
     for changes in (
         {"id": "../../x" * 3}, {"messages": [one | {"role": "system"}]}, {"updated": float("inf")}, {"title": 5},
-        {"settings": []}, {"messages": [one | {"text": None}]},
+        {"settings": []}, {"messages": [one | {"text": None}]}, {"created": 10**400}, {"settings": {"seed": 10**30}},
+        {"messages": [one | {"info": {"tokens": 10**30}}]}, {"messages": [one | {"info": {"seconds": float("nan")}}]},
     ):  # fmt: skip
         text = json.dumps({"format": backup.FORMAT, "conversations": [given | changes]})
         with pytest.raises(UserError):

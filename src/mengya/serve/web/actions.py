@@ -17,7 +17,7 @@ from mengya.serve.web.answers import Answer, Answers, Ask, fitted, turns
 from mengya.serve.web.library import Library, passage_view
 from mengya.serve.web.markup import blocks
 from mengya.serve.web.settings import Settings
-from mengya.serve.web.store import Conversation, Message, Missing, State, Store, new_id
+from mengya.serve.web.store import Conversation, Message, Missing, State, Store, new_id, title_of
 from mengya.text.thoughts import split_thoughts
 
 _LONGEST = 400_000
@@ -77,8 +77,8 @@ class Actions:
     def send(self, owner: str, conversation: str, parent: str, text: str, settings: dict[str, Any]) -> dict[str, Any]:
         """Ask, after the message `parent` ("": at the beginning), in a conversation ("": a new one). "pictures" in the
         settings: ids of those that go with the question."""
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip()
-        if not text:
+        text = text.strip()
+        if not title_of(text):
             raise UserError("the message is empty; write one")
         if len(text) > _LONGEST:
             raise UserError(f"the message has {len(text)} characters; at most {_LONGEST} are taken")

@@ -16,6 +16,7 @@ from mengya.errors import UserError
 from mengya.infer.request import Sampling
 from mengya.serve.web.settings import Settings
 from mengya.serve.web.store import Conversation, Message, State, Store, insert, title_of
+from mengya.text.json_text import whole_characters
 from mengya.text.thoughts import split_thoughts
 
 FORMAT = "mengya-conversations-1"
@@ -49,7 +50,7 @@ def everything(store: Store, owner: str) -> str:
 def merge(store: Store, owner: str, text: str) -> int:
     """How many conversations are new or have grown. UserError if it is no backup; then nothing has changed."""
     try:
-        given = json.loads(text)
+        given = whole_characters(json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite))
         rows = given["conversations"] if given["format"] == FORMAT else None
         found = [_read(row) for row in rows or ()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -140,12 +141,25 @@ def _name(value: Any) -> str:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("text")
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
+
+
+def _whole(digits: str) -> int:
+    """A number that every reader of JSON takes."""
+    if len(digits) > 20 or abs(int(digits)) >= 2**63:
+        raise ValueError("number")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(float(digits)):
+        raise ValueError("number")
+    return float(digits)
 
 
 def _number(value: Any) -> float:
     """A time; one that is still to come is now, so that nothing stays newest for ever."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("time")
     return min(float(value), time.time())
 

@@ -59,7 +59,7 @@ async function list() {
 
 function entry(c) {
   const open = make("button", { class: "conversation", "aria-current": view?.id === c.id ? "page" : false, on: () => go(c.id) },
-    make("span", { class: "name", text: c.title }));
+    make("span", { class: "name", dir: "auto", text: c.title }));
   if (c.busy) open.append(make("span", { class: "dot" }, make("span", { class: "unseen", text: say("busy") })));
   return make("li", {}, open, make("button", { class: "icon-button", label: say("more", c.title), on: () => manage(c) }, icon("more")));
 }

@@ -65,6 +65,8 @@ def answer(request, choice):
         return ["写到一半", Say(error="the engine stopped in the middle of the answer; ask again")]
     if "图" in question:
         return ["![x](https://beacon.test/p.png?q=1) <img src=https://beacon.test/q.png> <svg onload=alert(1)>"]
+    if "مرحبا" in question:
+        return ["مرحبا بك، 3 < 5.\n\n```python\nx = 1\n```"]
     return ["回答：", question]
 
 
@@ -146,6 +148,21 @@ def test_an_answer_is_drawn(browse, pictures):
     assert "tokens" not in tab.locator(".meta").inner_text() and "词元/秒" in tab.locator(".meta").inner_text()
     assert tab.locator("#title").inner_text() == "讲讲光合作用"
     pictures(tab, "chat")
+
+
+def test_texts_find_their_direction(browse):
+    """ollama PR 16954: Arabic and Hebrew were set from left to right; code never is from right to left."""
+    tab = browse()
+    ask(tab, "مرحبا!")
+
+    def direction(what: str) -> str:
+        return tab.locator(what).first.evaluate("e => getComputedStyle(e).direction")
+
+    for what in (".words", ".block", "#title", "#conversations [aria-current] .name"):
+        assert direction(what) == "rtl", what
+    assert direction(".code pre") == "ltr"
+    ask(tab, "第一行\n\n第二行")
+    assert direction(".message:last-child .block") == "ltr"
 
 
 def test_stop_keeps_what_was_written(browse):

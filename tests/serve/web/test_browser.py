@@ -241,6 +241,29 @@ def test_the_history_is_found_after_a_reload(browse):
     tab.wait_for_selector(".none")
 
 
+def test_what_is_not_sent_stays_with_its_conversation(browse):
+    """deltachat-desktop 582: it was sent to somebody else; nearai/ironclaw 4724: it was lost."""
+    tab = browse()
+    ask(tab, "甲")
+    tab.fill("#text", "给甲的话")
+    tab.locator("#new").click()
+    assert tab.input_value("#text") == ""
+    tab.fill("#text", "新的话")
+    tab.locator(".conversation").first.click()
+    until(tab, "document.querySelector('#text').value === '给甲的话'")
+    tab.reload()
+    whole(tab)
+    until(tab, "document.querySelector('#text').value === '给甲的话'")
+    tab.press("#text", "Enter")
+    until(tab, "document.querySelectorAll('.again').length === 2")
+    assert tab.input_value("#text") == ""
+    tab.locator("#new").click()
+    assert tab.input_value("#text") == "新的话"
+    ask(tab, "乙")
+    tab.locator("#new").click()
+    assert tab.input_value("#text") == ""
+
+
 def test_rename_export_and_delete(browse):
     tab = browse()
     ask(tab, "<img src=x onerror=alert(1)>")

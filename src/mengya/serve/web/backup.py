@@ -7,6 +7,7 @@ gets ids of its own, the same ones each time.
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -33,10 +34,22 @@ def to_markdown(conversation: Conversation) -> str:
         parts += ["**System**", system]
     for message in conversation.branch():
         speaker = "**You 你**" if message.role == "user" else f"**{message.info.get('model') or 'Model'}**"
-        parts += [speaker, message.text if message.role == "user" else split_thoughts(message.text)[1]]
+        parts += [speaker, _closed(message.text if message.role == "user" else split_thoughts(message.text)[1])]
         sources = [f"[{s['id']}] {s['file']}{_pages(s)}: {s['quote']}" for s in message.info.get("sources", ())]
-        parts += ["\n".join(f"> {line}" for line in sources)] if sources else []
+        parts += ["\n".join(f"> {line}" for line in "\n".join(sources).splitlines())] if sources else []
     return "\n\n".join(parts) + "\n"
+
+
+def _closed(text: str) -> str:
+    """With the end of a block of code that is left open, as in an answer that was stopped: what follows is none."""
+    fence = ""
+    for line in text.splitlines():
+        mark = re.match(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})", line)
+        if not fence:
+            fence = mark[1] if mark else ""
+        elif mark and mark[1].startswith(fence) and not line.strip().strip(fence[0]):
+            fence = ""
+    return f"{text}\n{fence}" if fence else text
 
 
 def _pages(source: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ import pytest
 from mengya.errors import UserError
 from mengya.infer.request import Conversation, Sampling
 from mengya.rag.reading.limits import Limits
+from mengya.serve.web import actions
 from mengya.serve.web.actions import Actions
 from mengya.serve.web.answers import Answers, fitted
 from mengya.serve.web.library import Library
@@ -185,6 +186,19 @@ def test_a_long_conversation_is_not_counted_turn_by_turn():
     turns = [{"role": r, "content": "字" * 10} for _ in range(1000) for r in ("user", "assistant")]
     turns.append({"role": "user", "content": "字" * 10})
     assert fitted(backend, "", turns, 10) == turns[-9:] and len(counted) < 20
+
+
+def test_a_long_conversation_is_not_drawn_anew_with_each_question(talk, monkeypatch):
+    """open-webui 5032: sending took minutes after some ninety messages."""
+    one, _ = talk(lambda request, choice: [f"回答 {request.prompt.messages[-1]['content']}，一次"])
+    drawn, draw = [], actions.blocks
+    monkeypatch.setattr(actions, "blocks", lambda text, sources: drawn.append(text) or draw(text, sources))
+    view = one.send("0")
+    assert "回答 0，一次" in drawn
+    drawn.clear()
+    view = one.send("1", view["id"], view["messages"][-1]["id"])
+    assert view["messages"][1]["blocks"] == ["<p>回答 0，一次</p>\n"]
+    assert "回答 1，一次" in drawn and "回答 0，一次" not in drawn
 
 
 def test_a_question_without_an_answer_is_not_told(talk):

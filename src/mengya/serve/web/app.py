@@ -117,8 +117,8 @@ def _pages(app: FastAPI, site: Site) -> None:
     files = {path.name: path for path in PAGE.iterdir() if path.suffix in _TYPES}
 
     def signed(request: Request, response: Response, owner: str) -> Response:
-        kept = {"max_age": users.seconds, "secure": request.url.scheme == "https"}
-        response.set_cookie(users.cookie, users.sign(owner), httponly=True, samesite="lax", **kept)
+        secure, value = request.url.scheme == "https", users.sign(owner)
+        response.set_cookie(users.cookie, value, users.seconds, secure=secure, httponly=True, samesite="lax")
         return response
 
     @app.get("/")

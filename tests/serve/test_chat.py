@@ -90,6 +90,30 @@ def test_no_input_at_all(model_dir: Path) -> None:
     assert answers(talk(model_dir, b"")) == []
 
 
+def test_a_service_without_input_and_output(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was closed before the start (<&-) is None in Python."""
+    monkeypatch.setattr(sys, "stdin", None)
+    monkeypatch.setattr(sys, "stdout", None)
+    chat(model_dir, SHORT)
+
+
+@pytest.mark.parametrize("path", [".", "file/below", "/proc/nothing/x"])
+def test_a_history_that_cannot_be_written_is_said(tmp_path: Path, path: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="choose another"):
+        terminal.remembered(tmp_path / path)
+
+
+def test_a_broken_history_ends_no_conversation(tmp_path: Path) -> None:
+    path = tmp_path / "history"
+    path.write_bytes(b"\xff\xfe\0+a\n# x\n\n+" + b"\xff" * 50 + b"\n+\n\n")
+    past = terminal.remembered(path)
+    past.store_string("你好")
+    assert next(iter(past.load_history_strings())) == "你好"
+    if Path("/dev/full").exists():
+        terminal.remembered(Path("/dev/full")).store_string("你好")
+
+
 def test_answers_without_control_characters(model_dir: Path) -> None:
     text = talk(model_dir, "你好\n", Sampling(temperature=0, max_new_tokens=400))
     assert text == visible(text)

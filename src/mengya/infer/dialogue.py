@@ -8,6 +8,7 @@ from mengya.errors import UserError
 from mengya.infer.backends import Backend
 from mengya.infer.request import Conversation, Piece, Request, Sampling
 from mengya.text.chat import Message
+from mengya.text.json_text import whole_characters
 
 
 class Dialogue:
@@ -21,7 +22,7 @@ class Dialogue:
         """0: not known; then nothing is forgotten."""
         self.reserve: int = min(sampling.max_new_tokens, max(1, self.context // 4))
         """Tokens of the context that a question may not take, so that there is room for an answer."""
-        self._preamble: list[Message] = [{"role": "system", "content": _valid(system)}] if system else []
+        self._preamble: list[Message] = [{"role": "system", "content": whole_characters(system)}] if system else []
         self.messages: list[Message] = list(self._preamble)
         """The conversation so far, as `Chat.encode` takes it."""
         self._streaming = False
@@ -40,7 +41,7 @@ class Dialogue:
         When the context is full, the oldest turns are forgotten. Closing the iterator (or KeyboardInterrupt) keeps
         the question with what was answered so far; if that is nothing, the question is forgotten too."""
         assert not self._streaming, "finish or close the previous answer first"
-        question = {"role": "user", "content": _valid(user_text)}
+        question = {"role": "user", "content": whole_characters(user_text)}
         self._forget_for(question)
         said, finished = "", False
         self._streaming, self.tokens_per_second = True, 0.0
@@ -92,8 +93,3 @@ class Dialogue:
             ticket.cancel()
         if piece.finish == "error":
             raise UserError(piece.error or "the model failed")
-
-
-def _valid(text: str) -> str:
-    """`text` with surrogate pairs joined and lone surrogates (undecodable input) replaced by U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

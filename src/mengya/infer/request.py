@@ -45,7 +45,7 @@ class Sampling:
 
         checks = (
             (within(self.temperature, 0, math.inf), "temperature", "0 (always the likeliest token) or more, as 0.7"),
-            (self.top_k >= 0, "top_k", "0 (off) or a number of tokens, such as 50"),
+            (0 <= self.top_k < 2**31, "top_k", "0 (off) or a number of tokens, such as 50"),
             (0 < self.top_p <= 1, "top_p", "above 0 and at most 1, such as 0.9; 1 turns it off"),
             (0 <= self.min_p <= 1, "min_p", "from 0 (off) to 1, such as 0.05"),
             (
@@ -55,7 +55,7 @@ class Sampling:
             ),
             (within(self.frequency_penalty, -2, 2), "frequency_penalty", "from -2 to 2; 0 turns it off"),
             (within(self.presence_penalty, -2, 2), "presence_penalty", "from -2 to 2; 0 turns it off"),
-            (self.max_new_tokens >= 1, "max_new_tokens", "1 or more"),
+            (1 <= self.max_new_tokens < 2**31, "max_new_tokens", "1 or more, such as 256"),
             (0 <= self.min_new_tokens <= self.max_new_tokens, "min_new_tokens", "from 0 to max_new_tokens"),
             (self.seed is None or -(2**63) <= self.seed < 2**63, "seed", "a whole number of at most 63 bits"),
         )

@@ -1,16 +1,20 @@
 """Chat in a terminal; without one, answer the lines of standard input."""
 
+import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from mengya.errors import UserError
 from mengya.infer.backends import Backend
 from mengya.infer.dialogue import Dialogue
 from mengya.infer.request import Sampling
+
+if TYPE_CHECKING:
+    from prompt_toolkit.history import FileHistory
 
 YOU, MORE, SPROUT = "你> ", " … ", "芽> "
 HELP = """\
@@ -58,7 +62,8 @@ def chat(
     `questions` are answered first, each in a conversation of its own. Where `input` or `output` is not a terminal, only
     they are answered; if there are none, each line of `input` is a question or a command. `single_turn`: every question
     begins a conversation. `history`: a file that remembers what was typed."""
-    source, sink = input or sys.stdin, output or sys.stdout
+    source = input or sys.stdin or io.StringIO()  # a service may have neither
+    sink = output or sys.stdout or io.StringIO()
     session = Dialogue(backend, sampling, system)
     screen = Screen(sink)
     interactive = source.isatty() and sink.isatty()
@@ -116,15 +121,10 @@ def _answer(session: Dialogue, text: str, screen: Screen) -> None:
 def _typed(source: TextIO, sink: TextIO, history: Path | None) -> Iterator[str]:
     """What the user types until Ctrl-C or Ctrl-D. prompt_toolkit edits it: wide characters, history, pasted lines."""
     from prompt_toolkit import PromptSession  # only here: piped questions should not pay for it
-    from prompt_toolkit.history import FileHistory
     from prompt_toolkit.input.defaults import create_input
     from prompt_toolkit.output.defaults import create_output
 
-    past = None
-    if history is not None:
-        history.parent.mkdir(parents=True, exist_ok=True)
-        history.touch(mode=0o600)  # nobody else reads what was asked
-        past = FileHistory(history)
+    past = remembered(history) if history else None
     prompt: PromptSession[str] = PromptSession(input=create_input(source), output=create_output(sink), history=past)
     while True:
         try:
@@ -135,6 +135,24 @@ def _typed(source: TextIO, sink: TextIO, history: Path | None) -> Iterator[str]:
             return
         if text := text.strip():
             yield text
+
+
+def remembered(path: Path) -> "FileHistory":
+    """What was typed before, and a place for what comes. UserError if nothing can be written there."""
+    from prompt_toolkit.history import FileHistory
+
+    class Remembered(FileHistory):
+        def store_string(self, string: str) -> None:
+            with suppress(OSError):  # a disk that is full by now ends no conversation
+                super().store_string(string)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)  # nobody else reads what was asked
+        path.open("ab").close()
+    except OSError as error:
+        raise UserError(f"history={path} cannot be used ({error.strerror}); choose another file") from error
+    return Remembered(path)
 
 
 def _lines(source: TextIO, screen: Screen) -> Iterator[str]:

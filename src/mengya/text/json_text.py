@@ -18,6 +18,15 @@ def parse_json(text: str) -> Any:
     return value
 
 
+def whole_characters(value: Any) -> Any:
+    """`value` with U+FFFD for each surrogate without its other half: JSON can spell them, but no encoding has them."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {whole_characters(key): whole_characters(item) for key, item in value.items()}
+    return [whole_characters(item) for item in value] if isinstance(value, list) else value
+
+
 def check_depth(text: str, value: Any) -> None:
     """ValueError if the value that stands in `text` is nested too deeply."""
     if text.count("[") + text.count("{") <= MAX_DEPTH:

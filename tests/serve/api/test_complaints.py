@@ -1,5 +1,7 @@
 """What users of other servers complained of, in public trackers."""
 
+import gzip
+import json
 import re
 
 import pytest
@@ -91,3 +93,65 @@ def test_an_answer_may_take_long(serving):
     """gpustack 2638: the server ended the connection while the model went on."""
     live = serving(lambda request, choice: [Say("春", wait=1.5)], limits={"ping_seconds": 0.2, "head_seconds": 0.5})
     assert live.chat().json()["choices"][0]["message"]["content"] == "春"
+
+
+def test_files_that_windows_wrote_begin_with_a_mark(plain):
+    content = b"\xef\xbb\xbf" + json.dumps({"messages": USER}).encode()
+    answer = plain.http.post("/v1/chat/completions", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200
+
+
+def test_a_body_that_is_packed_is_refused_as_such(plain):
+    """It was told that it is not UTF-8."""
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    content = gzip.compress(json.dumps({"messages": USER}).encode())
+    answer = plain.http.post("/v1/chat/completions", content=content, headers=headers)
+    assert answer.status_code == 415 and "Content-Encoding 'gzip'" in error_of(answer)["message"]
+    content, headers["Content-Encoding"] = json.dumps({"messages": USER}), "identity"
+    assert plain.http.post("/v1/chat/completions", content=content, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "status"), [("/health", 200), ("/v1/models", 200), ("/nothing", 404)])
+def test_the_head_of_an_answer_alone(plain, path, status):
+    """punkpeye/fastmcp PR 275, mozilla-it/ctms-api 165: load balancers ask for it, and took the server for dead."""
+    answer = plain.http.head(path)
+    assert answer.status_code == status and not answer.content
+    assert plain.http.head("/v1/chat/completions").status_code == 405
+
+
+def test_likelihoods_that_are_not_wanted_are_not_there(plain):
+    """False is no number of them, though Python takes it for 0."""
+    assert plain.complete(logprobs=False).json()["choices"][0]["logprobs"] is None
+    assert plain.complete(logprobs=0).json()["choices"][0]["logprobs"]["tokens"]
+
+
+@pytest.mark.parametrize(("path", "body", "param"), [
+    ("chat/completions", {"guided_json": {"type": "object"}}, "guided_json"),
+    ("chat/completions", {"guided_choice": ["a", "b"]}, "guided_choice"),
+    ("chat/completions", {"structured_outputs": {"json": {}}}, "structured_outputs"),
+    ("chat/completions", {"grammar": "root ::= x"}, "grammar"),
+    ("chat/completions", {"response_format": {"type": "json_object", "schema": {"type": "array"}}},
+     "response_format.schema"),
+    ("completions", {"response_format": {"type": "json_object"}}, "response_format"),
+    ("completions", {"use_beam_search": True}, "use_beam_search"),
+])  # fmt: skip
+def test_a_form_that_cannot_be_kept_is_not_passed_over(serving, path, body, param):
+    """Other servers' ways to ask for it: an answer in any form at all came back, and nobody was told."""
+    live = serving(grammar_for=lambda backend, schema: lambda: None)
+    answer = live.post(f"/v1/{path}", {"messages": USER, "prompt": "a"} | body)
+    assert answer.status_code == 400 and error_of(answer)["param"] == param
+    harmless = {"guided_json": None, "grammar": "", "use_beam_search": False, "response_format": {"type": "text"}}
+    assert live.post(f"/v1/{path}", {"messages": USER, "prompt": "a"} | harmless).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/v1/v1/chat/completions"])
+def test_an_address_without_v1_is_told_where_it_ends(plain, path):
+    """Every client wants its base URL in another way."""
+    answer = plain.post(path, {"messages": USER})
+    assert answer.status_code == 404 and "ends in /v1" in error_of(answer)["message"]
+
+
+def test_a_part_without_text_is_named(plain):
+    """It was told that parts of type text are not understood, and to use text."""
+    error = error_of(plain.chat(messages=[{"role": "user", "content": [{"type": "text"}]}]))
+    assert error["param"] == "messages[0].content[0].text"

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import pytest
 
 from mengya.serve.api.keys import Keys
-from mengya.serve.web.users import Users, secret_of
+from mengya.serve.web.users import Guesses, Users, secret_of
 
 from ..api.scripted import Say, soon
 from .conftest import SECRET, Visitor
@@ -122,9 +124,42 @@ def test_nobody_without_a_cookie(page):
         assert a.get("/export.json", headers=headers).status_code == 401
 
 
+def test_halves_of_characters_do_no_harm(page):
+    """JSON spells them, no encoding has them: stored as they are, nothing beside them could be shown again."""
+    a = page.visitor()
+    made = a.talk("你好")["id"]
+    calls = {
+        "send": ["", "", "好\ud83d", {"system": "\ud83d", "bases": ["\ud83d"], "pictures": ["\ud83d"]}],
+        "rename": [made, "\ud83d"], "create": ["\ud83d", {}], "conversations": ["\ud83d"], "open": ["\ud83d"],
+        "choose": [made, "\ud83d"], "make_base": ["\ud83d"], "files": ["\ud83d"], "source": [made, "\ud83d", 1],
+        "remove_file": ["base:\ud83d", "\ud83d"], "add_address": ["\ud83d", "\ud83d"],
+    }  # fmt: skip
+    for name, values in calls.items():
+        spelt, headers = json.dumps({"data": values}), {"Content-Type": "application/json"}
+        answer = a.post(f"/gradio/gradio_api/run/{name}", content=spelt, headers=headers)
+        assert answer.status_code == 200 and "its log says" not in answer.text, (name, answer.text)
+    assert a.call("bases") == ["base:\ufffd"]
+    assert {"好\ufffd", "\ufffd"} <= {c["title"] for c in a.call("conversations", "")}
+
+
+def test_a_number_too_large_is_said_and_not_stored(page):
+    a = page.visitor()
+    assert "out of range" in a.call("send", "", "", "x", {"max_new_tokens": 10**30})
+    assert a.call("conversations", "") == []
+
+
+@pytest.mark.parametrize(("path", "status"), [("/", 200), ("/page/page.css", 200), ("/nothing", 404)])
+def test_the_head_alone(page, path, status):
+    """What watches over servers asks for it."""
+    answer = page.visitor().head(path)
+    assert answer.status_code == status and not answer.content
+
+
 def test_pages_of_other_sites_may_not_ask(page):
     a = page.visitor()
-    for headers in ({"Origin": "https://evil.test"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
+    for headers in (
+        {"Origin": "https://evil.test"}, {"Origin": "null"}, {"Origin": "http://[::1"}, {"Sec-Fetch-Site": "cross-site"}
+    ):  # fmt: skip
         answer = a.post("/gradio/gradio_api/run/conversations", json={"data": [""]}, headers=headers)
         assert answer.status_code == 403
         assert a.post("/import", content=b"{}", headers=headers).status_code == 403
@@ -183,6 +218,38 @@ def test_with_keys_nobody_enters_without_one(serve):
     assert "no such" in b.call("open", view["id"])
     a.post("/sign-out")
     assert a.ask("conversations", "").status_code == 401
+
+
+def test_who_guesses_keys_has_to_wait(serve):
+    """openchamber PR 269, litellm PR 36116."""
+    page = serve(keys=keys())
+    a = page.visitor()
+    assert a.post("/sign-in", content=b"key=" + b"x" * 20_000).status_code == 413
+    with ThreadPoolExecutor(10) as threads:
+        for answer in threads.map(lambda n: a.post("/sign-in", data={"key": f"wrong {n}"}), range(10)):
+            assert answer.headers["location"] == "/?wrong"
+    answer = a.post("/sign-in", data={"key": "amy-key"})
+    assert answer.status_code == 429 and 0 < int(answer.headers["retry-after"]) <= 60 and 'name="key"' in answer.text
+    elsewhere = {"X-Forwarded-For": "192.0.2.1"}  # said by a proxy on this machine
+    assert a.post("/sign-in", data={"key": "amy-key"}, headers=elsewhere).headers["location"] == "/"
+
+
+def test_guesses_are_forgotten_after_a_minute():
+    now = [0.0]
+    guesses = Guesses(lambda: now[0])
+    for second in range(10):
+        now[0] = second
+        assert guesses.wait("a") == 0
+        guesses.wrong("a")
+    assert guesses.wait("a") == 51 and guesses.wait("b") == 0
+    now[0] = 60.5
+    assert guesses.wait("a") == 0
+
+
+def test_a_cookie_that_came_over_https_stays_there(page):
+    assert "Secure" not in httpx.get(page.url).headers["set-cookie"]
+    cookie = httpx.get(page.url, headers={"X-Forwarded-Proto": "https"}).headers["set-cookie"]
+    assert "Secure" in cookie and "HttpOnly" in cookie
 
 
 def test_cookies_of_those_who_left_are_worth_nothing():

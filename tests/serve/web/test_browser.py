@@ -65,6 +65,8 @@ def answer(request, choice):
         return ["写到一半", Say(error="the engine stopped in the middle of the answer; ask again")]
     if "图" in question:
         return ["![x](https://beacon.test/p.png?q=1) <img src=https://beacon.test/q.png> <svg onload=alert(1)>"]
+    if "مرحبا" in question:
+        return ["مرحبا بك، 3 < 5.\n\n```python\nx = 1\n```"]
     return ["回答：", question]
 
 
@@ -148,6 +150,21 @@ def test_an_answer_is_drawn(browse, pictures):
     pictures(tab, "chat")
 
 
+def test_texts_find_their_direction(browse):
+    """ollama PR 16954: Arabic and Hebrew were set from left to right; code never is from right to left."""
+    tab = browse()
+    ask(tab, "مرحبا!")
+
+    def direction(what: str) -> str:
+        return tab.locator(what).first.evaluate("e => getComputedStyle(e).direction")
+
+    for what in (".words", ".block", "#title", "#conversations [aria-current] .name"):
+        assert direction(what) == "rtl", what
+    assert direction(".code pre") == "ltr"
+    ask(tab, "第一行\n\n第二行")
+    assert direction(".message:last-child .block") == "ltr"
+
+
 def test_stop_keeps_what_was_written(browse):
     tab = browse()
     tab.fill("#text", "慢慢写")
@@ -222,6 +239,29 @@ def test_the_history_is_found_after_a_reload(browse):
     until(tab, "document.querySelector('.words').innerText === '合同违约金'")
     tab.fill("#search", "没有这个")
     tab.wait_for_selector(".none")
+
+
+def test_what_is_not_sent_stays_with_its_conversation(browse):
+    """deltachat-desktop 582: it was sent to somebody else; nearai/ironclaw 4724: it was lost."""
+    tab = browse()
+    ask(tab, "甲")
+    tab.fill("#text", "给甲的话")
+    tab.locator("#new").click()
+    assert tab.input_value("#text") == ""
+    tab.fill("#text", "新的话")
+    tab.locator(".conversation").first.click()
+    until(tab, "document.querySelector('#text').value === '给甲的话'")
+    tab.reload()
+    whole(tab)
+    until(tab, "document.querySelector('#text').value === '给甲的话'")
+    tab.press("#text", "Enter")
+    until(tab, "document.querySelectorAll('.again').length === 2")
+    assert tab.input_value("#text") == ""
+    tab.locator("#new").click()
+    assert tab.input_value("#text") == "新的话"
+    ask(tab, "乙")
+    tab.locator("#new").click()
+    assert tab.input_value("#text") == ""
 
 
 def test_rename_export_and_delete(browse):

@@ -68,7 +68,13 @@ def test_links_and_pictures_are_words_with_their_address():
     assert words == "看这里 (https://host.test/a)和图 (https://host.test/b.png)，https://host.test/c\n"
 
 
-@pytest.mark.parametrize("text", ["$x^2$", "\\(x^2\\)", "$$x^2$$", "\\[x^2\\]", "设$x^2$，则", "$$\nx^2\n$$"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "$x^2$", "\\(x^2\\)", "$$x^2$$", "\\[x^2\\]", "设$x^2$，则", "$$\nx^2\n$$", "因此：\n\\[\nx^2\n- 1\n\\]\n后",
+        "则\\[x^2\\]成立", "- 项：\n  \\[\n  x^2\n  \\]", "> $$\n> x^2\n> $$", "$$x^2$$ (1)", "$速度^2 = 9$",
+    ],
+)  # fmt: skip
 def test_formulas_become_mathml(text):
     assert {"math", "msup"} <= drawn(text).tags
 
@@ -78,6 +84,27 @@ def test_formulas_become_mathml(text):
 )
 def test_what_is_no_formula_stays(text):
     assert drawn(text).words.replace("$", "").strip()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["从$100涨到200$", "Only $59(save $100)", "$PATH:$HOME/bin", "$/PR is down but $/session is up", "\\(", "\\[a"],
+)
+def test_prices_and_names_are_no_formulas(text):
+    """cherry-studio 1396, lobehub 8553: what stands between two dollars is not always one."""
+    assert drawn(text).tags == {"p"} and drawn(text).words.strip() == text.replace("\\", "")
+
+
+def test_the_end_of_a_formula_is_near():
+    """A model that repeats $$ for ever would otherwise have each of them looked for to the end of the text."""
+    for begin, end in (("$$", "$$"), ("\\[", "\\]")):
+        assert "math" in drawn(f"{begin}\n{'x + ' * 9}\ny\n{end}").tags
+        assert "math" not in drawn(f"{begin}\n" + "x +\n\n" * 100 + f"y\n{end}").tags
+    assert "math" not in drawn("\\(" + "x" * 3000 + "\\)").tags
+
+
+def test_lines_stay_lines():
+    assert "br" in drawn("床前明月光，\n疑是地上霜。").tags
 
 
 @pytest.mark.parametrize("text", ["**注意：**这是", "这是**“引文”**的", "**粗体**字", "a **b** c", "**「好」**吗"])

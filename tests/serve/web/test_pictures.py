@@ -7,6 +7,9 @@ import zlib
 import pytest
 from PIL import Image
 
+from mengya.rag.reading.limits import Limits
+from mengya.serve.web.pictures import drawn
+
 from ..api.scripted import Scripted, soon
 
 
@@ -50,6 +53,13 @@ def test_a_model_that_does_not_see_is_told_the_words_alone(serve):
     made = a.call("create", "x", {})["id"]
     a.talk("这是什么？", made, pictures=[add(a, made)["value"]])
     assert page.backend.requests[0].prompt.messages[-1]["content"] == "这是什么？"
+
+
+def test_grey_of_sixteen_bits_stays_grey(tmp_path):
+    """What hospitals and scanners write; all but the darkest would be white."""
+    path = tmp_path / "x"
+    Image.new("I;16", (4, 4), 128 * 256).save(path, "PNG")
+    assert Image.open(io.BytesIO(drawn(path, Limits()))).getpixel((0, 0)) == (128, 128, 128)
 
 
 def bomb() -> bytes:

@@ -98,6 +98,21 @@ def test_titles_are_one_line_and_not_empty(store):
         store.rename("a", made, " \n ")
 
 
+def test_a_title_can_be_seen(store):
+    made = talk(store, "\u202e\u200b", "答")
+    assert store.get("a", made).title == "…"
+    store.rename("a", made, "a\x00\u202eb👨\u200d👩\u200d👧")
+    assert store.get("a", made).title == "ab👨\u200d👩\u200d👧"
+    with pytest.raises(UserError, match="empty"):
+        store.rename("a", made, "\u200b")
+
+
+@pytest.mark.parametrize("search", ["问 " * 5000, "问" * 60_000, "\0", "%", "_"])
+def test_any_search_has_an_answer(store, search):
+    talk(store, "问" * 100, "答")
+    assert len(store.all("a", search)) == (0 if search in "%_" or len(search) > 50_000 else 1)
+
+
 def test_what_a_crash_broke_off_is_stopped(store, tmp_path):
     made = talk(store)
     store.save("a", store.get("a", made).leaf, "写了一半", "answering", {})
@@ -198,7 +213,8 @@ def test_a_hostile_backup(store):
     one, two = given["messages"]
     for changes in (
         {"id": "../../x" * 3}, {"messages": [one | {"role": "system"}]}, {"updated": float("inf")}, {"title": 5},
-        {"settings": []}, {"messages": [one | {"text": None}]},
+        {"settings": []}, {"messages": [one | {"text": None}]}, {"created": 10**400}, {"settings": {"seed": 10**30}},
+        {"messages": [one | {"info": {"tokens": 10**30}}]}, {"messages": [one | {"info": {"seconds": float("nan")}}]},
     ):  # fmt: skip
         text = json.dumps({"format": backup.FORMAT, "conversations": [given | changes]})
         with pytest.raises(UserError):
@@ -221,3 +237,19 @@ def test_markdown_has_the_branch_without_thoughts(store):
     made = talk(store, "问", "<think>想</think>答")
     text = backup.to_markdown(store.get("a", made))
     assert "问" in text and "答" in text and "想" not in text
+
+
+def test_code_that_is_left_open_ends_with_its_message(store):
+    for text, end in (
+        ("```py\nx = 1", "\n```"), ("````md\n```\nx", "\n````"), ("~~~\nx\n```", "\n~~~"), ("```\nx\n```", ""),
+        ("```x``` y", ""), ("    ```", ""),
+    ):  # fmt: skip
+        made = talk(store, text, "答")
+        assert f"\n\n{text}{end}\n\n**Model**\n" in backup.to_markdown(store.get("a", made)), text
+
+
+def test_all_lines_of_a_quotation_are_quoted(store):
+    made = talk(store)
+    source = {"id": 1, "file": "a.txt", "pages": [2], "quote": "一\n\n# 二"}
+    store.save("a", store.get("a", made).leaf, "答", "done", {"sources": [source]})
+    assert backup.to_markdown(store.get("a", made)).endswith("> [1] a.txt, p. 2: 一\n> \n> # 二\n")

@@ -12,10 +12,14 @@ _UNSEEN = re.compile(
 )
 
 
+def without_unseen(text: str) -> str:
+    return _UNSEEN.sub("", text)
+
+
 def name_as_text(name: str) -> str:
     """`name` in Unicode's NFC without characters that are not seen, cut to `LONGEST` with its ending kept; brackets,
     spaces, slashes and percent signs stay. Never empty."""
-    shown = unicodedata.normalize("NFC", _UNSEEN.sub("", name)).strip()
+    shown = unicodedata.normalize("NFC", without_unseen(name)).strip()
     stem, dot, ending = shown.rpartition(".")
     if not stem or len(ending) > 16 or "/" in ending:
         stem, dot, ending = shown, "", ""

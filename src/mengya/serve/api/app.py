@@ -31,7 +31,7 @@ from mengya.serve.api.measures import Measures
 from mengya.serve.api.older import generate
 from mengya.serve.api.service import Service
 from mengya.serve.api.settings import Settings
-from mengya.text.json_text import parse_json
+from mengya.text.json_text import parse_json, whole_characters
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"description": "A value that cannot be used"},
@@ -40,7 +40,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     404: {"description": "No such model"},
     408: {"description": "The body did not come in time"},
     413: {"description": "The body is too large"},
-    415: {"description": "The body is not JSON"},
+    415: {"description": "The body is not plain JSON"},
     429: {"description": "Too much at once"},
     500: {"description": "A fault of the model or the server"},
     503: {"description": "The server is stopping"},
@@ -68,23 +68,14 @@ class _JsonRequest(Request):
 
     async def json(self) -> Any:
         try:
-            text = (await self.body()).decode("utf-8")
+            text = (await self.body()).decode("utf-8-sig")  # files that Windows wrote begin with a mark
         except UnicodeDecodeError:
             raise ApiError(400, "The body is not UTF-8.") from None
         try:
             value = parse_json(text)
         except ValueError as error:
             raise ApiError(400, f"The body cannot be read: {error}.") from None
-        return _whole_characters(value) if re.search(r"\\u[dD][89a-fA-F]", text) else value
-
-
-def _whole_characters(value: Any) -> Any:
-    """Surrogates without their other half, which no encoding has, become U+FFFD."""
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, dict):
-        return {_whole_characters(key): _whole_characters(item) for key, item in value.items()}
-    return [_whole_characters(item) for item in value] if isinstance(value, list) else value
+        return whole_characters(value) if re.search(r"\\u[dD][89a-fA-F]", text) else value
 
 
 class _JsonRoute(APIRoute):
@@ -92,11 +83,15 @@ class _JsonRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handler(request: Request) -> Response:
-            kind = Headers(scope=request.scope).get("content-type", "").partition(";")[0].strip().lower()
+            headers = Headers(scope=request.scope)
+            kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             if kind != "application/json":  # which no page of another site can send without asking
                 raise ApiError(
                     415, "The body must be JSON; send the header Content-Type: application/json.", code="not_json"
                 )
+            if (coding := headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
+                message = f"A body in Content-Encoding {coding[:40]!r} is not understood; send it as it is."
+                raise ApiError(415, message, code="not_plain")
             return await handle(_JsonRequest(request.scope, request.receive))
 
         return handler

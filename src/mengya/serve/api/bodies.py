@@ -5,7 +5,7 @@ Unknown fields are taken and ignored."""
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StrictInt
 
 from mengya.infer.request import Sampling
 from mengya.serve.api.errors import ApiError
@@ -18,6 +18,15 @@ HARMLESS = frozenset(
     "reasoning_effort safety_identifier service_tier store stream_options user verbosity".split()
 )
 """Fields of the protocol that change nothing here, or are refused elsewhere if they would."""
+NOT_HERE = dict.fromkeys(
+    "guided_json guided_regex guided_choice guided_grammar structured_outputs grammar json_schema regex ebnf".split(),
+    "/v1/chat/completions takes a JSON schema in response_format",
+) | {
+    "use_beam_search": "use n",
+    "allowed_token_ids": "use logit_bias",
+    "bad_words": "use logit_bias",
+}
+"""Fields of other servers that would change the answer there, and what there is instead."""
 _SAME = ("temperature", "top_p", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "seed")
 """Fields that have the names and meanings of `Sampling`."""
 
@@ -148,7 +157,7 @@ class ChatBody(Drawing):
 class CompletionBody(Drawing):
     prompt: str | Ids | Annotated[list[str] | list[Ids], Field(min_length=1)]
     echo: bool | None = None
-    logprobs: int | None = None
+    logprobs: Annotated[int | None, BeforeValidator(lambda given: None if given is False else given)] = None
     suffix: str | None = None
     best_of: int | None = None
 

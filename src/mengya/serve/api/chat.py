@@ -25,7 +25,7 @@ _ALPHANUMERIC = string.ascii_letters + string.digits
 
 
 async def chat(service: Service, request: Request, body: ChatBody) -> Response:
-    service.note_unknown(body)
+    service.check_unknown(body)
     if body.knowledge_base is not None:
         return await answer_from_documents(service, request, body)
     name, backend = service.model(body.model)

@@ -20,7 +20,7 @@ _LENGTH = 16
 
 
 async def complete(service: Service, request: Request, body: CompletionBody) -> Response:
-    service.note_unknown(body)
+    service.check_unknown(body)
     name, backend = service.model(body.model)
     _refuse(body)
     prompts = _prompts(body)
@@ -44,6 +44,8 @@ def _refuse(body: CompletionBody) -> None:
         raise ApiError(400, "suffix is not supported: these models do not fill in; leave it out", param="suffix")
     if body.best_of not in (None, body.choices):
         raise ApiError(400, "best_of is not supported; use n", param="best_of")
+    if (body.model_extra or {}).get("response_format") not in (None, {"type": "text"}):
+        raise ApiError(400, "response_format is not supported here; use /v1/chat/completions", param="response_format")
 
 
 def _prompts(body: CompletionBody) -> list[str] | list[list[int]]:

@@ -18,7 +18,7 @@ from mengya.serve.api.stream import unless_gone
 
 
 async def embed(service: Service, request: Request, body: EmbeddingBody) -> Response:
-    service.note_unknown(body)
+    service.check_unknown(body)
     name, backend = service.model(body.model)
     given: Any = body.input
     inputs = [given] if isinstance(given, str) or isinstance(given[0], int) else given

@@ -118,4 +118,6 @@ def from_http(error: StarletteHTTPException) -> ApiError:
     if isinstance(error, ApiError):
         return error
     message = str(error.detail or HTTPStatus(error.status_code).phrase)
+    if error.status_code == 404:
+        message = "There is no such route here, but /v1/chat/completions and others; a client's base URL ends in /v1."
     return ApiError(error.status_code, message, headers=error.headers)

@@ -12,7 +12,7 @@ import time
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mengya.serve.api.asgi import host_name, replay, where
+from mengya.serve.api.asgi import host_name, plain_method, replay, where
 from mengya.serve.api.errors import ApiError, error_response
 from mengya.serve.api.measures import Measures
 from mengya.serve.api.settings import Settings
@@ -40,8 +40,11 @@ class Gate:
             return
         begun, status = time.monotonic(), GONE
         started = False
-        # Clients put addresses together: a slash too many is no other route.
-        scope = dict(scope) | {"path": re.sub("//+", "/", scope["path"]).rstrip("/") or "/"}
+        # Clients put addresses together: a slash too many is no other route. What watches over servers asks for heads.
+        scope = dict(scope) | {
+            "path": re.sub("//+", "/", scope["path"]).rstrip("/") or "/",
+            "method": plain_method(scope),
+        }
 
         async def sending(message: Message) -> None:
             nonlocal status, started

@@ -46,8 +46,10 @@ def _text(message: Message, where: str) -> str:
     if isinstance(message.content, str):
         return message.content
     for number, part in enumerate(message.content):
-        if part.type != "text" or part.text is None:
-            at = f"{where}.content[{number}]"
+        at = f"{where}.content[{number}]"
+        if part.type == "text" and part.text is None:
+            raise ApiError(400, f"{at}.text is missing; give a text", param=f"{at}.text")
+        if part.type != "text":
             raise ApiError(
                 400, f"{at}: parts of type {part.type!r} are not understood here; use text", param=f"{at}.type"
             )

@@ -25,7 +25,7 @@ from mengya.serve.api.work import Work
 
 async def generate(service: Service, request: Request, body: OlderBody, streams: bool) -> Response:
     """`streams`: whether it does if the body does not say."""
-    service.note_unknown(body)
+    service.check_unknown(body)
     name, backend = service.model(body.model)
     conversation = Conversation(history(body.message, body.history))
     make = service.request(body, backend, conversation, body.max_tokens)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from mengya.errors import UserError
 from mengya.infer.backends import Backend
 from mengya.infer.request import GrammarMaker, Request, Usage
-from mengya.serve.api.bodies import HARMLESS, Drawing
+from mengya.serve.api.bodies import HARMLESS, NOT_HERE, Drawing
 from mengya.serve.api.errors import ApiError, from_user_error
 from mengya.serve.api.measures import Measures
 from mengya.serve.api.settings import Settings
@@ -47,9 +47,14 @@ class Service:
             code="model_not_found",
         )
 
-    def note_unknown(self, body: BaseModel) -> None:
-        """Names, once, the fields that nothing reads: one of them may be a typing error."""
-        for field in (body.model_extra or {}).keys() - HARMLESS - self._named:
+    def check_unknown(self, body: BaseModel) -> None:
+        """Names, once, the fields that nothing reads: one of them may be a typing error. ApiError for those that would
+        change the answer elsewhere."""
+        extra = body.model_extra or {}
+        for field, instead in NOT_HERE.items():
+            if extra.get(field):
+                raise ApiError(400, f"{field} is not supported; {instead}", param=field)
+        for field in extra.keys() - HARMLESS - self._named:
             if len(self._named) < _MOST_NAMES:
                 self._named.add(field)
                 log.warning("the field %s of a request is unknown and ignored", ascii(field[:60]))

@@ -48,6 +48,10 @@ def _format(body: ChatBody) -> Schema | None:
     if asked is None or asked.type == "text":
         return None
     if asked.type == "json_object":
+        if (asked.model_extra or {}).get("schema"):  # llama.cpp's way to say it
+            param = "response_format.schema"
+            message = f"{param} is not read with json_object; use json_schema, as OpenAI's API has it"
+            raise ApiError(400, message, param=param)
         return ANY_OBJECT
     if asked.json_schema is None or asked.json_schema.schema_ is None:
         param = "response_format.json_schema.schema"

@@ -1,6 +1,7 @@
 """What the page can do. Each public method is an endpoint: its first argument is the owner, who is told by the server;
 the others come from anybody, and are checked against what that owner has."""
 
+import functools
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -17,11 +18,13 @@ from mengya.serve.web.answers import Answer, Answers, Ask, fitted, turns
 from mengya.serve.web.library import Library, passage_view
 from mengya.serve.web.markup import blocks
 from mengya.serve.web.settings import Settings
-from mengya.serve.web.store import Conversation, Message, Missing, State, Store, new_id
+from mengya.serve.web.store import Conversation, Message, Missing, State, Store, new_id, title_of
 from mengya.text.thoughts import split_thoughts
 
 _LONGEST = 400_000
 """Characters of a question, at most."""
+_KEPT = 4_000
+"""Characters of an answer that is not drawn anew each time."""
 
 
 class Actions:
@@ -77,8 +80,8 @@ class Actions:
     def send(self, owner: str, conversation: str, parent: str, text: str, settings: dict[str, Any]) -> dict[str, Any]:
         """Ask, after the message `parent` ("": at the beginning), in a conversation ("": a new one). "pictures" in the
         settings: ids of those that go with the question."""
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip()
-        if not text:
+        text = text.strip()
+        if not title_of(text):
             raise UserError("the message is empty; write one")
         if len(text) > _LONGEST:
             raise UserError(f"the message has {len(text)} characters; at most {_LONGEST} are taken")
@@ -252,9 +255,17 @@ def shown_live(answer: Answer) -> dict[str, Any]:
     return shown | {"thinking": not thoughts.closed}
 
 
+@functools.lru_cache(4096)
+def _drawn(answer: str, sources: frozenset[int]) -> tuple[str, ...]:
+    """A long conversation is shown again with each question."""
+    return tuple(blocks(answer, sources))
+
+
 def _shown(thought: str, answer: str, state: State, info: Mapping[str, Any]) -> dict[str, Any]:
     sources = info.get("sources") or ()
-    drawn = blocks(answer, {source["id"] for source in sources})
+    cited = frozenset(source["id"] for source in sources)
+    kept = state != "answering" and len(answer) <= _KEPT
+    drawn = list(_drawn(answer, cited)) if kept else blocks(answer, cited)
     named = [{name: source[name] for name in ("id", "file", "pages")} for source in sources]
     told = dict(info) | {"sources": named}
     return {"text": answer.strip(), "blocks": drawn, "thought": thought, "state": state, "info": told}

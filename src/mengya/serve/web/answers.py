@@ -4,6 +4,7 @@ import contextlib
 import sqlite3
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -239,11 +240,17 @@ def fitted(backend: Backend, system: str, messages: Messages, longest: int) -> M
     if not backend.context:  # not known: the server refuses what is too long
         return [*preamble, *messages]
     room = backend.context - min(longest, max(1, backend.context // 4))
-    while (used := backend.count(Conversation([*preamble, *messages]))) > room:
-        if len(messages) < 3:
-            raise UserError(
-                f"the message takes {used} tokens, but this model has room for {room} (its context has "
-                f"{backend.context}); shorten it"
-            )
-        messages = messages[2:]
-    return [*preamble, *messages]
+
+    def used(dropped: int) -> int:
+        return backend.count(Conversation([*preamble, *messages[2 * dropped :]]))
+
+    if used(0) <= room:
+        return [*preamble, *messages]
+    choices = range((len(messages) + 1) // 2)  # counting takes time: not once for each turn of a long conversation
+    dropped = bisect_left(choices, True, lo=1, key=lambda dropped: used(dropped) <= room)
+    if dropped == len(choices):
+        raise UserError(
+            f"the message takes {used(choices[-1])} tokens, but this model has room for {room} (its context has "
+            f"{backend.context}); shorten it"
+        )
+    return [*preamble, *messages[2 * dropped :]]

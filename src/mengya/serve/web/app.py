@@ -7,6 +7,7 @@ it; so the page is ours, and Gradio carries its calls.
 import asyncio
 import inspect
 import json
+import math
 import os
 import sqlite3
 import time
@@ -31,11 +32,13 @@ from mengya.serve.web.answers import Answer, Answers
 from mengya.serve.web.gate import GRADIO, OWNER, Gate, log, refused
 from mengya.serve.web.library import Library
 from mengya.serve.web.store import Missing, Store, new_id
-from mengya.serve.web.users import Users
+from mengya.serve.web.users import Guesses, Users
 
 PAGE = Path(__file__).parent / "page"
 _EVERY = 0.08
 """Seconds between two looks at an answer that is being written."""
+_FORM = 10_000
+"""Bytes of a form with a key."""
 _BACKUP = 200_000_000
 """Bytes of a backup that is taken in."""
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -110,18 +113,19 @@ def _outcome(function: Callable[[], Any]) -> dict[str, Any]:
 
 
 def _pages(app: FastAPI, site: Site) -> None:
-    users = site.users
+    users, guesses = site.users, Guesses()
     files = {path.name: path for path in PAGE.iterdir() if path.suffix in _TYPES}
 
-    def signed(response: Response, owner: str) -> Response:
-        response.set_cookie(users.cookie, users.sign(owner), max_age=users.seconds, httponly=True, samesite="lax")
+    def signed(request: Request, response: Response, owner: str) -> Response:
+        secure, value = request.url.scheme == "https", users.sign(owner)
+        response.set_cookie(users.cookie, value, users.seconds, secure=secure, httponly=True, samesite="lax")
         return response
 
     @app.get("/")
     def page(request: Request) -> Response:
         owner = request.scope[OWNER] or users.newcomer()
         response = FileResponse(files["index.html" if owner else "sign-in.html"], headers={"Cache-Control": "no-store"})
-        return signed(response, owner) if owner else response
+        return signed(request, response, owner) if owner else response
 
     @app.get("/page/{name}")
     def part(name: str) -> Response:
@@ -135,12 +139,19 @@ def _pages(app: FastAPI, site: Site) -> None:
 
     @app.post("/sign-in")
     async def sign_in(request: Request) -> Response:
-        form = (await request.body())[:1000].decode("utf-8", "replace")
-        owner = users.with_key(_field(form, "key"))
+        parts: list[bytes] = []
+        if not await _received(request, _FORM, parts.append):
+            return refused(413, "this is no key")
+        address = request.client.host if request.client else ""
+        if seconds := guesses.wait(address):
+            headers = {"Retry-After": str(math.ceil(seconds)), "Cache-Control": "no-store"}
+            return FileResponse(files["sign-in.html"], 429, headers)
+        owner = users.with_key(_field(b"".join(parts).decode("utf-8", "replace"), "key"))
         if owner is None:
+            guesses.wrong(address)
             await asyncio.sleep(0.5)  # who guesses waits
             return RedirectResponse("/?wrong", 303)
-        return signed(RedirectResponse("/", 303), owner)
+        return signed(request, RedirectResponse("/", 303), owner)
 
     @app.post("/sign-out")
     def sign_out() -> Response:

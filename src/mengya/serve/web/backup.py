@@ -7,6 +7,7 @@ gets ids of its own, the same ones each time.
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from mengya.errors import UserError
 from mengya.infer.request import Sampling
 from mengya.serve.web.settings import Settings
 from mengya.serve.web.store import Conversation, Message, State, Store, insert, title_of
+from mengya.text.json_text import whole_characters
 from mengya.text.thoughts import split_thoughts
 
 FORMAT = "mengya-conversations-1"
@@ -32,10 +34,22 @@ def to_markdown(conversation: Conversation) -> str:
         parts += ["**System**", system]
     for message in conversation.branch():
         speaker = "**You 你**" if message.role == "user" else f"**{message.info.get('model') or 'Model'}**"
-        parts += [speaker, message.text if message.role == "user" else split_thoughts(message.text)[1]]
+        parts += [speaker, _closed(message.text if message.role == "user" else split_thoughts(message.text)[1])]
         sources = [f"[{s['id']}] {s['file']}{_pages(s)}: {s['quote']}" for s in message.info.get("sources", ())]
-        parts += ["\n".join(f"> {line}" for line in sources)] if sources else []
+        parts += ["\n".join(f"> {line}" for line in "\n".join(sources).splitlines())] if sources else []
     return "\n\n".join(parts) + "\n"
+
+
+def _closed(text: str) -> str:
+    """With the end of a block of code that is left open, as in an answer that was stopped: what follows is none."""
+    fence = ""
+    for line in text.splitlines():
+        mark = re.match(r" {0,3}(`{3,}(?=[^`]*$)|~{3,})", line)
+        if not fence:
+            fence = mark[1] if mark else ""
+        elif mark and mark[1].startswith(fence) and not line.strip().strip(fence[0]):
+            fence = ""
+    return f"{text}\n{fence}" if fence else text
 
 
 def _pages(source: Mapping[str, Any]) -> str:
@@ -49,7 +63,7 @@ def everything(store: Store, owner: str) -> str:
 def merge(store: Store, owner: str, text: str) -> int:
     """How many conversations are new or have grown. UserError if it is no backup; then nothing has changed."""
     try:
-        given = json.loads(text)
+        given = whole_characters(json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite))
         rows = given["conversations"] if given["format"] == FORMAT else None
         found = [_read(row) for row in rows or ()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -140,12 +154,25 @@ def _name(value: Any) -> str:
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("text")
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
+
+
+def _whole(digits: str) -> int:
+    """A number that every reader of JSON takes."""
+    if len(digits) > 20 or abs(int(digits)) >= 2**63:
+        raise ValueError("number")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(float(digits)):
+        raise ValueError("number")
+    return float(digits)
 
 
 def _number(value: Any) -> float:
     """A time; one that is still to come is now, so that nothing stays newest for ever."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("time")
     return min(float(value), time.time())
 

@@ -17,8 +17,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mengya.serve.api.asgi import host_name, replay, where
+from mengya.serve.api.asgi import host_name, plain_method, replay, where
 from mengya.serve.web.users import Users
+from mengya.text.json_text import parse_json, whole_characters
 
 log = logging.getLogger("mengya.web")
 OWNER = "mengya.owner"
@@ -66,15 +67,15 @@ class Gate:
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        scope = dict(scope) | {OWNER: self._owner(scope)}
-        refusal = self._refusal(scope)
-        if refusal is None and scope["path"].startswith(GRADIO):
-            body = await _call(receive, self._calls[scope["path"]])
-            refusal = body if isinstance(body, Response) else None
-            if not isinstance(body, Response):
-                scope = scope | {"headers": _with_length(scope["headers"], len(body))}
-                receive = replay(body, receive)
+        scope = dict(scope) | {OWNER: self._owner(scope), "method": plain_method(scope)}
         try:
+            refusal = self._refusal(scope)
+            if refusal is None and scope["path"].startswith(GRADIO):
+                body = await _call(receive, self._calls[scope["path"]])
+                refusal = body if isinstance(body, Response) else None
+                if not isinstance(body, Response):
+                    scope = scope | {"headers": _with_length(scope["headers"], len(body))}
+                    receive = replay(body, receive)
             await (refusal or self._app)(scope, receive, sending)
         except Exception as error:  # said without what was asked; the connection breaks if the answer has begun
             log.error("%s: %s", type(error).__name__, where(error))
@@ -97,16 +98,23 @@ class Gate:
         if self._hosts is not None and host_name(host) not in self._hosts:
             # A page whose own name was pointed at this machine could ask here otherwise (DNS rebinding).
             return refused(403, f"this server answers only as {', '.join(self._hosts)}; start it with --keys")
-        if scope["method"] not in ("GET", "HEAD"):
-            origin = headers.get("origin")
-            strange = origin is not None and urlsplit(origin).netloc != host
-            if strange or headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-                return refused(403, "pages of other sites may not ask here")
+        site = headers.get("sec-fetch-site", "none")
+        from_here = _from_here(headers.get("origin"), host) and site in ("same-origin", "none")
+        if scope["method"] != "GET" and not from_here:
+            return refused(403, "pages of other sites may not ask here")
         if path.startswith(GRADIO) and not (scope["method"] == "POST" and path in self._calls):
             return refused(404, "there is nothing here")
         if scope[OWNER] is None and not _OPEN.fullmatch(path):
             return refused(401, "sign in first: open the page anew")
         return None
+
+
+def _from_here(origin: str | None, host: str) -> bool:
+    """Whether a page of this server asks, or no page."""
+    try:
+        return origin is None or urlsplit(origin).netloc == host
+    except ValueError:
+        return False
 
 
 def refused(status: int, why: str) -> Response:
@@ -124,8 +132,8 @@ async def _call(receive: Receive, types: Sequence[type]) -> bytes | Response:
         if not message.get("more_body", False):
             break
     try:
-        data = json.loads(body)["data"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        data = whole_characters(parse_json(body.decode())["data"])
+    except (ValueError, KeyError, TypeError):
         return refused(400, 'a call is {"data": [...]}')
     if not isinstance(data, list) or len(data) != len(types):
         return refused(400, f"this call takes {len(types)} values")

@@ -14,12 +14,16 @@ from xml.etree.ElementTree import Element, tostring
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
+    from markdown_it.rules_block import StateBlock
+    from markdown_it.rules_inline import StateInline
     from markdown_it.token import Token
 
 _LONGEST = 200_000
 """Characters that are set as Markdown; longer texts stay as they are."""
 _FORMULA, _CODE = 2_000, 40_000
 """Characters of a formula that is set, and of code that is coloured."""
+_LINES = 60
+"""Lines of a formula, at most."""
 _CITATION = r"\[(\d{1,3}(?:\s*[,，、]\s*\d{1,3})*)\]|【(\d{1,3}(?:\s*[,，、]\s*\d{1,3})*)】"
 
 
@@ -46,24 +50,24 @@ def _groups(tokens: Sequence["Token"]) -> Iterator[Sequence["Token"]]:
 @functools.cache
 def _markdown() -> "MarkdownIt":
     from markdown_it import MarkdownIt
-    from mdit_py_plugins.dollarmath import dollarmath_plugin
-    from mdit_py_plugins.texmath import texmath_plugin
+    from mdit_py_plugins.dollarmath.index import math_inline_dollar
 
-    markdown = MarkdownIt("commonmark", {"html": False, "linkify": False}).enable(["table", "strikethrough"])
+    markdown = MarkdownIt("commonmark", {"html": False, "linkify": False, "breaks": True}).enable(
+        ["table", "strikethrough"]
+    )
     markdown.inline.parse = functools.partial(_inline, markdown.inline)  # type: ignore[method-assign]
     markdown.disable("reference")  # an address that stands elsewhere in the text
-    markdown.use(texmath_plugin, delimiters="brackets")
-    markdown.use(dollarmath_plugin, allow_space=False, allow_digits=False, double_inline=True)
+    markdown.inline.ruler.before("escape", "math_brackets", _brackets)
+    markdown.inline.ruler.before("escape", "math_dollars", math_inline_dollar(False, False, True))
+    may_end = ["paragraph", "reference", "blockquote", "list"]
+    markdown.block.ruler.before("fence", "math_block", _formula_block, {"alt": may_end})
     rules: dict[str, Any] = {
         "image": _image, "link_open": _nothing, "link_close": _address, "fence": _fence, "code_block": _fence,
         "text": _text, "heading_open": _heading, "heading_close": _heading, "table_open": _table,
         "table_close": _table,
     }  # fmt: skip
-    rules |= dict.fromkeys(("math_inline", "math_single"), functools.partial(_math, display=False))
-    rules |= dict.fromkeys(
-        ("math_inline_double", "math_block", "math_block_label", "math_block_eqno", "math_block_end"),
-        functools.partial(_math, display=True),
-    )
+    rules |= {"math_inline": functools.partial(_math, display=False)}
+    rules |= dict.fromkeys(("math_inline_double", "math_block"), functools.partial(_math, display=True))
     renderer: Any = markdown.renderer
     renderer.rules |= rules
     return markdown
@@ -92,6 +96,47 @@ def _inline(parser: Any, source: str, markdown: "MarkdownIt", env: Any, tokens: 
 
 def _wide(character: str) -> bool:
     return bool(character) and unicodedata.east_asian_width(character) in "WF"
+
+
+def _brackets(state: "StateInline", silent: bool) -> bool:
+    r"""\(…\), and \[…\] within a line."""
+    opened = state.src[state.pos : state.pos + 2]
+    if opened not in ("\\(", "\\["):
+        return False
+    begin = state.pos + 2
+    end = state.src.find("\\)" if opened == "\\(" else "\\]", begin, begin + _FORMULA)
+    if end < 0 or not state.src[begin:end].strip():
+        return False
+    if not silent:
+        token = state.push("math_inline" if opened == "\\(" else "math_inline_double", "math", 0)
+        token.content, token.markup = state.src[begin:end], opened
+    state.pos = end + 2
+    return True
+
+
+def _formula_block(state: "StateBlock", first: int, last: int, silent: bool) -> bool:
+    r"""$$…$$ and \[…\] that begin a line and end one, not far below: a model may repeat the mark for ever."""
+    begin = state.bMarks[first] + state.tShift[first]
+    closed = {"$$": "$$", "\\[": "\\]"}.get(state.src[begin : begin + 2])
+    if closed is None or state.is_code_block(first):
+        return False
+    for line in range(first, min(last, first + _LINES)):
+        text = state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]].rstrip()
+        if text and state.sCount[line] < state.blkIndent:
+            return False
+        at = text.find(closed, 2 if line == first else 0)
+        if at >= 0:
+            break
+    else:
+        return False
+    if at + 2 != len(text):  # more follows: it belongs to a paragraph
+        return False
+    if not silent:
+        token = state.push("math_block", "math", 0)
+        token.content = state.getLines(first, line + 1, state.blkIndent, False).strip()[2:-2]
+        token.markup, token.block, token.map = closed, True, [first, line + 1]
+        state.line = line + 1
+    return True
 
 
 def _nothing(tokens: Sequence["Token"], index: int, options: Any, env: Any) -> str:
@@ -174,9 +219,20 @@ def _coloured(code: str, language: str) -> str:
 
 def _math(tokens: Sequence["Token"], index: int, options: Any, env: Any, display: bool) -> str:
     formula = tokens[index].content.strip()
+    if tokens[index].markup == "$" and _words_between_dollars(tokens, index):
+        return html.escape(f"${tokens[index].content}$")
     set_formula = _set(formula, display)
     shown = set_formula or f"<code>{html.escape(formula)}</code>"
     return f'<span class="formula" tabindex="0">{shown}</span>' if display else shown
+
+
+def _words_between_dollars(tokens: Sequence["Token"], index: int) -> bool:
+    """Whether they are prices (从$100涨到200$) or names ($HOME:$PATH)."""
+    after = tokens[index + 1].content[:1] if index + 1 < len(tokens) else ""
+    if "A" <= after <= "Z" or after in ("_", "{"):
+        return True
+    formula = tokens[index].content
+    return any(map(_wide, formula)) and not re.search(r"[\\=^_+<>×÷*/]", formula)
 
 
 @functools.lru_cache(1024)

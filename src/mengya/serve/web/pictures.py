@@ -29,7 +29,10 @@ def drawn(path: Path, limits: Limits) -> bytes:
                 if opened.width * opened.height > limits.pixels:
                     raise Image.DecompressionBombError
                 opened.draft("RGB", (_SIDE, _SIDE))  # JPEG is read at a smaller scale
-                picture = ImageOps.exif_transpose(opened).convert("RGBA")
+                upright = ImageOps.exif_transpose(opened)
+                if upright.mode.startswith("I"):  # grey of 16 bits; converted, all above 255 would be white
+                    upright = upright.point(lambda value: value / 256).convert("L")
+                picture = upright.convert("RGBA")
     except Image.DecompressionBombError as error:
         raise UserError(f"the picture has more than {limits.pixels:,} pixels; make it smaller") from error
     except (OSError, ValueError, SyntaxError) as error:

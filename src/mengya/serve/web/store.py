@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mengya.errors import UserError
+from mengya.rag.reading.names import without_unseen
 from mengya.text.thoughts import split_thoughts
 
 State = Literal["done", "answering", "stopped", "error"]
 TITLE = 80
 """Characters of a title, at most."""
+_SEARCH = 200
+"""Characters of a search that are looked for: SQLite takes no more words than a few hundred."""
 _BUSY = 30.0
 """Seconds that a statement waits for other writers."""
 _SCHEMA = """
@@ -158,7 +161,7 @@ class Store:
     def all(self, owner: str, search: str = "") -> list[Conversation]:
         """The last written first, without messages; those with all words of `search` in the title or in a message."""
         query, values = "SELECT * FROM conversations c WHERE owner = ?", [owner]
-        for word in search.split():
+        for word in search[:_SEARCH].replace("\0", " ").split():
             query += (
                 " AND (title LIKE ? ESCAPE '\\' OR EXISTS (SELECT 1 FROM messages m WHERE m.conversation = c.id"
                 " AND coalesce(json_extract(m.info, '$.plain'), m.text) LIKE ? ESCAPE '\\'))"
@@ -180,7 +183,7 @@ class Store:
         with self.write() as db:
             db.execute(
                 "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, NULL, ?)",
-                (made, owner, title_of(title), now, now, _json(settings)),
+                (made, owner, title_of(title) or "…", now, now, _json(settings)),
             )
         return made
 
@@ -243,8 +246,8 @@ def insert(db: sqlite3.Connection, conversation: str, message: Message) -> None:
 
 
 def title_of(text: str) -> str:
-    """A text on one line, cut."""
-    line = " ".join(text.split())
+    """A text on one line, cut, without what is not seen; "" if nothing is left."""
+    line = without_unseen(" ".join(text.split())).strip()
     return line if len(line) <= TITLE else line[: TITLE - 1] + "…"
 
 

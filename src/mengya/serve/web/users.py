@@ -5,13 +5,33 @@ import hmac
 import os
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mengya.errors import UserError
 from mengya.serve.api.keys import Keys
 
+_GUESSES, _GUESSES_SECONDS = 10, 60
+"""Wrong keys that one address may give in so many seconds."""
 _DAYS = 400
 """As long as browsers keep a cookie."""
+
+
+class Guesses:
+    """Who has given too many wrong keys of late."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic):
+        self._clock, self._wrong = clock, dict[str, list[float]]()
+
+    def wait(self, address: str) -> float:
+        """Seconds until this address may try again; 0: at once."""
+        since = self._clock() - _GUESSES_SECONDS
+        self._wrong = {a: recent for a, times in self._wrong.items() if (recent := [t for t in times if t > since])}
+        times = self._wrong.get(address, [])
+        return times[-_GUESSES] - since if len(times) >= _GUESSES else 0.0
+
+    def wrong(self, address: str) -> None:
+        self._wrong.setdefault(address, []).append(self._clock())
 
 
 class Users:

@@ -37,7 +37,7 @@ export function greeting() {
 }
 
 function question(view, message) {
-  const words = make("div", { class: "words", text: message.text });
+  const words = make("div", { class: "words", dir: "auto", text: message.text });
   const pictures = make("div", { class: "pictures" }, ...message.pictures.map((p) => make("img", { src: `/pictures/${encodeURIComponent(p.id)}`, alt: p.name })));
   const tools = make("div", { class: "tools" }, ...versions(view, message),
     make("button", { class: "icon-button", label: say("copy"), on: (e) => copy(message.text, e.currentTarget) }, icon("copy")),
@@ -47,7 +47,7 @@ function question(view, message) {
 }
 
 function edit(view, message, article) {
-  const area = make("textarea", { class: "edit", "aria-label": say("edit"), rows: 3 });
+  const area = make("textarea", { class: "edit", dir: "auto", "aria-label": say("edit"), rows: 3 });
   area.value = message.text;
   const back = () => { article.replaceWith(question(view, message)); };
   const send = async () => {
@@ -70,7 +70,7 @@ function edit(view, message, article) {
 export const composing = (event) => event.isComposing || event.keyCode === 229;
 
 function answer(view, message) {
-  const thought = make("details", { class: "thought" }, make("summary"), make("div", { class: "thought-text" }));
+  const thought = make("details", { class: "thought" }, make("summary"), make("div", { class: "thought-text", dir: "auto" }));
   const article = make("article", { class: "message assistant", "aria-label": message.info.model || say("model"), "data-id": message.id },
     make("div", { class: "who", text: message.info.model || "" }), thought, make("div", { class: "body" }),
     make("div", { class: "state" }), make("ul", { class: "sources", "aria-label": say("sources") }), make("div", { class: "tools" }));
@@ -83,7 +83,7 @@ function grow(article, told) {
   const body = article.querySelector(".body");
   while (body.children.length > told.from) body.lastChild.remove();
   for (const html of told.blocks) {
-    const block = make("div", { class: "block" });
+    const block = make("div", { class: "block", dir: "auto" });
     block.innerHTML = html; // made by the server, which lets nothing of the answer become a tag
     for (const button of block.querySelectorAll(".copy-code")) {
       button.append(icon("copy"));

@@ -59,7 +59,7 @@ async function list() {
 
 function entry(c) {
   const open = make("button", { class: "conversation", "aria-current": view?.id === c.id ? "page" : false, on: () => go(c.id) },
-    make("span", { class: "name", text: c.title }));
+    make("span", { class: "name", dir: "auto", text: c.title }));
   if (c.busy) open.append(make("span", { class: "dot" }, make("span", { class: "unseen", text: say("busy") })));
   return make("li", {}, open, make("button", { class: "icon-button", label: say("more", c.title), on: () => manage(c) }, icon("more")));
 }
@@ -67,6 +67,7 @@ function entry(c) {
 async function go(id) {
   side(false);
   show(await call("open", id));
+  recall();
   $("text").focus();
 }
 
@@ -93,6 +94,7 @@ function fresh() {
   buttons();
   list();
   refreshFiles();
+  recall();
   side(false);
   $("text").focus();
 }
@@ -111,6 +113,7 @@ function manage(c) {
   remove.onclick = async () => {
     if (remove.textContent !== say("delete_sure")) { remove.textContent = say("delete_sure"); return; }
     await call("delete", c.id);
+    sessionStorage.removeItem(draft(c.id));
     dialog.close();
     if (view?.id === c.id) fresh();
     else list();
@@ -128,6 +131,28 @@ function manage(c) {
 
 // --- writing ----------------------------------------------------------------------------------------------------------
 
+// What is not sent yet stays with its conversation, also after a reload.
+const draft = (id) => `draft ${id || ""}`;
+
+function remember() {
+  try {
+    sessionStorage.setItem(draft(view?.id), $("text").value);
+  } catch { /* no room for so long a text */ }
+}
+
+function recall() {
+  $("text").value = sessionStorage.getItem(draft(view?.id)) || "";
+  fit();
+}
+
+// What was written for a new conversation goes along when it is made.
+function made(given, asked) {
+  const before = draft(view?.id);
+  show(given, asked);
+  sessionStorage.removeItem(before);
+  remember();
+}
+
 async function send() {
   const text = $("text").value;
   if (answering() || sending || !text.trim()) return;
@@ -136,9 +161,9 @@ async function send() {
     const parent = view?.messages.at(-1)?.id || "";
     const given = await call("send", view?.id || "", parent, text, { ...settings(), pictures: pending() });
     clearPictures();
-    show(given, true);
     $("text").value = "";
     fit();
+    made(given, true);
   } catch { /* it was said, and the text is still there */ } finally {
     sending = false;
     buttons();
@@ -206,7 +231,8 @@ function words() {
 
 function listen() {
   $("composer").addEventListener("submit", (event) => { event.preventDefault(); answering() ? stop() : send(); });
-  $("text").addEventListener("input", fit);
+  $("text").addEventListener("input", () => { fit(); remember(); });
+  $("sign-out").addEventListener("submit", () => { sessionStorage.clear(); localStorage.removeItem("settings"); }); // another may come
   $("text").addEventListener("keydown", (event) => {
     if (composing(event) || event.key !== "Enter" || event.shiftKey) return;
     event.preventDefault();
@@ -275,7 +301,7 @@ async function begin() {
   connect({ show, settings, here: (id) => view?.id === id, ended: () => { buttons(); list(); } });
   connectDocuments({
     most: known.file_bytes, addresses: known.addresses, sees: () => Boolean(models.find((m) => m.name === $("model").value)?.sees), panel, changed: rememberSettings, conversation: () => view?.id || "",
-    begin: async (title) => show(await call("create", title, settings())),
+    begin: async (title) => made(await call("create", title, settings())),
   });
   listen();
   const id = location.hash.slice(1);

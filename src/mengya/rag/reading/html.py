@@ -24,6 +24,8 @@ _HIDDEN_STYLE = re.compile(r"(display\s*:\s*none|visibility\s*:\s*hidden|(opacit
 _RULE = re.compile(r"([^{}]+)\{([^{}]*)\}")
 _MEDIA = re.compile(r"@[^{};]*\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}")
 _CHARSET = re.compile(rb"""charset\s*=\s*["']?\s*([\w-]+)""", re.IGNORECASE)
+_PROLOG = re.compile(r"^\s*(<\?xml[^>]*>\s*)?(<!doctype[^>\[]*\[[^\]]*\]\s*>)?", re.IGNORECASE)
+"""Of XHTML: with entities that nobody needs, where any are declared."""
 _SENTENCE = re.compile(r"[。！？；]|[.!?](\s|$)")
 
 
@@ -33,7 +35,7 @@ def read(source: Source, draft: Draft) -> None:
     text, notes = _decoded(source.path.read_bytes())
     for note in notes:
         draft.note(note)
-    text = re.sub(r"^\s*<\?xml[^>]*>", "", text).replace("\0", "")
+    text = _PROLOG.sub("", text, count=1).replace("\0", "")
     root = html.document_fromstring(text or "<p></p>", parser=html.HTMLParser(remove_comments=True, remove_pis=True))
     title = " ".join((root.findtext(".//title") or "").split())
     left_out: Counter[str] = Counter()

@@ -30,9 +30,14 @@ _SENTENCE = re.compile(r"[。！？；]|[.!?](\s|$)")
 
 
 def read(source: Source, draft: Draft) -> None:
+    add_html(draft, source.path.read_bytes())
+
+
+def add_html(draft: Draft, data: bytes) -> None:
+    """A whole page."""
     from lxml import html
 
-    text, notes = _decoded(source.path.read_bytes())
+    text, notes = _decoded(data)
     for note in notes:
         draft.note(note)
     text = _PROLOG.sub("", text, count=1).replace("\0", "")
@@ -48,6 +53,15 @@ def read(source: Source, draft: Draft) -> None:
     for what, count in left_out.items():
         if count:
             draft.note(f"left out: {count:,} {what}")
+
+
+def add_fragment(draft: Draft, text: str) -> None:
+    """HTML that stands in a text of another kind."""
+    from lxml import html
+
+    root = html.document_fromstring(f"<div>{text}</div>", parser=html.HTMLParser(remove_comments=True, remove_pis=True))
+    _drop_unseen(root, Counter())
+    add_blocks(draft, root)
 
 
 def _decoded(data: bytes) -> tuple[str, tuple[str, ...]]:

@@ -97,11 +97,9 @@ class KnowledgeFolder:
         path = self._path(name)
         with database.told(name):
             self._folder.mkdir(parents=True, exist_ok=True)
-            with closing(database.connect(path)) as db, database.writing(db):
-                if not db.execute("PRAGMA user_version").fetchone()[0]:
-                    for statement in TABLES.strip().rstrip(";").split(";\n"):
-                        db.execute(statement)
-                    db.execute("INSERT INTO about VALUES ('name', ?)", (name,))
+            with closing(database.connect(path)) as db:
+                if not _version(db):  # one that is there is opened even while another process writes to it
+                    _fill(db, name)
         return KnowledgeBase(path)
 
     def remove(self, name: str) -> None:
@@ -125,13 +123,14 @@ class KnowledgeBase:
     def __init__(self, path: Path):
         self.path = path
         self._kept: tuple[tuple, Vectors] | None = None
+        self.name: str = path.name
         with self._reading() as db:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
+            version = _version(db)
             if version == 0:  # another process has made the file, and not yet what is in it
                 raise UnknownBase(f"{path} is no knowledge base yet; index its files")
             if version != FORMAT:
                 raise UserError(f"{path} is no knowledge base of this version of mengya; index its files again")
-            self.name: str = db.execute("SELECT value FROM about WHERE key = 'name'").fetchone()[0]
+            self.name = db.execute("SELECT value FROM about WHERE key = 'name'").fetchone()[0]
 
     def files(self) -> list[StoredFile]:
         """In the order in which they were added."""
@@ -249,7 +248,7 @@ class KnowledgeBase:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        with database.told(self.path.name), closing(database.connect(self.path)) as db:
+        with database.told(self.name), closing(database.connect(self.path)) as db:
             yield db
 
     @contextmanager
@@ -260,6 +259,20 @@ class KnowledgeBase:
 
 def _unknown(name: str) -> UnknownBase:
     return UnknownBase(f"there is no knowledge base {name[:100]!r}; make it with mengya index")
+
+
+def _version(db: sqlite3.Connection) -> int:
+    """0: nothing is in it yet."""
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+def _fill(db: sqlite3.Connection, name: str) -> None:
+    """The tables of a new base, unless another process has made them meanwhile."""
+    with database.writing(db):
+        if not _version(db):
+            for statement in TABLES.strip().rstrip(";").split(";\n"):
+                db.execute(statement)
+            db.execute("INSERT INTO about VALUES ('name', ?)", (name,))
 
 
 def _key(name: str) -> str:

@@ -23,6 +23,13 @@ def docx(body: str, namespace: str = W, **parts: str) -> bytes:
     return archive(docx_parts(body, namespace, **parts))
 
 
+def docx_with(body: str, name: str, content: bytes) -> bytes:
+    """With one file more, whose relation is "chunk"."""
+    parts = docx_parts(body)
+    relation = f'<Relationships><Relationship Id="chunk" Type="{_RELATION}aFChunk" Target="{name}"/></Relationships>'
+    return archive(parts | {"word/_rels/document.xml.rels": relation, f"word/{name}": content})
+
+
 def docx_parts(body: str, namespace: str = W, **parts: str) -> dict[str, str | bytes]:
     kinds = {name: name.rstrip("0123456789") for name in parts}
     relation = f'<Relationship Id="r{{}}" Type="{_RELATION}{{}}" Target="{{}}.xml"/>'.format

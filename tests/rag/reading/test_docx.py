@@ -6,7 +6,7 @@ import pytest
 
 from mengya.rag.reading.numerals import numeral
 
-from .office_maker import STRICT, docx, level, numbered, numbering, p
+from .office_maker import STRICT, docx, docx_with, level, numbered, numbering, p
 
 
 def texts(document) -> list[str]:
@@ -119,6 +119,35 @@ def test_merged_cells_tracked_changes_and_hidden_text(read):
     assert document.blocks[0].rows == (("区", "店"), ("华东", "一"), ("华东", "二"), ("合计", ""))
     assert document.blocks[1].text == "原文加上"
     assert document.notes == ("left out: deleted passages (tracked changes) (1)", "left out: hidden passages (1)")
+
+
+def test_controls_are_read_but_for_what_they_ask_for(read):
+    def control(inside, properties=""):
+        return f"<w:sdt><w:sdtPr>{properties}</w:sdtPr><w:sdtContent>{inside}</w:sdtContent></w:sdt>"
+
+    run, prompt = "<w:r><w:t>{}</w:t></w:r>".format, "<w:showingPlcHdr/>"
+    cells = control(f"<w:tc>{control(p('甲'))}</w:tc>") + f"<w:tc>{control(p('请选择'), prompt)}{p('乙')}</w:tc>"
+    gone = f"<w:tc><w:tcPr><w:cellDel/></w:tcPr>{p('删去')}</w:tc>"
+    table = f"<w:tbl>{control(f'<w:tr>{cells}{gone}</w:tr>')}</w:tbl>"
+    body = p("姓名：", more=control(run("张三"))) + p("电话：", more=control(run("单击此处输入"), prompt))
+    document = read(docx(body + control(p("一段")) + control(p("单击此处输入"), prompt) + control(table)), "a.docx")
+    assert texts(document) == ["姓名：张三", "电话：", "一段", "甲 | 乙"]
+    assert document.notes == ("left out: deleted passages (tracked changes) (1)",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "found"),
+    [
+        ("a.html", "<p>页里的话。</p><script>x()</script>".encode(), "页里的话。"),
+        ("a.TXT", "文里的话。".encode("gb18030"), "文里的话。"),
+        ("a.docx", b"PK", None),
+    ],
+)
+def test_a_file_that_a_program_has_put_in(read, name, content, found):
+    relation = 'xmlns:r="http://schemas.openxmlformats.org/officeDocument/2006/relationships" r:id="chunk"'
+    document = read(docx_with(p("前") + f"<w:altChunk {relation}/>" + p("后"), name, content), "a.docx")
+    assert texts(document) == ["前", *([found] if found else []), "后"]
+    assert ("left out: files inside of it (1)" in document.notes) == (found is None)
 
 
 def test_a_strict_file_is_read_too(read):

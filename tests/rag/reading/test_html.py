@@ -66,6 +66,11 @@ def test_a_page_without_text_says_so(read):
     assert document.blocks == () and "no text was found" in document.notes
 
 
+def test_what_a_page_says_of_its_encoding_counts(read):
+    page = '<html><head><meta charset="Shift_JIS"></head><body><p>これは日本語。</p></body></html>'
+    assert read(page.encode("shift_jis"), "a.html").blocks[0].text == "これは日本語。"
+
+
 def test_deep_nesting_does_not_end_the_reader(read):
     document = read(b"<html><body>" + b"<div>" * 5000 + "深处。".encode() + b"</div>" * 5000, "a.html")
     assert document.kind == "html"

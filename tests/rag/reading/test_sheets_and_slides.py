@@ -12,6 +12,7 @@ from .office_maker import archive
 
 openpyxl = pytest.importorskip("openpyxl")
 pptx = pytest.importorskip("pptx")
+pytest.importorskip("pptx.chart.data")
 
 
 def saved(made) -> bytes:
@@ -57,6 +58,10 @@ def workbook(rows, title="表"):
         ("7", 0, "000", False, "007"),
         ("3.5", 0, 'General"元"', False, "3.5元"),
         ("99999999999", 14, None, False, "99999999999"),
+        ("12345678", 0, '0!.0,"万"', False, "1234.6万"),
+        ("1234", 0, '0!.0,"万"', False, "0.1万"),
+        ("-5551234", 0, "000-0000", False, "-555-1234"),
+        ("13800001111", 0, "000 0000 0000", False, "138 0000 1111"),
     ],
 )
 def test_numbers_as_excel_shows_them(text, number_format, code, from_1904, expected):
@@ -140,6 +145,24 @@ def test_shared_strings_with_reading_aids_formats_and_escapes(read):
     assert read(content, "a.xlsx").blocks[1].text == "东京"
 
 
+def test_hidden_rows_comments_and_many_merged_cells(read):
+    book = workbook([["名", "价"], *(["竹", i] for i in range(600))])
+    sheet = book.active
+    sheet.row_dimensions[3].hidden = True
+    sheet["B2"].comment = openpyxl.comments.Comment("含税", "甲")
+    for row in range(4, 600, 2):
+        sheet.merge_cells(f"A{row}:A{row + 1}")
+    for row in range(602, 1200):
+        sheet.cell(row, 1).number_format = "0.00"
+    document = read(saved(book), "a.xlsx")
+    rows = document.blocks[1].rows
+    assert len(rows) == 601 and rows[1] == ("竹", "0〔注：含税〕") and rows[4] == ("竹", "3")
+    assert document.pages[0].note == "hidden rows or columns were read, too"
+    book = workbook([["名", "价"]])
+    book.active.column_dimensions["B"].hidden = True
+    assert read(saved(book), "a.xlsx").pages[0].note
+
+
 def test_a_cell_far_away_and_a_title_above_the_table(read):
     book = workbook([["二〇二四年报表"], ["名", "价"], ["竹", 3]])
     book.active["XFD1048576"] = "远"
@@ -147,16 +170,41 @@ def test_a_cell_far_away_and_a_title_above_the_table(read):
     assert [b.text for b in document.blocks] == ["表", "二〇二四年报表", "名 | 价 | \n竹 | 3 | \n |  | 远"]
 
 
+def test_shapes_are_read_as_they_are_seen_and_charts_as_tables(read):
+    made = pptx.Presentation()
+    slide = made.slides.add_slide(made.slide_layouts[3])  # a title and two columns
+    for shapes, places in (
+        (slide.shapes, "60 右下|51 左下"),
+        (slide.shapes.add_group_shape().shapes, "59 组下|58 组上"),
+    ):
+        for place in places.split("|"):
+            left = 10**6 * (1 + 4 * ("右" in place))
+            shapes.add_textbox(left, int(place[:2]) * 10**5, 9, 9).text_frame.text = place[3:]
+    slide.placeholders[2].text, slide.placeholders[1].text = "右栏", "左栏"
+    slide.shapes.title.text = "标题"
+    data = pptx.chart.data.CategoryChartData()
+    data.categories = ["一季", "二季"]
+    data.add_series("收入", (1.5, 2))
+    data.add_series("支出", (3, None))
+    kind = pptx.enum.chart.XL_CHART_TYPE.COLUMN_CLUSTERED
+    slide.shapes.add_chart(kind, 0, 7 * 10**6, 9, 9, data).chart.has_title = False
+    document = read(saved(made), "a.pptx")
+    assert [b.text for b in document.blocks] == [
+        *("标题", "左栏", "右栏", "左下", "组上", "组下", "右下"),
+        " | 收入 | 支出\n一季 | 1.5 | 3\n二季 | 2 | ",
+    ]
+
+
 def test_slides(read):
     made = pptx.Presentation()
     slide = made.slides.add_slide(made.slide_layouts[1])
     slide.placeholders[1].text = "收入增长\n成本下降"
     slide.shapes.title.text = "季度总结"
-    table = slide.shapes.add_table(2, 2, 0, 0, 9999, 9999).table
+    table = slide.shapes.add_table(2, 2, 0, 7 * 10**6, 9999, 9999).table
     for i, text in enumerate("甲乙丙丁"):
         table.cell(i // 2, i % 2).text = text
     group = slide.shapes.add_group_shape()
-    group.shapes.add_textbox(0, 0, 9, 9).text_frame.text = "组里的话"
+    group.shapes.add_textbox(0, 8 * 10**6, 9, 9).text_frame.text = "组里的话"
     slide.notes_slide.notes_text_frame.text = "讲稿"
     made.slides.add_slide(made.slide_layouts[6])
     picture = io.BytesIO()

@@ -90,10 +90,47 @@ if x:
         ("sep=;\n名;价\n", (("名", "价"),)),
         ('a\tb\n1"\t2\n', (("a", "b"), ('1"', "2"))),
         ("只有一列\n一\n", (("只有一列",), ("一",))),
+        ("1,5;2,5\n3,5;4,5\n", (("1,5", "2,5"), ("3,5", "4,5"))),
+        ("名,数\n竹,1;2:3;4\n松,5\n", (("名", "数"), ("竹", "1;2:3;4"), ("松", "5"))),
+        ('a,b\n"x" y,2\n"m\nn",3\n', (("a", "b"), ("x y", "2"), ("m n", "3"))),
+        ('a,b\n1,"x\n2,y\n', (("a", "b"), ("1", '"x'), ("2", "y"))),
+        ("a,b\0\n1,2\n", (("a", "b"), ("1", "2"))),
     ],
 )
 def test_tables_as_text(read, text, rows):
     assert read(text.encode("gb18030"), "a.csv").blocks[0].rows == rows
+
+
+@pytest.mark.parametrize("title", ["报表\n\n", "报表;;\n"])
+def test_a_title_above_a_table_as_text(read, title):
+    document = read(f"{title}名;价;量\n竹;3,5;2\n松;4,5;1\n".encode(), "a.csv")
+    assert blocks(document) == [("text", "报表"), ("table", "名 | 价 | 量\n竹 | 3,5 | 2\n松 | 4,5 | 1")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
+def test_zero_bytes_and_every_kind_of_line_end(read, encoding):
+    content = "第一行的内容\0\r\n第二行的内容\r第三行的内容\x0c第四页的内容\0\n".encode(encoding) + bytes(3000)
+    document = read(content, "a.txt")
+    assert [text for _, text in blocks(document)] == [f"第{n}的内容" for n in ("一行", "二行", "三行", "四页")]
+    assert document.notes == ("3,002 zero bytes were left out",)
+
+
+def test_markdown_with_tables_of_html_and_what_only_looks_like_front_matter(read):
+    text = "---\n\n# 一\n\n---\n<table><tr><th>名</th><th>价</th></tr>\n\n<tr><td>竹</td><td>3</td></tr></table>\n\n"
+    text += "~~旧~~ 新\n\n- 项\n\n  | a | b |\n  |---|---|\n  | 1 | 2 |\n- 码\n  ```\n  # 注\n  go\n  ```\n"
+    text += "<script>x</script>\n"
+    assert blocks(read(text.encode(), "a.md")) == [
+        ("heading", "一"),
+        ("table", "名 | 价\n竹 | 3"),
+        ("text", "旧 新"),
+        ("text", "- 项"),
+        ("table", "a | b\n1 | 2"),
+        ("text", "- 码\n  # 注\n  go"),
+    ]
+    assert blocks(read("+++\ntitle = '说明'\n+++\n# 题".encode(), "a.md")) == [
+        ("text", "title = '说明'"),
+        ("heading", "题"),
+    ]
 
 
 @pytest.mark.parametrize(

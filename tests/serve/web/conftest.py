@@ -36,7 +36,8 @@ class Page:
     def __init__(self, folder: Path, *backends: Any, **site: Any):
         self.store = Store(folder / "conversations.sqlite3")
         self.answers = Answers(self.store)
-        self.library = Library(folder / "documents", Limits(file_bytes=20_000_000), **site.pop("library", {}))
+        limits = site.pop("limits", Limits(file_bytes=20_000_000))
+        self.library = Library(folder / "documents", limits, **site.pop("library", {}))
         self.backend = backends[0]
         users = Users(SECRET, site.pop("keys", None))
         self.site = Site({b.name: b for b in backends}, self.store, self.answers, self.library, users, **site)

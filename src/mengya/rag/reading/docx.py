@@ -5,8 +5,11 @@ from collections import Counter
 from typing import Any
 
 from mengya.rag.reading.docx_numbers import Numbers
-from mengya.rag.reading.draft import Draft, Source, one_line
+from mengya.rag.reading.draft import Draft, Source, clean, one_line
+from mengya.rag.reading.encodings import decode
+from mengya.rag.reading.html import add_html
 from mengya.rag.reading.office import Parts, attribute, child, is_on, tag, value
+from mengya.rag.reading.plain import add_text
 
 _THROUGH = (
     *("hyperlink", "ins", "moveTo", "smartTag", "fldSimple", "bdo", "dir"),
@@ -61,8 +64,21 @@ class _Reader:
                 self._add_boxes()
             elif name == "AlternateContent":
                 self.add(_alternative(one))
-            elif name in _THROUGH:
+            elif name == "altChunk":
+                self._add_chunk(attribute(one, "id"))
+            elif name in _THROUGH and not _is_prompt(one):
                 self.add(one)
+
+    def _add_chunk(self, relation: str) -> None:
+        """A page, or a text, that a program has put into the file whole, for Word to take apart."""
+        _, part = self._parts.relations(self._parts.main).get(relation, ("", ""))
+        data = self._parts.read(part) if part else b""
+        if part.lower().endswith((".html", ".htm", ".xhtml")):
+            add_html(self._draft, data)
+        elif part.lower().endswith(".txt"):
+            add_text(self._draft, clean(decode(data)[0]))
+        else:
+            self._left_out["files inside of it"] += 1
 
     def _add_boxes(self) -> None:
         boxes, self._boxes = self._boxes, []
@@ -85,6 +101,9 @@ class _Reader:
                 continue
             cells = [""] * _integer(value(row, "trPr", "gridBefore"))
             for cell in _below(row, "tc"):
+                if child(cell, "tcPr", "cellDel") is not None:
+                    self._left_out["deleted passages (tracked changes)"] += 1
+                    continue
                 merge = value(cell, "tcPr", "vMerge")
                 above = rows[-1][len(cells)] if rows and len(cells) < len(rows[-1]) else ""
                 cells.append(above if merge in ("", "continue") else self._cell(cell))
@@ -100,7 +119,7 @@ class _Reader:
                 texts.append(self._paragraph(one)[0])
             elif tag(one) == "tbl":
                 texts += [" ".join(filter(None, row)) for row in self._rows(one)]
-            elif tag(one) in _THROUGH:
+            elif tag(one) in _THROUGH and not _is_prompt(one):
                 texts.append(self._cell(one))
         return "\n".join(filter(None, texts))
 
@@ -166,7 +185,7 @@ class _Reader:
             return _formula(one)
         if name == "AlternateContent":
             return self._inline(_alternative(one))
-        return self._inline(one) if name in _THROUGH or name == "ruby" else ""
+        return self._inline(one) if (name in _THROUGH and not _is_prompt(one)) or name == "ruby" else ""
 
     def _note(self, kind: str, number: str) -> str:
         for one in self._notes[kind] if self._notes[kind] is not None else ():
@@ -247,6 +266,12 @@ class _Styles:
 def _alternative(element: Any) -> Any:
     """One of the two ways in which newer Word writes the same thing."""
     return next((one for one in element if tag(one) == "Choice"), element[0] if len(element) else element)
+
+
+def _is_prompt(element: Any) -> bool:
+    """A field that nobody has filled in, with what it asks for."""
+    properties = child(element, "sdtPr")
+    return properties is not None and is_on(properties, "showingPlcHdr")
 
 
 def _below(element: Any, name: str) -> list[Any]:

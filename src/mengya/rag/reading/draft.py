@@ -12,6 +12,8 @@ from mengya.rag.document import Block, Document, Page
 from mengya.rag.reading.limits import Limits
 
 _SPACES = re.compile(r"(?<=\S)[ \t\xa0]+")
+_BREAKS = re.compile("[\x0b\x0c\x85\u2028\u2029]")
+"""What ends a line, or a page, beside line feeds and carriage returns."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,13 @@ class Draft:
         cells = tuple(tuple((row + [""] * width)[:width]) for row in tidy)
         self._add("table", "\n".join(" | ".join(row) for row in cells), page, rows=cells)
 
+    def sheet(self, rows: Sequence[Sequence[str]], page: int | None = None) -> None:
+        """Rows as they stand in a sheet: a title above the table, in a row of its own, is text."""
+        rows = list(rows)
+        while len(rows) > 1 and _filled(rows[0]) < 2 and any(_filled(row) > 1 for row in rows):
+            self.text(" ".join(rows.pop(0)).strip(), page)
+        self.table(rows, page)
+
     def _add(
         self, kind: Literal["heading", "text", "table"], text: str, page: int | None, level: int = 0, rows: tuple = ()
     ) -> None:
@@ -81,9 +90,13 @@ class Draft:
         return Document(name, kind, tuple(self.blocks), tuple(self.pages), tuple(self.notes))
 
 
+def _filled(row: Sequence[str]) -> int:
+    return sum(bool(cell.strip()) for cell in row)
+
+
 def clean(text: str) -> str:
-    """`text` without control characters, with radicals as characters."""
-    return fold_radicals(strip_controls(text))
+    """`text` without control characters, with \n line ends, with radicals as characters."""
+    return fold_radicals(strip_controls(_BREAKS.sub("\n", text)))
 
 
 def one_line(text: str) -> str:

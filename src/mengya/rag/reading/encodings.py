@@ -22,6 +22,8 @@ _COMMON = frozenset(
 )
 """What most of running Chinese text consists of, simplified and traditional."""
 _PUNCTUATION = re.compile("[\u2014\u2018-\u201d\u2026\u3000-\u3011\uff01-\uff5e·]")
+_CONTROLS = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")
+_BINARY = "this is binary data, neither text nor a format that is read here; convert it to PDF or text"
 _SAMPLE = 200_000
 """Bytes that decide. An encoding does not change within a file."""
 _ENOUGH = 0.3
@@ -36,12 +38,31 @@ def decode(data: bytes) -> tuple[str, tuple[str, ...]]:
         if data.startswith(mark):
             return _replaced(data[len(mark) :], encoding)
     head = data[:_SAMPLE]
-    if head.count(0) * 200 > len(head):
-        return _replaced(data, _utf16(head))
+    if head.count(0) * 200 <= len(head):
+        try:
+            return data.decode("utf-8"), ()
+        except UnicodeDecodeError:
+            if 0 not in head:
+                return _replaced(data, _likeliest(head))
+    wide = _utf16(head)
+    return _replaced(data, wide) if wide else _without_zeros(data)
+
+
+def _without_zeros(data: bytes) -> tuple[str, tuple[str, ...]]:
+    """Of a text with zero bytes in it, as a write that was broken off leaves them, or fields of a fixed width.
+    UserError: it is no text without them either."""
+    kept = data.replace(b"\0", b"")
+    head = kept[:_SAMPLE]
+    if not kept or len(_CONTROLS.findall(head)) * 100 > len(head):
+        raise UserError(_BINARY)
     try:
-        return data.decode("utf-8"), ()
+        text, notes = kept.decode("utf-8"), ()
     except UnicodeDecodeError:
-        return _replaced(data, _utf16(head) if 0 in head else _likeliest(head))
+        encoding = _likeliest(head)
+        if _score(head, encoding, ascii_too=True) < _ENOUGH:
+            raise UserError(_BINARY) from None
+        text, notes = _replaced(kept, encoding)
+    return text, (*notes, f"{len(data) - len(kept):,} zero bytes were left out")
 
 
 def _replaced(data: bytes, encoding: str) -> tuple[str, tuple[str, ...]]:
@@ -51,11 +72,11 @@ def _replaced(data: bytes, encoding: str) -> tuple[str, tuple[str, ...]]:
     return text, notes
 
 
-def _utf16(head: bytes) -> str:
-    """Of bytes with zeros, which text has in UTF-16 alone."""
+def _utf16(head: bytes) -> str | None:
+    """Which of both it is, of bytes with zeros, which text has in UTF-16; None: it is not."""
     little, big = (_score(head, encoding, ascii_too=True) for encoding in ("utf-16-le", "utf-16-be"))
     if max(little, big) < _ENOUGH:
-        raise UserError("this is binary data, neither text nor a format that is read here; convert it to PDF or text")
+        return None
     return "utf-16-le" if little >= big else "utf-16-be"
 
 

@@ -24,16 +24,23 @@ _HIDDEN_STYLE = re.compile(r"(display\s*:\s*none|visibility\s*:\s*hidden|(opacit
 _RULE = re.compile(r"([^{}]+)\{([^{}]*)\}")
 _MEDIA = re.compile(r"@[^{};]*\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}")
 _CHARSET = re.compile(rb"""charset\s*=\s*["']?\s*([\w-]+)""", re.IGNORECASE)
+_PROLOG = re.compile(r"^\s*(<\?xml[^>]*>\s*)?(<!doctype[^>\[]*\[[^\]]*\]\s*>)?", re.IGNORECASE)
+"""Of XHTML: with entities that nobody needs, where any are declared."""
 _SENTENCE = re.compile(r"[。！？；]|[.!?](\s|$)")
 
 
 def read(source: Source, draft: Draft) -> None:
+    add_html(draft, source.path.read_bytes())
+
+
+def add_html(draft: Draft, data: bytes) -> None:
+    """A whole page."""
     from lxml import html
 
-    text, notes = _decoded(source.path.read_bytes())
+    text, notes = _decoded(data)
     for note in notes:
         draft.note(note)
-    text = re.sub(r"^\s*<\?xml[^>]*>", "", text).replace("\0", "")
+    text = _PROLOG.sub("", text, count=1).replace("\0", "")
     root = html.document_fromstring(text or "<p></p>", parser=html.HTMLParser(remove_comments=True, remove_pis=True))
     title = " ".join((root.findtext(".//title") or "").split())
     left_out: Counter[str] = Counter()
@@ -46,6 +53,15 @@ def read(source: Source, draft: Draft) -> None:
     for what, count in left_out.items():
         if count:
             draft.note(f"left out: {count:,} {what}")
+
+
+def add_fragment(draft: Draft, text: str) -> None:
+    """HTML that stands in a text of another kind."""
+    from lxml import html
+
+    root = html.document_fromstring(f"<div>{text}</div>", parser=html.HTMLParser(remove_comments=True, remove_pis=True))
+    _drop_unseen(root, Counter())
+    add_blocks(draft, root)
 
 
 def _decoded(data: bytes) -> tuple[str, tuple[str, ...]]:

@@ -110,8 +110,11 @@ def _old_office(source: Source) -> str:
 
 
 def _kind_of_text(source: Source) -> str:
-    text = decode(source.path.read_bytes())[0][:100_000]
+    data = source.path.read_bytes()
     told = kind_by_ending(source.name)
+    if _HTML.match(data[:4096].decode("latin-1")):  # whose encoding it says itself
+        return "html"
+    text = decode(data)[0][:100_000]
     if _HTML.match(text) or (told == "html" and _TAGS.search(text)):
         return "html"
     if told in ("csv", "markdown", "text"):

@@ -8,8 +8,15 @@ from markdown_it.token import Token
 
 from mengya.rag.reading.draft import Draft, Source, clean
 from mengya.rag.reading.encodings import decode
+from mengya.rag.reading.html import add_fragment
 
-_FRONT = re.compile(r"\A---[ \t]*\n(.*?)\n---[ \t]*(\n|\Z)", re.DOTALL)
+_FRONT = re.compile(
+    r"\A(?:---[ \t]*\n(?=(?:#[^\n]*\n)*[\w\"'][^\n]*:)(.*?)\n(?:---|\.\.\.)|\+\+\+[ \t]*\n(.*?)\n\+\+\+)"
+    r"[ \t]*(?:\n|\Z)",
+    re.DOTALL,
+)
+"""What stands before a text about it, in YAML or TOML; two lines across the page around a text are none."""
+_TABLE = re.compile(r"<table\b.*?</table\s*>", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<!--.*?-->|</?[a-zA-Z][^<>]*>", re.DOTALL)
 
 
@@ -18,10 +25,11 @@ def read(source: Source, draft: Draft) -> None:
     for note in notes:
         draft.note(note)
     text = clean(text)
-    if front := _FRONT.match(text):  # YAML, which Markdown would take for a heading
-        draft.text(front[1])
+    if front := _FRONT.match(text):  # Markdown would take it for a heading
+        draft.text(front[1] or front[2])
         text = text[front.end() :]
-    _Blocks(draft).add(MarkdownIt("commonmark").enable("table").parse(text))
+    text = _TABLE.sub(lambda table: re.sub(r"\n\s*\n", "\n", table[0]), text)  # a blank line would end it
+    _Blocks(draft).add(MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text))
 
 
 class _Blocks:
@@ -51,12 +59,15 @@ class _Blocks:
             elif kind == "tr_open":
                 self._rows.append([])
             elif kind == "table_close":
+                self._flush()
                 self._draft.table(self._rows)
                 self._rows = []
             elif kind == "inline" and self._rows:
                 self._rows[-1].append(_text(token))
             elif kind == "inline" and level:
                 self._draft.heading(_text(token), level)
+            elif kind == "html_block" and not self._lists:
+                add_fragment(self._draft, token.content)
             elif kind in ("inline", "fence", "code_block", "html_block"):
                 self._text(_TAG.sub("", token.content) if kind == "html_block" else _text(token))
 
@@ -71,14 +82,18 @@ class _Blocks:
         if not self._lists:
             self._draft.text(text)
         elif text.strip():
-            self._lines.append(self._prefix + text.strip("\n"))
-            self._prefix = " " * len(self._prefix)
+            under = " " * len(self._prefix)
+            self._lines.append(self._prefix + text.strip("\n").replace("\n", "\n" + under))
+            self._prefix = under
 
     def _end_of_list(self) -> None:
         self._lists.pop()
         if not self._lists:
-            self._draft.text("\n".join(self._lines))
-            self._lines = []
+            self._flush()
+
+    def _flush(self) -> None:
+        self._draft.text("\n".join(self._lines))
+        self._lines = []
 
 
 def _text(token: Token) -> str:

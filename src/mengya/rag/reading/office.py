@@ -49,12 +49,17 @@ class Parts:
         except etree.XMLSyntaxError as error:
             raise UserError(f"its part {name} is damaged; open it and save it again") from error
 
-    def each(self, name: str, wanted: str) -> Iterator[Any]:
+    def read(self, name: str) -> bytes:
+        return self._archive.read(self._names[name.lower()])
+
+    def each(self, name: str, *wanted: str) -> Iterator[Any]:
         """Elements of a large part, one after the other, each forgotten when the next is asked for."""
         from lxml import etree
 
         with self._archive.open(self._names[name.lower()]) as file:
-            for _, element in etree.iterparse(file, tag="{*}" + wanted, resolve_entities=False, no_network=True):
+            for _, element in etree.iterparse(
+                file, tag=["{*}" + one for one in wanted], resolve_entities=False, no_network=True
+            ):
                 yield element
                 element.clear()
                 while element.getprevious() is not None:

@@ -131,6 +131,10 @@ def _number(number: float, code: str) -> str | None:
     found = re.search(r"[0#?][0#?,.]*", plain)
     if "General" in plain:
         return _filled(plain, literal).replace("General", _general(repr(number)))
+    spread = re.search(r"[0#?][0#?,]*(?:[^0#?,.%E]+[0#?][0#?,]*)+(?!\.)", plain)
+    if spread and "/" not in plain:
+        placed = _placed(number, spread[0])
+        return _filled(plain[: spread.start()] + placed + plain[spread.end() :], literal).strip()
     if not found or "/" in plain:
         return _filled(plain, literal).strip() if literal and "@" not in plain and not found else None
     digits = found[0]
@@ -152,6 +156,21 @@ def _number(number: float, code: str) -> str | None:
         text = ("-" if number < 0 else "") + text.lstrip("-").zfill(least)
     rest = plain[found.end() :].replace(exponent[0], "", 1) if exponent else plain[found.end() :]
     return _filled(plain[: found.start()] + text + rest, literal).strip()
+
+
+def _placed(number: float, places: str) -> str:
+    """A whole number in places with other characters between them, as 000-0000, or 0!.0, which shows ten thousands."""
+    scale = len(places) - len(places.rstrip(","))
+    digits = f"{abs(number) / 1000**scale:.0f}"
+    parts: list[str] = []
+    first = next(i for i, mark in enumerate(places) if mark in "0#?")
+    for i, mark in reversed(list(enumerate(places.rstrip(",")))):
+        if mark not in "0#?":
+            parts.append("" if mark == "," else mark)
+            continue
+        parts.append((digits if i == first else digits[-1:]) or ("0" if mark == "0" else ""))
+        digits = digits[:-1]
+    return "-" * (number < 0) + "".join(reversed(parts))
 
 
 def _mark(match: re.Match, literal: list[str]) -> str:

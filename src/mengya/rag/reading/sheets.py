@@ -2,14 +2,18 @@
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-from mengya.rag.reading.draft import Draft, Source, State
+from mengya.rag.reading.draft import Draft, Source, State, one_line
 from mengya.rag.reading.office import Parts, attribute, child, tag
 from mengya.rag.reading.sheet_formats import shown
 
 Cells = dict[int, dict[int, str]]
 """Row -> column -> text, both from 1; only those with text."""
+_COLUMNS = 16_384
+"""As many as a sheet may have."""
 
 
 def read(source: Source, draft: Draft) -> None:
@@ -24,13 +28,15 @@ def read(source: Source, draft: Draft) -> None:
         notes = ["hidden sheet"] if attribute(sheet, "state", "visible") != "visible" else []
         before = len(draft.blocks)
         if kind == "worksheet":
-            cells, formulas = reader.cells(part)
+            found = reader.sheet(part)
             texts = reader.texts(part)
-            if formulas:
-                notes.append(f"{formulas} formulas without a stored result; open the file in Excel and save it")
-            if cells or texts:
+            if found.formulas:
+                notes.append(f"{found.formulas} formulas without a stored result; open the file in Excel and save it")
+            if found.hidden:
+                notes.append("hidden rows or columns were read, too")
+            if found.cells or texts:
                 draft.heading(name, 1, number)
-            _add(draft, cells, number)
+            _add(draft, found.cells, number)
             for text in texts:
                 draft.text(text, number)
         else:
@@ -45,6 +51,15 @@ def read(source: Source, draft: Draft) -> None:
 def _relation(sheet: Any) -> str:
     """Its r:id, which is not its id."""
     return next((text for key, text in sheet.attrib.items() if key.startswith("{") and key.endswith("}id")), "")
+
+
+@dataclass
+class _Sheet:
+    cells: Cells = field(default_factory=lambda: defaultdict(dict))
+    formulas: int = 0
+    """Those that have no stored result."""
+    hidden: bool = False
+    """Some rows or columns with text are."""
 
 
 class _Reader:
@@ -65,21 +80,45 @@ class _Reader:
             ids = [int(attribute(one, "numFmtId", "0")) for one in _children(root, "cellXfs")]
             self._formats = [(number, own.get(number)) for number in ids]
 
-    def cells(self, part: str) -> tuple[Cells, int]:
-        """Of a sheet, and how many of its formulas have no stored result."""
-        cells: Cells = defaultdict(dict)
-        formulas, number = 0, 0
-        for row in self._parts.each(part, "row"):
-            number, column = int(attribute(row, "r", str(number + 1))), 0
-            for cell in row:
-                column = _column(attribute(cell, "r")) or column + 1
-                text = self._shown(cell)
-                formulas += text is None
-                if text and text.strip():
-                    cells[number][column] = text
-        for merge in self._parts.each(part, "mergeCell"):
-            _repeat(cells, attribute(merge, "ref"))
-        return cells, formulas
+    def sheet(self, part: str) -> _Sheet:
+        sheet, number, hidden, merged = _Sheet(), 0, set(), []
+        for one in self._parts.each(part, "col", "row", "mergeCell"):
+            if tag(one) == "mergeCell":
+                merged.append(attribute(one, "ref"))
+            elif tag(one) == "row":
+                number = int(attribute(one, "r", str(number + 1)))
+                self._add_row(sheet, one, number)
+                sheet.hidden |= number in sheet.cells and _is_hidden(one)
+            elif _is_hidden(one):
+                hidden |= set(range(int(attribute(one, "min")), min(int(attribute(one, "max")), _COLUMNS) + 1))
+        sheet.hidden |= any(not hidden.isdisjoint(row) for row in sheet.cells.values())
+        last = max(sheet.cells, default=0)
+        for reference in merged:
+            _repeat(sheet.cells, reference, last)
+        for reference, text in self._comments(part):
+            place = re.fullmatch(r"([A-Z]+)(\d+)", reference)
+            if place and text:
+                row, column = sheet.cells[int(place[2])], _column(place[1])
+                row[column] = f"{row.get(column, '')}〔注：{text}〕"
+        return sheet
+
+    def _add_row(self, sheet: _Sheet, row: Any, number: int) -> None:
+        column = 0
+        for cell in row:
+            column = _column(attribute(cell, "r")) or column + 1
+            text = self._shown(cell) if len(cell) else ""  # a format alone: there may be a million of them
+            sheet.formulas += text is None
+            if text and text.strip():
+                sheet.cells[number][column] = text
+
+    def _comments(self, part: str) -> Iterator[tuple[str, str]]:
+        """(cell, what somebody wrote beside it)."""
+        for name in self._parts.related(part, "comments"):
+            for comment in self._parts.xml(name).iter("{*}comment"):
+                text = "".join(t.text or "" for t in comment.iter("{*}t")).strip()
+                if text.startswith("["):  # newer Excel tells older ones here that they cannot show what follows
+                    text = text.rpartition("\n\n")[2].partition(":")[2] or text
+                yield attribute(comment, "ref"), one_line(text)
 
     def _shown(self, cell: Any) -> str | None:
         """None: a formula without a result."""
@@ -108,6 +147,10 @@ class _Reader:
         return found
 
 
+def _is_hidden(element: Any) -> bool:
+    return attribute(element, "hidden") in ("1", "true")
+
+
 def _children(root: Any, name: str) -> list[Any]:
     found = child(root, name)
     return [one for one in found if tag(one) in ("numFmt", "xf")] if found is not None else []
@@ -129,23 +172,19 @@ def _column(reference: str) -> int:
     return number
 
 
-def _repeat(cells: Cells, reference: str) -> None:
-    """A merged cell has its text in the first of its rows alone: the others, where they hold something, get it too."""
+def _repeat(cells: Cells, reference: str, end: int) -> None:
+    """A merged cell has its text in the first of its rows alone: the others, where they hold something, get it too.
+    `end`: the last row that does."""
     found = re.fullmatch(r"([A-Z]+)(\d+):[A-Z]+(\d+)", reference)
     if found:
         column, first, last = _column(found[1]), int(found[2]), int(found[3])
         text = cells.get(first, {}).get(column)
-        for row in sorted(cells) if text else ():
-            if first < row <= last:
+        for row in range(first + 1, min(last, end) + 1) if text else ():
+            if row in cells:
                 cells[row][column] = text or ""
 
 
 def _add(draft: Draft, cells: Cells, number: int) -> None:
-    """The cells as a table without empty rows and columns; a title above it is text."""
+    """The cells as a table without empty rows and columns."""
     columns = sorted({column for row in cells.values() for column in row})
-    rows = [[cells[row].get(column, "") for column in columns] for row in sorted(cells)]
-    while (
-        len(rows) > 1 and len(columns) > 1 and sum(map(bool, rows[0])) == 1 and any(sum(map(bool, r)) > 1 for r in rows)
-    ):
-        draft.text(next(filter(None, rows.pop(0))), number)
-    draft.table(rows, number)
+    draft.sheet([[cells[row].get(column, "") for column in columns] for row in sorted(cells)], number)

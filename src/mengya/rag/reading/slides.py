@@ -1,9 +1,15 @@
 """PowerPoint files: a page a slide, with tables, grouped shapes, diagrams and the speaker's notes."""
 
+import re
+from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 from mengya.rag.reading.draft import Draft, Source
 from mengya.rag.reading.office import Parts, attribute, child, tag
+
+_SAME_HEIGHT = 45_720
+"""Of shapes side by side: a twentieth of an inch."""
 
 
 def read(source: Source, draft: Draft) -> None:
@@ -29,8 +35,8 @@ class _Slide:
         root = self._parts.xml(self._name)
         before = len(self._draft.blocks)
         tree = child(root, "cSld", "spTree")
-        # The title is read first, wherever it lies in the file.
-        shapes = sorted(tree if tree is not None else (), key=lambda shape: not _is_title(shape))
+        # The title is read first, wherever it lies.
+        shapes = sorted(self._as_seen(tree if tree is not None else ()), key=lambda shape: not _is_title(shape))
         for shape in shapes:
             self._add_shape(shape)
         for notes in self._parts.related(self._name, "notesSlide"):
@@ -43,6 +49,45 @@ class _Slide:
             note = "; ".join(filter(None, (note, "pictures alone; save it as PDF to have them read by OCR")))
         self._draft.page(self._number, "text" if found else "unread" if self._pictures else "blank", note=note)
 
+    def _as_seen(self, shapes: Iterable[Any]) -> list[Any]:
+        """From the top to the bottom, and from the left to the right of those that begin at the same height: in a file
+        they stand in the order in which they were drawn. One whose place is not told stays behind the one before it."""
+        placed: list[tuple[int, int, Any]] = []
+        for shape in shapes:
+            left, top = self._place(shape) or (placed[-1][:2] if placed else (0, 0))
+            placed.append((left, top, shape))
+        rows: list[list[tuple[int, int, Any]]] = []
+        for one in sorted(placed, key=lambda one: one[1]):
+            if rows and one[1] - rows[-1][-1][1] <= _SAME_HEIGHT:
+                rows[-1].append(one)
+            else:
+                rows.append([one])
+        return [shape for row in rows for _, _, shape in sorted(row, key=lambda one: one[0])]
+
+    def _place(self, shape: Any) -> tuple[int, int] | None:
+        """(left, top), if need be that of the placeholder of the layout, or of the master, that it fills."""
+        found = next(shape.iter("{*}off"), None)
+        mark = _mark(shape)
+        if found is None and mark is not None:
+            return self._layout.get(("idx", attribute(mark, "idx"))) or self._layout.get(("type", _placeholder(shape)))
+        return None if found is None else (_whole(attribute(found, "x")), _whole(attribute(found, "y")))
+
+    @cached_property
+    def _layout(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """Places of the placeholders of the layout and of its master, by number and by kind."""
+        found: dict[tuple[str, str], tuple[int, int]] = {}
+        name: str | None = self._name
+        for kind in ("slideLayout", "slideMaster"):
+            name = next(self._parts.related(name, kind), None) if name else None
+            for shape in self._parts.xml(name).iter("{*}sp", "{*}pic", "{*}graphicFrame") if name else ():
+                mark, place = _mark(shape), next(shape.iter("{*}off"), None)
+                if mark is not None and place is not None:
+                    where = _whole(attribute(place, "x")), _whole(attribute(place, "y"))
+                    if kind == "slideLayout":
+                        found.setdefault(("idx", attribute(mark, "idx")), where)
+                    found.setdefault(("type", _placeholder(shape)), where)
+        return found
+
     def _add_shape(self, shape: Any) -> None:
         name = tag(shape)
         if name == "AlternateContent":
@@ -50,7 +95,7 @@ class _Slide:
             for one in choices[0] if choices else ():
                 self._add_shape(one)
         elif name == "grpSp":
-            for one in shape:
+            for one in self._as_seen(one for one in shape if tag(one) not in ("nvGrpSpPr", "grpSpPr")):
                 self._add_shape(one)
         elif name == "pic":
             self._pictures += 1
@@ -69,7 +114,9 @@ class _Slide:
         for kind in ("diagramData", "chart"):
             for name in self._parts.related(self._name, kind):
                 if any(self._parts.relations(self._name)[i][1] == name for i in _references(frame)):
-                    self._draft.text(_diagram(self._parts.xml(name)), self._number)
+                    root = self._parts.xml(name)
+                    self._draft.text(_diagram(root), self._number)
+                    self._draft.table(_series(root), self._number)
 
 
 def _references(frame: Any) -> set[str]:
@@ -78,12 +125,19 @@ def _references(frame: Any) -> set[str]:
     return {text for text in texts if text.startswith("rId")}
 
 
+def _mark(shape: Any) -> Any:
+    """What says that it is a placeholder; None: it is not."""
+    kinds = ("nvSpPr", "nvCxnSpPr", "nvPicPr", "nvGraphicFramePr")
+    return next((found for name in kinds if (found := child(shape, name, "nvPr", "ph")) is not None), None)
+
+
 def _placeholder(shape: Any) -> str:
-    for name in ("nvSpPr", "nvCxnSpPr"):
-        found = child(shape, name, "nvPr", "ph")
-        if found is not None:
-            return attribute(found, "type", "body")
-    return ""
+    mark = _mark(shape)
+    return "" if mark is None else attribute(mark, "type", "body")
+
+
+def _whole(text: str) -> int:
+    return int(text) if text.lstrip("-").isdigit() else 0
 
 
 def _is_title(shape: Any) -> bool:
@@ -114,7 +168,35 @@ def _rows(table: Any) -> list[list[str]]:
 
 
 def _diagram(root: Any) -> str:
-    """The words of a diagram, or the titles and labels of a chart."""
+    """The words of a diagram, or the titles of a chart."""
     texts = ["".join(t.text or "" for t in paragraph.iter("{*}t")) for paragraph in root.iter("{*}p")]
-    texts += [v.text or "" for cache in root.iter("{*}strCache") for v in cache.iter("{*}v")]
     return "\n".join(dict.fromkeys(filter(None, texts)))
+
+
+def _series(root: Any) -> list[list[str]]:
+    """What a chart shows, as a table: a row a category, a column a series."""
+    columns: dict[str, dict[int, str]] = {}
+    labels: dict[int, str] = {}
+    for number, series in enumerate(root.iter("{*}ser"), 1):
+        names = _points(child(series, "tx")) or {}
+        labels |= _points(child(series, "cat")) or _points(child(series, "xVal"))
+        values = _points(child(series, "val")) or _points(child(series, "yVal"))
+        columns[f"{number} {names.get(0, '')}"] = values
+    rows = sorted(labels.keys() | {index for values in columns.values() for index in values})
+    head = ["", *(name.partition(" ")[2] for name in columns)]
+    return (
+        [head, *([labels.get(i, ""), *(values.get(i, "") for values in columns.values())] for i in rows)]
+        if rows
+        else []
+    )
+
+
+def _points(element: Any) -> dict[int, str]:
+    """Index -> value, of those that a chart keeps from its sheet."""
+    points = element.iter("{*}pt") if element is not None else ()
+    texts = {_whole(attribute(one, "idx")): "".join(v.text or "" for v in one.iter("{*}v")) for one in points}
+    return {index: f"{float(text):.15g}" if _is_number(text) else text for index, text in texts.items()}
+
+
+def _is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"-?\d+\.\d+(E[+-]?\d+)?", text))

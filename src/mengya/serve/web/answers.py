@@ -13,7 +13,7 @@ from typing import Any
 from mengya.errors import UserError
 from mengya.infer.backends import Backend, Deliver, Ticket
 from mengya.infer.request import Conversation, Piece, Request, Sampling
-from mengya.serve.web.store import Message, State, Store
+from mengya.serve.web.store import Message, State, Store, in_words
 from mengya.text.thoughts import Thoughts, split_thoughts
 
 Messages = list[dict[str, Any]]
@@ -178,7 +178,7 @@ class Answers:
                 self._store.save(answer.owner, answer.id, answer.text, answer.state, answer.info_with(error))
                 return
             except sqlite3.Error as fault:
-                answer.error = f"this answer is not saved yet ({fault}); free space on the disk"
+                answer.error = f"this answer is not saved yet: {in_words(fault)}"
                 answer.version += 1
                 time.sleep(seconds)
 

@@ -31,7 +31,7 @@ from mengya.serve.web.actions import Actions, place_of, shown_live
 from mengya.serve.web.answers import Answer, Answers
 from mengya.serve.web.gate import GRADIO, OWNER, Gate, log, refused
 from mengya.serve.web.library import Library
-from mengya.serve.web.store import Missing, Store, new_id
+from mengya.serve.web.store import Missing, Store, in_words, new_id
 from mengya.serve.web.users import Guesses, Users
 
 PAGE = Path(__file__).parent / "page"
@@ -106,7 +106,7 @@ def _outcome(function: Callable[[], Any]) -> dict[str, Any]:
     except UserError as error:
         return {"error": str(error)}
     except sqlite3.Error as error:
-        return {"error": f"the conversations cannot be read or written ({error}); free space on the disk, or try again"}
+        return {"error": in_words(error)}
     except Exception as error:  # said without what was asked, which is nobody else's
         log.error("%s: %s", type(error).__name__, where(error))
         return {"error": "the server failed; its log says where"}

@@ -7,6 +7,7 @@ folders of their own, so that no name of one reaches the other.
 import hashlib
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,10 +22,11 @@ from mengya.rag.reading.limits import Limits
 from mengya.rag.reading.names import name_as_text
 from mengya.rag.reading.worker import Progress, read_file
 from mengya.rag.store import KnowledgeBase, KnowledgeFolder, StoredFile, UnknownBase
+from mengya.serve.web.fairness import Turns
 from mengya.serve.web.store import new_id
 
-_READERS = 2
-"""Files that are read at a time; others wait."""
+_READERS, _READERS_EACH = 3, 2
+"""Files that are read at a time, in all and of one owner; others wait."""
 _WAITING = 100
 """Files of one owner that wait or have failed."""
 _AROUND = 1200
@@ -58,9 +60,9 @@ class Library:
         self._folder, self.limits, self.addresses = folder, limits, addresses
         self._shared = KnowledgeFolder(shared) if shared else None
         self._jobs: dict[str, Job] = {}
-        self._making = threading.Lock()
-        """Held while a base is made, so that nobody opens a half of one."""
-        self._turn = threading.BoundedSemaphore(_READERS)
+        self._opening: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
+        """Of each owner and place: held while its base is made or opened, so that nobody opens a half of one."""
+        self._readers = Turns(_READERS, _READERS_EACH)
         self.uploads = folder / "uploads"
         self.uploads.mkdir(parents=True, exist_ok=True)
         for left in self.uploads.iterdir():  # by a crash
@@ -70,15 +72,14 @@ class Library:
 
     def places(self, owner: str) -> list[str]:
         """Of the named bases."""
-        with self._making:
-            own = [f"base:{name}" for name in self._named(owner).names()]
+        own = [f"base:{name}" for name in self._named(owner).names()]
         return own + [f"shared:{name}" for name in (self._shared.names() if self._shared else ())]
 
     def make(self, owner: str, name: str) -> None:
         name = name_as_text(name)
         if f"base:{name}" in self.places(owner):
             raise UserError(f"there is a knowledge base {name} already; choose another name")
-        with self._making:
+        with self._opening[owner, f"base:{name}"]:
             self._named(owner).open_or_create(name)
 
     def base(self, owner: str, place: str) -> KnowledgeBase:
@@ -87,7 +88,7 @@ class Library:
         if kind == "shared" and self._shared is not None:
             return self._shared.open(name)
         folder, name = self._at(owner, place)
-        with self._making:
+        with self._opening[owner, place]:
             return folder.open(name)
 
     def remove(self, owner: str, place: str) -> None:
@@ -115,14 +116,14 @@ class Library:
 
     def files(self, owner: str, place: str) -> dict[str, Any]:
         """Those of a place, and those that are being read."""
+        jobs = [  # before the files: one that is kept meanwhile is in both, not in neither
+            {"id": j.id, "name": j.name, "state": j.state, "done": j.done, "pages": j.pages, "error": j.error}
+            for j in self.jobs(owner, place)
+        ]
         try:
             stored = self.base(owner, place).files()
         except UnknownBase:
             stored = []
-        jobs = [
-            {"id": j.id, "name": j.name, "state": j.state, "done": j.done, "pages": j.pages, "error": j.error}
-            for j in self.jobs(owner, place)
-        ]
         return {"files": [_told(file) for file in stored], "jobs": jobs}
 
     def remove_file(self, owner: str, place: str, name: str) -> None:
@@ -182,7 +183,7 @@ class Library:
                 raise _Cancelled
 
         try:
-            with self._turn:
+            with self._readers.taken(job.owner, lambda: progress(0, 0)):
                 progress(0, 0)
                 job.state = "reading"
                 read(progress)
@@ -214,7 +215,7 @@ class Library:
 
     def _made(self, job: Job) -> KnowledgeBase:
         folder, name = self._at(job.owner, job.place)
-        with self._making:
+        with self._opening[job.owner, job.place]:
             return folder.open_or_create(name)
 
     def _keep(self, job: Job, base: KnowledgeBase, document: Document, digest: str, progress: Progress) -> None:

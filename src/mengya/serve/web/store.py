@@ -234,6 +234,16 @@ class Store:
             )
 
 
+def in_words(error: sqlite3.Error) -> str:
+    """What is wrong with the conversations on disk, and what to do."""
+    message = str(error)
+    if "locked" in message or "busy" in message:
+        return "another process has been writing to the conversations for long; try again"
+    if "full" in message:
+        return "the disk with the conversations is full; free space, then try again"
+    return f"the conversations cannot be read or written ({message}); look at their folder, or try again"
+
+
 def insert(db: sqlite3.Connection, conversation: str, message: Message) -> None:
     info = message.info if message.role == "user" else _with_plain(message.text, message.info)
     db.execute(

@@ -19,8 +19,8 @@ def folder(tmp_path):
     return made
 
 
-def ask(live, question="年假有几天？", base="制度", **body):
-    return live.chat(messages=[{"role": "user", "content": question}], knowledge_base=base, **body)
+def ask(live, question="年假有几天？", base="制度", before=(), **body):
+    return live.chat(messages=[*before, {"role": "user", "content": question}], knowledge_base=base, **body)
 
 
 def says(*pieces):
@@ -41,6 +41,18 @@ def test_an_answer_with_its_citations(serving, folder):
     assert body["usage"]["completion_tokens"] == 3 and message["query"] == "年假有几天？"
     (request,) = live.backend.requests
     assert "[1] 假期" in request.prompt.messages[-1]["content"]
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_the_system_prompt_is_kept(serving, folder, role):
+    live = serving(says("10天[1]"), knowledge=folder)
+    said = [
+        {"role": role, "content": "要简短。"},
+        *[{"role": "user", "content": "假期"}, {"role": "assistant", "content": "?"}] * 5,
+    ]
+    assert ask(live, before=said).status_code == 200
+    messages = live.backend.requests[-1].prompt.messages
+    assert [m["content"] for m in messages if m["role"] == "system"] == ["要简短。"] == [messages[0]["content"]]
 
 
 def test_the_stream_is_the_same(serving, folder):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import time
 
 import pytest
 
@@ -165,6 +166,18 @@ def test_a_backup_goes_out_and_in(page):
 
 def keys() -> Keys:
     return Keys({hashlib.sha256(word).hexdigest(): word.decode()[:3] for word in (b"amy-key", b"bob-key")})
+
+
+def test_an_export_has_the_answer_that_has_just_ended(serve, monkeypatch):
+    page = serve()
+    save = page.answers._save_for_good
+    monkeypatch.setattr(page.answers, "_save_for_good", lambda answer: (time.sleep(0.3), save(answer)))
+    a = page.visitor()
+    view = a.talk("你好")
+    said = view["messages"][-1]["text"]
+    assert said and said in a.get(f"/export/{view['id']}.md").text
+    view = a.talk("再来", view["id"], view["messages"][-1]["id"])
+    assert json.loads(a.get("/export.json").text)["conversations"][0]["messages"][-1]["text"] == said
 
 
 def test_with_keys_nobody_enters_without_one(serve):

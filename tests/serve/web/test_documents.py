@@ -46,6 +46,18 @@ def test_an_answer_cites_the_file_of_its_conversation(serve):
     assert "no such" in b.call("source", view["id"], last["id"], 1)
 
 
+def test_the_system_prompt_goes_with_a_question_about_documents(serve):
+    page = serve(answer)
+    a = page.visitor()
+    made = a.call("create", "停车", {})["id"]
+    a.upload(f"conversation:{made}", "规定.md", RULES.encode())
+    for system, roles in (("要简短。", ["system", "user"]), ("  ", ["user"])):
+        a.talk("访客停车每小时收费多少？", made, system=system)
+        asked = page.backend.requests[-1].prompt.messages
+        assert [message["role"] for message in asked] == roles and "资料" in asked[-1]["content"]
+        assert asked[0]["content"] == system or len(asked) == 1
+
+
 def test_what_was_cited_stays_true_when_the_file_is_gone(serve):
     a = serve(answer).visitor()
     view = talk_about(a, [("规定.md", RULES.encode())])

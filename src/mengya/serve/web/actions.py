@@ -2,7 +2,7 @@
 the others come from anybody, and are checked against what that owner has."""
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -13,7 +13,7 @@ from mengya.infer.request import Sampling
 from mengya.rag import answer as grounded
 from mengya.rag.store import KnowledgeBase, UnknownBase
 from mengya.serve.web import pictures
-from mengya.serve.web.answers import Answer, Answers, Ask, fitted, turns
+from mengya.serve.web.answers import Answer, Answers, Ask, Messages, fitted, preamble, turns
 from mengya.serve.web.library import Library, passage_view
 from mengya.serve.web.markup import blocks
 from mengya.serve.web.settings import Settings
@@ -125,13 +125,14 @@ class Actions:
         self._store.add(owner, conversation, [*new, written])
 
         def prepare(backend: Backend, going: Callable[[], bool]) -> Ask:
+            self._answers.settle(owner)
             found = self._store.get(owner, conversation)
             asked = Conversation(**(vars(found) | {"leaf": question.id})).branch()
             if how.model in self._seeing and any(message.info.get("pictures") for message in asked):
                 return Ask(fitted(backend, how.system, turns(asked, self._seen(owner)), how.sampling.max_new_tokens))
             said = turns(asked)
             if bases := self._bases(owner, conversation, how, going):
-                return _grounded(backend, bases, said, how.sampling)
+                return _grounded(backend, bases, how.system, said, how.sampling)
             return Ask(fitted(backend, how.system, said, how.sampling.max_new_tokens))
 
         try:
@@ -225,10 +226,11 @@ def place_of(store: Store, owner: str, place: str) -> str:
 
 
 def _grounded(
-    backend: Backend, bases: Mapping[str, KnowledgeBase], said: Sequence[Mapping[str, Any]], sampling: Sampling
+    backend: Backend, bases: Mapping[str, KnowledgeBase], system: str, said: Messages, sampling: Sampling
 ) -> Ask:
     """The last question, asked about documents."""
-    prepared = grounded.prepare(backend, list(bases.values()), said[-1]["content"], said[:-1], sampling=sampling)
+    before = [*preamble(system), *said[:-1]]
+    prepared = grounded.prepare(backend, list(bases.values()), said[-1]["content"], before, sampling=sampling)
     places = {base.name: place for place, base in bases.items()}
 
     def conclude(text: str) -> tuple[str, dict[str, Any]]:

@@ -201,10 +201,12 @@ async def _growth(answer: Answer) -> AsyncIterator[str]:
 def _files(app: FastAPI, site: Site) -> None:
     @app.get("/export.json")
     def everything(request: Request) -> Response:
+        site.answers.settle(request.scope[OWNER])
         return _download(backup.everything(site.store, request.scope[OWNER]), "mengya", "json")
 
     @app.get("/export/{conversation}.{kind}")
     def export(request: Request, conversation: str, kind: str) -> Response:
+        site.answers.settle(request.scope[OWNER])
         try:
             found = site.store.get(request.scope[OWNER], conversation)
         except Missing as error:

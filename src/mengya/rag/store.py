@@ -77,6 +77,8 @@ class KnowledgeFolder:
 
     def __init__(self, folder: Path):
         self._folder = folder
+        self._opened: dict[Path, KnowledgeBase] = {}
+        """By path: each keeps its vectors, which take a while to read."""
 
     def names(self) -> list[str]:
         """Of those that can be read, sorted."""
@@ -86,12 +88,20 @@ class KnowledgeFolder:
                 found.append(KnowledgeBase(path).name)
         return sorted(found)
 
+    def bases(self) -> "list[KnowledgeBase]":
+        """Those that can be read, by name."""
+        return [self.open(name) for name in self.names()]
+
     def open(self, name: str) -> "KnowledgeBase":
         """UnknownBase."""
         path = self._path(name)
         if not path.is_file():
             raise _unknown(name)
-        return KnowledgeBase(path)
+        base = KnowledgeBase(path)
+        known = self._opened.get(path)
+        if known is None or known.name != base.name:
+            known = self._opened[path] = base
+        return known
 
     def open_or_create(self, name: str) -> "KnowledgeBase":
         path = self._path(name)
@@ -229,11 +239,18 @@ class KnowledgeBase:
                 (expression, limit),
             ).fetchall()
 
+    def check(self, embedder: Embedder) -> None:
+        """UserError if the base has vectors of another one. It may have none: its words are enough."""
+        with self._reading() as db:
+            if db.execute("SELECT 1 FROM vectors LIMIT 1").fetchone() and _embedder_of(db) != embedder.name:
+                raise UserError(_other_vectors(f"the knowledge base {self.name}", _embedder_of(db), embedder))
+
     def vectors(self) -> Vectors:
         """All of them, kept in memory until the base changes."""
         with self._reading() as db:
-            # Passages are numbered on and on, so a change shows here.
-            last = db.execute("SELECT max(seq), (SELECT count(*) FROM files) FROM sqlite_sequence").fetchone()
+            # Passages are numbered on and on, so a change shows here; and so does another base in the same place.
+            files = "(SELECT count(*) FROM files), (SELECT max(added) FROM files)"
+            last = db.execute(f"SELECT max(seq), {files} FROM sqlite_sequence").fetchone()
             if self._kept is None or self._kept[0] != last:
                 rows = db.execute("SELECT passage, vector FROM vectors ORDER BY passage").fetchall()
                 matrix = np.frombuffer(b"".join(row[1] for row in rows), "<f4")
@@ -289,9 +306,11 @@ def _check_embedder(db: sqlite3.Connection, embedder: Embedder | None) -> None:
     if not db.execute("SELECT 1 FROM vectors LIMIT 1").fetchone():
         db.execute("INSERT OR REPLACE INTO about VALUES ('embedder', ?)", (embedder.name,))
     elif (known := _embedder_of(db)) != embedder.name:
-        raise UserError(
-            f"the knowledge base has vectors of {known}, not of {embedder.name}; use that one, or make another base"
-        )
+        raise UserError(_other_vectors("the knowledge base", known, embedder))
+
+
+def _other_vectors(base: str, known: str | None, embedder: Embedder) -> str:
+    return f"{base} has vectors of {known}, not of {embedder.name}; use that one, or index its files into another base"
 
 
 def _delete(db: sqlite3.Connection, name: str) -> bool:

@@ -1,12 +1,14 @@
 """`knowledge_base`: answers from documents, with citations, whole and as streams."""
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rjieba", reason="searching needs pip install 'mengya[documents]'")
 pytest.importorskip("opencc", reason="searching needs pip install 'mengya[documents]'")
 
 from mengya.rag.document import Block, Document
-from mengya.rag.store import KnowledgeFolder
+from mengya.rag.retrieve import Retriever
+from mengya.rag.store import Embedder, KnowledgeFolder
 
 from .scripted import Say, error_of
 
@@ -83,6 +85,18 @@ def test_a_base_that_is_not_there(serving, folder, base):
     error = error_of(answer)
     assert (answer.status_code, error["param"], error["code"]) == (404, "knowledge_base", "knowledge_base_not_found")
     assert folder.names() == ["制度"]
+
+
+def test_vectors_find_what_words_do_not(serving, folder):
+    embedder = Embedder("ones", lambda texts: np.ones((len(texts), 1), "f4"))
+    base = folder.open("制度")
+    live = serving(says("10天[1]"), knowledge=folder, retriever=Retriever(embedder))
+    assert ask(live, "holidays?").json()["choices"][0]["message"]["grounding"] == "refusal"
+    base.add(base.document("手册.pdf"), "1", embedder)
+    assert ask(live, "holidays?").json()["choices"][0]["message"]["grounding"] == "answer"
+    folder.open_or_create("其他").add(base.document("手册.pdf"), "1", Embedder("others", embedder.embed))
+    answer = ask(live, base="其他")
+    assert answer.status_code == 400 and "has vectors of others, not of ones" in error_of(answer)["message"]
 
 
 def test_a_server_without_bases(serving):

@@ -4,10 +4,12 @@ import re
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from mengya.rag.document import Block, Document
-from mengya.rag.store import KnowledgeFolder
+from mengya.rag.retrieve import Retriever
+from mengya.rag.store import Embedder, KnowledgeFolder
 
 from ..api.scripted import Say, Scripted, soon
 
@@ -99,7 +101,7 @@ def test_a_base_is_asked_where_it_is_chosen(serve):
 def test_shared_bases_are_read_by_all_and_changed_by_none(serve, tmp_path):
     shared = KnowledgeFolder(tmp_path / "knowledge").open_or_create("公共")
     shared.add(Document("规定.md", "markdown", (Block("text", "访客停车每小时收费八元。"),)), "hash")
-    page = serve(answer, library={"shared": tmp_path / "knowledge"})
+    page = serve(answer, library={"shared": KnowledgeFolder(tmp_path / "knowledge")})
     a = page.visitor()
     assert a.call("bases") == ["shared:公共"]
     assert a.talk("访客停车每小时收费多少？", bases=["shared:公共"])["messages"][-1]["text"] == "每小时收费八元[1]。"
@@ -107,6 +109,22 @@ def test_shared_bases_are_read_by_all_and_changed_by_none(serve, tmp_path):
     assert "no place" in a.upload("shared:公共", "x.txt", b"x").json()["error"]
     a.call("remove_base", "公共")
     assert [file.name for file in shared.files()] == ["规定.md"]
+
+
+def test_vectors_find_what_words_do_not(serve):
+    def cars(texts):
+        there = [any(word in text for word in ("停车", "泊位")) for text in texts]
+        return np.array([[yes, not yes] for yes in there], "f4")
+
+    embedder = Embedder("cars", cars)
+    page = serve(answer, library={"embedder": embedder}, retriever=Retriever(embedder))
+    a = page.visitor()
+    view = talk_about(a, [("规定.md", "停车每小时收费八元".encode())], "泊位？")
+    assert "每小时收费八元" in page.backend.requests[0].prompt.messages[-1]["content"]
+    page.site.library._embedder = Embedder("others", cars)
+    a.upload(f"conversation:{view['id']}", "c.txt", b"c")
+    (job,) = a.read(f"conversation:{view['id']}")["jobs"]
+    assert "has vectors of cars, not of others" in job["error"]
 
 
 def test_the_same_file_twice_and_a_changed_one(serve):

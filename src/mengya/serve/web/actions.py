@@ -11,6 +11,7 @@ from mengya.errors import UserError
 from mengya.infer.backends import Backend
 from mengya.infer.request import Sampling
 from mengya.rag import answer as grounded
+from mengya.rag.retrieve import Retriever
 from mengya.rag.store import KnowledgeBase, UnknownBase
 from mengya.serve.web import pictures
 from mengya.serve.web.answers import Answer, Answers, Ask, Messages, fitted, preamble, turns
@@ -33,10 +34,13 @@ class Actions:
         models: Mapping[str, Backend],
         usual: Sampling,
         seeing: Collection[str] = (),
+        retriever: Retriever | None = None,
     ):
-        """`usual`: how answers are drawn where nothing is said. `seeing`: names of models that take pictures."""
+        """`usual`: how answers are drawn where nothing is said. `seeing`: names of models that take pictures.
+        `retriever`: how documents are searched."""
         self._store, self._answers, self._library = store, answers, library
         self._models, self._usual, self._seeing = models, usual, seeing
+        self._retriever = retriever or Retriever()
 
     def start(self, owner: str) -> dict[str, Any]:
         """What the page must know before anything else."""
@@ -132,7 +136,7 @@ class Actions:
                 return Ask(fitted(backend, how.system, turns(asked, self._seen(owner)), how.sampling.max_new_tokens))
             said = turns(asked)
             if bases := self._bases(owner, conversation, how, going):
-                return _grounded(backend, bases, how.system, said, how.sampling)
+                return self._grounded(backend, bases, how, said)
             return Ask(fitted(backend, how.system, said, how.sampling.max_new_tokens))
 
         try:
@@ -159,6 +163,22 @@ class Actions:
                 base = self._library.base(owner, place)
                 found |= {place: base} if base.files() else {}
         return found
+
+    def _grounded(self, backend: Backend, bases: Mapping[str, KnowledgeBase], how: Settings, said: Messages) -> Ask:
+        """The last question, asked about documents."""
+        *before, question = said
+        prepared = grounded.prepare(
+            backend, list(bases.values()), question["content"], [*preamble(how.system), *before],
+            retriever=self._retriever, sampling=how.sampling,
+        )  # fmt: skip
+        places = {base.name: place for place, base in bases.items()}
+
+        def conclude(text: str) -> tuple[str, dict[str, Any]]:
+            answer = grounded.conclude(prepared, text)
+            sources = [cited.as_json() | {"place": places[cited.base]} for cited in answer.citations]
+            return answer.text, {"kind": answer.kind, "query": answer.query, "sources": sources}
+
+        return Ask(prepared.messages, conclude)
 
     # --- documents -------------------------------------------------------------------------------------------------
 
@@ -223,22 +243,6 @@ def place_of(store: Store, owner: str, place: str) -> str:
     if kind == "conversation":
         store.get(owner, name)
     return place
-
-
-def _grounded(
-    backend: Backend, bases: Mapping[str, KnowledgeBase], system: str, said: Messages, sampling: Sampling
-) -> Ask:
-    """The last question, asked about documents."""
-    before = [*preamble(system), *said[:-1]]
-    prepared = grounded.prepare(backend, list(bases.values()), said[-1]["content"], before, sampling=sampling)
-    places = {base.name: place for place, base in bases.items()}
-
-    def conclude(text: str) -> tuple[str, dict[str, Any]]:
-        answer = grounded.conclude(prepared, text)
-        sources = [cited.as_json() | {"place": places[cited.base]} for cited in answer.citations]
-        return answer.text, {"kind": answer.kind, "query": answer.query, "sources": sources}
-
-    return Ask(prepared.messages, conclude)
 
 
 def shown_saved(message: Message) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from mengya.errors import UserError
 from mengya.infer.backends import Backend
 from mengya.infer.request import Sampling
 from mengya.rag.reading.names import name_as_text
+from mengya.rag.retrieve import Retriever
 from mengya.serve.api.asgi import where
 from mengya.serve.web import backup, pictures
 from mengya.serve.web.actions import Actions, place_of, shown_live
@@ -55,6 +56,8 @@ class Site:
     """Names under which it answers; None: any."""
     seeing: Collection[str] = ()
     """Names of the models that take pictures."""
+    retriever: Retriever = field(default_factory=Retriever)
+    """How documents are searched."""
 
 
 def create_app(site: Site) -> ASGIApp:
@@ -65,7 +68,7 @@ def create_app(site: Site) -> ASGIApp:
     _pages(app, site)
     _streams(app, site)
     _files(app, site)
-    actions = Actions(site.store, site.answers, site.library, site.models, site.sampling, site.seeing)
+    actions = Actions(site.store, site.answers, site.library, site.models, site.sampling, site.seeing, site.retriever)
     methods = {name: m for name, m in inspect.getmembers(actions, inspect.ismethod) if not name.startswith("_")}
     with gradio.Blocks(analytics_enabled=False) as blocks:
         for name, method in methods.items():

@@ -20,7 +20,7 @@ from mengya.rag.reading.addresses import read_address
 from mengya.rag.reading.limits import Limits
 from mengya.rag.reading.names import name_as_text
 from mengya.rag.reading.worker import Progress, read_file
-from mengya.rag.store import KnowledgeBase, KnowledgeFolder, StoredFile, UnknownBase
+from mengya.rag.store import Embedder, KnowledgeBase, KnowledgeFolder, StoredFile, UnknownBase
 from mengya.serve.web.store import new_id
 
 _READERS = 2
@@ -52,11 +52,20 @@ class _Cancelled(Exception):
 
 
 class Library:
-    def __init__(self, folder: Path, limits: Limits, shared: Path | None = None, *, addresses: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        limits: Limits,
+        shared: KnowledgeFolder | None = None,
+        *,
+        addresses: bool = False,
+        embedder: Embedder | None = None,
+    ):
         """`folder`: for the bases, and for files until they are read. `shared`: bases that `mengya index` has made.
-        `addresses`: whether what stands at a web address may be added, which the server fetches."""
-        self._folder, self.limits, self.addresses = folder, limits, addresses
-        self._shared = KnowledgeFolder(shared) if shared else None
+        `addresses`: whether what stands at a web address may be added, which the server fetches. `embedder`: of what is
+        added."""
+        self._folder, self.limits, self.addresses, self._embedder = folder, limits, addresses, embedder
+        self._shared = shared
         self._jobs: dict[str, Job] = {}
         self._making = threading.Lock()
         """Held while a base is made, so that nobody opens a half of one."""
@@ -201,7 +210,7 @@ class Library:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         base = self._made(job)
-        if base.holds(job.name, digest):
+        if base.holds(job.name, digest, self._embedder):
             return
         known = base.parsed(digest)
         document = replace(known, name=job.name) if known else read_file(path, job.name, self.limits, progress)
@@ -219,7 +228,7 @@ class Library:
 
     def _keep(self, job: Job, base: KnowledgeBase, document: Document, digest: str, progress: Progress) -> None:
         progress(job.done, job.pages)
-        base.add(document, digest)
+        base.add(document, digest, self._embedder)
         if job.cancelled:  # with its place, perhaps
             base.remove(job.name)
             if job.place.startswith("conversation:") and not base.files():

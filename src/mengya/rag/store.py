@@ -169,9 +169,11 @@ class KnowledgeBase:
             row = db.execute("SELECT document FROM files WHERE key = ?", (_key(name),)).fetchone()
         return row and _document(row[0])
 
-    def add(self, document: Document, hash: str, embedder: Embedder | None = None) -> Literal["new", "changed", "same"]:
-        """Add a file, in place of the one of its name. `hash`: of its content. UserError, and no change, if no text
-        was found in it, or the base has vectors of another embedder."""
+    def add(
+        self, document: Document, hash: str, embedder: Embedder | None = None, *, added: float | None = None
+    ) -> Literal["new", "changed", "same"]:
+        """Add a file, in place of the one of its name. `hash`: of its content; `added`: when, if not now. UserError,
+        and no change, if no text was found in it, or the base has vectors of another embedder."""
         document = _document(_as_json(asdict(document)))  # as it will be read again: halves of characters are gone
         if not document.name.strip():
             raise UserError("a file in a knowledge base needs a name; give one")
@@ -180,6 +182,7 @@ class KnowledgeBase:
             raise UserError(_no_text(document))
         rows = [(p, _search_row(p, document.name)) for p in passages]  # before anybody has to wait
         vectors = embedder.embed([_embedded(p) for p in passages]) if embedder else None
+        when = time.time() if added is None else added
         with self._writing() as db:
             if _holds(db, document.name, hash, embedder):
                 return "same"
@@ -188,19 +191,19 @@ class KnowledgeBase:
             about = {"pages": [asdict(page) for page in document.pages], "notes": document.notes}
             file = db.execute(
                 "INSERT INTO files (key, name, hash, added, report, document) VALUES (?, ?, ?, ?, ?, ?)",
-                (_key(document.name), document.name, hash, time.time(), _as_json(about), _as_json(asdict(document))),
+                (_key(document.name), document.name, hash, when, _as_json(about), _as_json(asdict(document))),
             )
             for number, (passage, searched) in enumerate(rows):
-                added = db.execute(
+                row = db.execute(
                     "INSERT INTO passages (file, number, text, headings, pieces) VALUES (?, ?, ?, ?, ?)",
                     (file.lastrowid, number, passage.text, _as_json(passage.headings), _as_json(passage.pieces)),
                 )
                 db.execute(
-                    "INSERT INTO search (rowid, words, grams, title) VALUES (?, ?, ?, ?)", (added.lastrowid, *searched)
+                    "INSERT INTO search (rowid, words, grams, title) VALUES (?, ?, ?, ?)", (row.lastrowid, *searched)
                 )
                 if vectors is not None:
                     vector = np.asarray(vectors[number], "<f4").tobytes()
-                    db.execute("INSERT INTO vectors VALUES (?, ?)", (added.lastrowid, vector))
+                    db.execute("INSERT INTO vectors VALUES (?, ?)", (row.lastrowid, vector))
         return "changed" if known else "new"
 
     def remove(self, name: str) -> bool:

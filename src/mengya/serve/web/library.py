@@ -155,6 +155,23 @@ class Library:
         self._begin(job, lambda progress: self._address(job, progress), lambda: None)
         return job.id
 
+    def check(self, owner: str) -> None:
+        """UserError if a base of the owner takes no more files: it has vectors of another embedder."""
+        if self._embedder is not None:
+            for name in self._named(owner).names():
+                self._named(owner).open(name).check(self._embedder)
+
+    def restore(self, owner: str, place: str, document: Document, digest: str, added: float) -> bool:
+        """Add what was read of a file earlier; False if there is the same or a newer one of its name."""
+        folder, name = self._at(owner, place)
+        with self._making:
+            base = folder.open_or_create(name)
+        there = next((file for file in base.files() if file.name == document.name), None)
+        if there is not None and (there.hash == digest or there.added >= added):
+            return False
+        base.add(document, digest, self._embedder, added=added)
+        return True
+
     def _job(self, owner: str, place: str, name: str) -> Job:
         self._at(owner, place)
         if sum(job.owner == owner for job in list(self._jobs.values())) >= _WAITING:

@@ -139,6 +139,24 @@ def test_a_large_model_says_follow_ups_again_and_sees_the_conversation(base):
     assert small.citations[0].quote == "员工每年有10天年假。"
 
 
+SYSTEM = {"role": "system", "content": "用词要简单。"}
+
+
+def test_the_system_prompt_stays_before_the_question(base):
+    turns = [{"role": "user", "content": "员工的年假"}, {"role": "assistant", "content": "有10天[1]。"}] * 4
+    for context, before in ((0, 6), (1000, 0)):  # of a large model and of a small one
+        found, backend = ask(base, "有几天？", "年假10天[1]", [SYSTEM, *turns], context=context)
+        first, *others = backend.asked[-1]
+        assert (first, len(others), found.kind) == (SYSTEM, before + 1, "answer")
+        assert all(message["role"] != "system" for message in others)
+    tight = Speaker(str, context=300)
+    long = SYSTEM | {"content": SYSTEM["content"] * 60}
+    with pytest.raises(
+        TooLong, match=r"the system prompt, the question and .* shorten the system prompt or the question"
+    ):
+        prepare(tight, [base], "年假有几天？", [long])
+
+
 def laws(count):
     return Document("法.txt", "text", tuple(
         Block("text", f"第{n}条 关于第{n}件事的规定，应当依照办理。" + "细则另行公布。" * 20)

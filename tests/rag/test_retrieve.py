@@ -7,6 +7,7 @@ pytest.importorskip("opencc", reason="searching needs pip install 'mengya[docume
 
 import numpy as np
 
+from mengya.errors import UserError
 from mengya.rag.document import Block, Document
 from mengya.rag.retrieve import Retriever, expression
 from mengya.rag.store import Embedder, KnowledgeFolder
@@ -99,6 +100,29 @@ def test_vectors_find_what_words_do_not(tmp_path):
     assert found(base, "eef", embedder=embedder)[0] == "eef xyz"
     base.remove("ccd xyz")
     assert "ccd xyz" not in found(base, "cdc", embedder=embedder)
+
+
+def test_vectors_of_another_model_are_refused_and_a_base_without_any_is_found_by_its_words(tmp_path):
+    folder, embedder = KnowledgeFolder(tmp_path), Embedder("letters", letters)
+    words, other = folder.open_or_create("words"), folder.open_or_create("other")
+    words.add(Document("a", "text", (Block("text", "aab xyz"),)), "1")
+    other.add(Document("a", "text", (Block("text", "aab xyz"),)), "1", Embedder("others", letters))
+    assert found(words, "xyz", embedder=embedder) == ["aab xyz"]
+    with pytest.raises(UserError, match="base other has vectors of others, not of letters; use that one"):
+        found(other, "xyz", embedder=embedder)
+    words.add(Document("a", "text", (Block("text", "aab xyz"),)), "1", embedder)
+    scores = [hit.score for base in (words, folder.open("words")) for hit in Retriever(embedder).find(base, ["xyz"])]
+    plain = folder.open_or_create("plain")
+    plain.add(Document("a", "text", (Block("text", "aab xyz"),)), "1")
+    assert scores[0] == scores[1] > Retriever(embedder).find(plain, ["xyz"])[0].score  # which are compared
+
+
+def test_vectors_of_a_base_that_was_made_anew(tmp_path):
+    folder, embedder = KnowledgeFolder(tmp_path), Embedder("letters", letters)
+    for text in ("aab", "ccd"):
+        folder.open_or_create("b").add(Document("a", "text", (Block("text", text),)), "1", embedder)
+        assert found(folder.open("b"), "dab", embedder=embedder) == [text]
+        folder.remove("b")
 
 
 def test_another_query_adds_what_it_finds(base):

@@ -10,6 +10,7 @@ from mengya.errors import UserError
 from mengya.infer.backends.kinds import Kind
 from mengya.infer.request import Sampling
 from mengya.model.precision import Weights
+from mengya.rag.finding import Finding
 from mengya.schema import Argument, config
 
 if TYPE_CHECKING:
@@ -33,10 +34,7 @@ class Config:
     weights: Weights = "exact"
     """As what the weights are kept: as they are, or rounded, which is faster. Of our own models on a CPU."""
     sampling: Sampling = Sampling(temperature=0)
-    embeddings: Path | None = None
-    """The sentence-transformers directory that the knowledge base was indexed with."""
-    reranker: Path | None = None
-    """The directory of a cross-encoder, which puts the passages that were found into a better order."""
+    finding: Finding = Finding()
 
     def __post_init__(self) -> None:
         if not self.kb:
@@ -46,16 +44,11 @@ class Config:
 def run(config: Config) -> None:
     from mengya.infer.backends.opening import open_backend
     from mengya.rag.answer import answer
-    from mengya.rag.retrieve import Retriever
     from mengya.rag.store import KnowledgeFolder
-    from mengya.rag.vectors import open_embedder, open_reranker
 
     folder = KnowledgeFolder(config.folder)
     bases = [folder.open(name) for name in config.kb]
-    retriever = Retriever(
-        open_embedder(config.embeddings) if config.embeddings else None,
-        open_reranker(config.reranker) if config.reranker else None,
-    )
+    retriever = config.finding.open(bases)
     backend = open_backend(config.model, backend=config.backend, weights=config.weights, running=1)
     history: list[dict[str, str]] = []
     with contextlib.closing(backend):

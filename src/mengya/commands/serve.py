@@ -13,6 +13,7 @@ from mengya.commands import Command
 from mengya.errors import UserError
 from mengya.infer.backends.kinds import Kind
 from mengya.model.precision import Weights
+from mengya.rag.finding import Finding
 from mengya.schema import Argument, config
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Config:
     """Answer requests for models that are not served with the first one."""
     knowledge: Path | None = None
     """A folder of knowledge bases (mengya index), which requests may name as knowledge_base: each to whoever asks."""
+    finding: Finding = Finding()
     embed_ids: bool = False
     """Embed token ids, too; they must be those of the model's own tokenizer."""
 
@@ -79,10 +81,6 @@ def run(config: Config) -> None:
     from mengya.serve.api.settings import Limits, Settings
 
     _check(config)
-    if config.knowledge is not None and not config.knowledge.is_dir():
-        raise UserError(
-            f"knowledge={config.knowledge} is no folder; make it with mengya index --folder {config.knowledge}"
-        )
     limits = Limits(
         open_answers=config.open_answers,
         new_tokens=config.max_tokens,
@@ -93,8 +91,10 @@ def run(config: Config) -> None:
     sampling = Sampling(temperature=config.temperature, top_p=config.top_p)
     keys = Keys.read(config.api_keys, config.requests_per_minute) if config.api_keys else None
     local = is_local(config.host)
+    knowledge = KnowledgeFolder(config.knowledge) if config.knowledge else None
     with contextlib.ExitStack() as stack:
         bound = stack.enter_context(listen(config.host, config.port))  # before models are loaded, which takes a while
+        retriever = config.finding.open(knowledge.bases() if knowledge else ())
         models, sources = open_models(
             config.models, stack, backend=config.backend, weights=config.weights, running=config.open_answers,
             tokens=config.cache_tokens, trust_remote_code=config.trust_remote_code,
@@ -110,7 +110,8 @@ def run(config: Config) -> None:
             embed_ids=config.embed_ids,
             grammar_for=lambda backend, schema: backend.grammar(schema),
             sources=sources,
-            knowledge=KnowledgeFolder(config.knowledge) if config.knowledge else None,
+            knowledge=knowledge,
+            retriever=retriever,
         )
         if not local and keys is None:
             say(
@@ -159,6 +160,8 @@ def _check(config: Config) -> None:
         raise UserError("requests_per_minute counts for each key; give --api-keys, too")
     if config.knowledge is not None and not config.knowledge.is_dir():
         raise UserError(f"knowledge={config.knowledge} is no folder; make it: mengya index --folder {config.knowledge}")
+    if config.knowledge is None and config.finding != Finding():
+        raise UserError("embeddings and reranker find passages of knowledge bases; give --knowledge, too")
     for origin in config.cors_origin:
         if "://" not in origin or origin.endswith("/"):
             raise UserError(f"cors_origin={origin} is not an origin; write one as https://example.com")

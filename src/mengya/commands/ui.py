@@ -14,6 +14,7 @@ from mengya.errors import UserError
 from mengya.infer.backends.kinds import Kind
 from mengya.infer.request import Sampling
 from mengya.model.precision import Weights
+from mengya.rag.finding import Finding
 from mengya.schema import Argument, config
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Config:
     and finds their conversations in every browser."""
     knowledge: Path | None = None
     """A folder of knowledge bases (mengya index), which all who may come in may ask, and none may change."""
+    finding: Finding = Finding()
     web_addresses: bool = False
     """Let users add what stands at a web address, which this machine fetches; never from private networks."""
     vision: list[str] = dataclasses.field(default_factory=list)
@@ -66,6 +68,7 @@ def run(config: Config) -> None:
         raise UserError(f'the page needs {", ".join(missing)}; install it: pip install "mengya[ui]"')
     from mengya.metrics import say
     from mengya.rag.reading.limits import Limits
+    from mengya.rag.store import KnowledgeFolder
     from mengya.serve.api.keys import Keys
     from mengya.serve.api.server import listen
     from mengya.serve.web.answers import Answers
@@ -87,10 +90,13 @@ def run(config: Config) -> None:
         bound = stack.enter_context(listen(config.host, config.port))  # before models are loaded, which takes a while
         users = Users(secret_of(data), keys)
         store = stack.enter_context(contextlib.closing(Store(data / "conversations.sqlite3")))
-        shared = config.knowledge.resolve() if config.knowledge else None
+        shared = KnowledgeFolder(config.knowledge.resolve()) if config.knowledge else None
+        retriever = config.finding.open(shared.bases() if shared else ())
         limits = Limits(file_bytes=round(config.max_file_mb * 1e6))
         library = stack.enter_context(
-            contextlib.closing(Library(data / "documents", limits, shared, addresses=config.web_addresses))
+            contextlib.closing(
+                Library(data / "documents", limits, shared, addresses=config.web_addresses, embedder=retriever.embedder)
+            )
         )
         models = _opened(config, stack)
         answers = stack.enter_context(contextlib.closing(Answers(store)))
@@ -100,7 +106,7 @@ def run(config: Config) -> None:
         if unknown:
             raise UserError(f"--vision {unknown[0]} is none of the models: {', '.join(models)}")
         seeing = {*config.vision, *(name for name in models if name.startswith("qwen-vl"))}
-        site = Site(models, store, answers, library, users, config.sampling, hosts, seeing)
+        site = Site(models, store, answers, library, users, config.sampling, hosts, seeing, retriever)
         if not local and keys is None:
             say(
                 f"warning: everybody who reaches {config.host} may come in; give --keys  警告：没有密钥，任何人都能进来"

@@ -26,6 +26,7 @@ _WHOLE_CHARACTERS = 40_000
 """Of a whole document, where the model's context is not known."""
 _TURNS = 6
 """Messages before the question that a large model is shown."""
+_Said = Mapping[str, Any]
 _REWRITE = Sampling(temperature=0, max_new_tokens=100)
 _WHOLE = re.compile(
     r"(一共|总共|共有|总计|共)[^，。？?]{0,8}?(几|多少)|(几|多少)(条|章|节|款|页|项|段|篇|部分)|全文|通篇|整[个份篇]|概括|总结|摘要|主要内容|讲了什么"
@@ -114,8 +115,11 @@ def prepare(
     sampling: Sampling | None = None,
     limit: int = 5,
 ) -> Prepared:
-    """Search for a question that follows `history`, and make the prompt. May ask the model, to say the question again.
-    TooLong if not even a part of a passage fits into the context beside it."""
+    """Search for a question that follows `history`, and make the prompt, with the system prompt that `history` begins
+    with, if any. May ask the model, to say the question again. TooLong if not even a part of a passage fits into the
+    context beside them."""
+    system = [dict(message) for message in history if message["role"] == "system"]
+    history = [dict(message) for message in history if message["role"] != "system"]
     large = not backend.context or backend.context >= _LARGE
     ask = (lambda prompt: "".join(said(backend, [_user(prompt)], _REWRITE))) if large else None
     wanted, retriever = queries(question, history, ask), retriever or Retriever()
@@ -126,7 +130,7 @@ def prepare(
         refusal = Answer(wording(question).refusal, "refusal", (), wanted[0])
         return Prepared(question, wanted[0], (), answer=refusal)
     reserve = min((sampling or Sampling()).max_new_tokens, max(1, backend.context // 4))
-    room = _Room(backend, question, [dict(message) for message in history][-_TURNS:] if large else [], reserve)
+    room = _Room(backend, question, system, history[-_TURNS:] if large else [], reserve)
     if whole:
         shown = whole[: room.fits(whole)] or room.filled(whole[:limit], wanted)
         return Prepared(question, wanted[0], room.messages(shown), shown, (len(shown), len(whole)))
@@ -189,14 +193,15 @@ def said(backend: Backend, messages: Sequence[Mapping[str, Any]], sampling: Samp
 
 
 class _Room:
-    """What fits into the context of a model beside a question."""
+    """What fits into the context of a model beside a question and the system prompt."""
 
-    def __init__(self, backend: Backend, question: str, before: list[dict[str, Any]], reserve: int):
-        self._backend, self._question, self._before, self._reserve = backend, question, before, reserve
+    def __init__(self, backend: Backend, question: str, system: Sequence[_Said], before: Sequence[_Said], reserve: int):
+        self._backend, self._question, self._reserve = backend, question, reserve
+        self._system, self._before = system, before
 
     def messages(self, shown: Sequence[Shown]) -> tuple[Mapping[str, Any], ...]:
         message = _user(grounded_message(self._question, [each.text for each in shown]))
-        return (*self._before, message)
+        return (*self._system, *self._before, message)
 
     def fits(self, shown: Sequence[Shown]) -> int:
         """How many of them, from the first on."""
@@ -229,9 +234,10 @@ class _Room:
             self._before = []
             return self.filled(best, wanted)
         tokens, context = self._tokens(shown[:1]), self._backend.context
+        system, either = ("the system prompt, ", "the system prompt or ") if self._system else ("", "")
         raise TooLong(
-            f"the question and a part of a passage take {tokens} tokens, {self._reserve} more are for the answer, and "
-            f"this model has a context of {context}; shorten the question",
+            f"{system}the question and a part of a passage take {tokens} tokens, {self._reserve} more are for the "
+            f"answer, and this model has a context of {context}; shorten {either}the question",
             tokens,
             context,
         )

@@ -34,12 +34,20 @@ class Retriever:
     """None: by words alone."""
     rerank: Rerank | None = None
 
+    def check(self, base: KnowledgeBase) -> None:
+        """UserError if the base has vectors of another embedder."""
+        if self.embedder is not None:
+            base.check(self.embedder)
+
     def find(self, base: KnowledgeBase, queries: Sequence[str], limit: int = 5) -> list[Hit]:
-        """The best passages, the best first. The first query is the question; others say it in other words."""
+        """The best passages, the best first. The first query is the question; others say it in other words. UserError
+        if the base has vectors of another embedder."""
+        self.check(base)
         rankings = [base.search(found, _CANDIDATES) for query in queries if (found := expression(query))]
         if self.embedder is not None:
             rankings += _by_vectors(base, self.embedder, queries)
-        scores = _fused(rankings)
+        alone = len(rankings) == 1 and self.embedder is None
+        scores = dict(rankings[0]) if alone else _fused(rankings)
         best = sorted(scores, key=lambda number: (-scores[number], number))[
             : max(limit, (self.rerank and _CANDIDATES) or 0)
         ]
@@ -82,7 +90,7 @@ def _any(texts: Iterable[str], behind: str = "") -> str:
 
 def _by_vectors(base: KnowledgeBase, embedder: Embedder, queries: Sequence[str]) -> list[list[tuple[int, float]]]:
     vectors = base.vectors()
-    if vectors.embedder != embedder.name or not len(vectors.passages):
+    if not len(vectors.passages):
         return []
     scores = embedder.embed(queries) @ vectors.matrix.T
     best = np.argsort(-scores, axis=1)[:, :_CANDIDATES]
@@ -90,9 +98,7 @@ def _by_vectors(base: KnowledgeBase, embedder: Embedder, queries: Sequence[str])
 
 
 def _fused(rankings: Sequence[Sequence[tuple[int, float]]]) -> dict[int, float]:
-    """Passage -> score: that of the only ranking, or the sum of its reciprocal ranks."""
-    if len(rankings) == 1:
-        return dict(rankings[0])
+    """Passage -> score: the sum of its reciprocal ranks."""
     scores: dict[int, float] = {}
     for ranking in rankings:
         for rank, (number, _) in enumerate(ranking, 1):

@@ -77,6 +77,8 @@ class KnowledgeFolder:
 
     def __init__(self, folder: Path):
         self._folder = folder
+        self._opened: dict[Path, KnowledgeBase] = {}
+        """By path: each keeps its vectors, which take a while to read."""
 
     def names(self) -> list[str]:
         """Of those that can be read, sorted."""
@@ -86,12 +88,20 @@ class KnowledgeFolder:
                 found.append(KnowledgeBase(path).name)
         return sorted(found)
 
+    def bases(self) -> "list[KnowledgeBase]":
+        """Those that can be read, by name."""
+        return [self.open(name) for name in self.names()]
+
     def open(self, name: str) -> "KnowledgeBase":
         """UnknownBase."""
         path = self._path(name)
         if not path.is_file():
             raise _unknown(name)
-        return KnowledgeBase(path)
+        base = KnowledgeBase(path)
+        known = self._opened.get(path)
+        if known is None or known.name != base.name:
+            known = self._opened[path] = base
+        return known
 
     def open_or_create(self, name: str) -> "KnowledgeBase":
         path = self._path(name)
@@ -158,9 +168,11 @@ class KnowledgeBase:
             row = db.execute("SELECT document FROM files WHERE key = ?", (_key(name),)).fetchone()
         return row and _document(row[0])
 
-    def add(self, document: Document, hash: str, embedder: Embedder | None = None) -> Literal["new", "changed", "same"]:
-        """Add a file, in place of the one of its name. `hash`: of its content. UserError, and no change, if no text
-        was found in it, or the base has vectors of another embedder."""
+    def add(
+        self, document: Document, hash: str, embedder: Embedder | None = None, *, added: float | None = None
+    ) -> Literal["new", "changed", "same"]:
+        """Add a file, in place of the one of its name. `hash`: of its content; `added`: when, if not now. UserError,
+        and no change, if no text was found in it, or the base has vectors of another embedder."""
         document = _document(_as_json(asdict(document)))  # as it will be read again: halves of characters are gone
         if not document.name.strip():
             raise UserError("a file in a knowledge base needs a name; give one")
@@ -169,6 +181,7 @@ class KnowledgeBase:
             raise UserError(_no_text(document))
         rows = [(p, _search_row(p, document.name)) for p in passages]  # before anybody has to wait
         vectors = embedder.embed([_embedded(p) for p in passages]) if embedder else None
+        when = time.time() if added is None else added
         with self._writing() as db:
             if _holds(db, document.name, hash, embedder):
                 return "same"
@@ -177,19 +190,19 @@ class KnowledgeBase:
             about = {"pages": [asdict(page) for page in document.pages], "notes": document.notes}
             file = db.execute(
                 "INSERT INTO files (key, name, hash, added, report, document) VALUES (?, ?, ?, ?, ?, ?)",
-                (_key(document.name), document.name, hash, time.time(), _as_json(about), _as_json(asdict(document))),
+                (_key(document.name), document.name, hash, when, _as_json(about), _as_json(asdict(document))),
             )
             for number, (passage, searched) in enumerate(rows):
-                added = db.execute(
+                row = db.execute(
                     "INSERT INTO passages (file, number, text, headings, pieces) VALUES (?, ?, ?, ?, ?)",
                     (file.lastrowid, number, passage.text, _as_json(passage.headings), _as_json(passage.pieces)),
                 )
                 db.execute(
-                    "INSERT INTO search (rowid, words, grams, title) VALUES (?, ?, ?, ?)", (added.lastrowid, *searched)
+                    "INSERT INTO search (rowid, words, grams, title) VALUES (?, ?, ?, ?)", (row.lastrowid, *searched)
                 )
                 if vectors is not None:
                     vector = np.asarray(vectors[number], "<f4").tobytes()
-                    db.execute("INSERT INTO vectors VALUES (?, ?)", (added.lastrowid, vector))
+                    db.execute("INSERT INTO vectors VALUES (?, ?)", (row.lastrowid, vector))
         return "changed" if known else "new"
 
     def remove(self, name: str) -> bool:
@@ -228,11 +241,18 @@ class KnowledgeBase:
                 (expression, limit),
             ).fetchall()
 
+    def check(self, embedder: Embedder) -> None:
+        """UserError if the base has vectors of another one. It may have none: its words are enough."""
+        with self._reading() as db:
+            if db.execute("SELECT 1 FROM vectors LIMIT 1").fetchone() and _embedder_of(db) != embedder.name:
+                raise UserError(_other_vectors(f"the knowledge base {self.name}", _embedder_of(db), embedder))
+
     def vectors(self) -> Vectors:
         """All of them, kept in memory until the base changes."""
         with self._reading() as db:
-            # Passages are numbered on and on, so a change shows here.
-            last = db.execute("SELECT max(seq), (SELECT count(*) FROM files) FROM sqlite_sequence").fetchone()
+            # Passages are numbered on and on, so a change shows here; and so does another base in the same place.
+            files = "(SELECT count(*) FROM files), (SELECT max(added) FROM files)"
+            last = db.execute(f"SELECT max(seq), {files} FROM sqlite_sequence").fetchone()
             if self._kept is None or self._kept[0] != last:
                 rows = db.execute("SELECT passage, vector FROM vectors ORDER BY passage").fetchall()
                 matrix = np.frombuffer(b"".join(row[1] for row in rows), "<f4")
@@ -302,9 +322,11 @@ def _check_embedder(db: sqlite3.Connection, embedder: Embedder | None) -> None:
     if not db.execute("SELECT 1 FROM vectors LIMIT 1").fetchone():
         db.execute("INSERT OR REPLACE INTO about VALUES ('embedder', ?)", (embedder.name,))
     elif (known := _embedder_of(db)) != embedder.name:
-        raise UserError(
-            f"the knowledge base has vectors of {known}, not of {embedder.name}; use that one, or make another base"
-        )
+        raise UserError(_other_vectors("the knowledge base", known, embedder))
+
+
+def _other_vectors(base: str, known: str | None, embedder: Embedder) -> str:
+    return f"{base} has vectors of {known}, not of {embedder.name}; use that one, or index its files into another base"
 
 
 def _delete(db: sqlite3.Connection, name: str) -> bool:

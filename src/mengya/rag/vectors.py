@@ -1,5 +1,6 @@
 """Models that find and order passages, from their directories."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,7 +40,10 @@ def open_reranker(directory: Path) -> Rerank:
     if model.num_labels != 1:
         raise UserError(f"{directory} gives {model.num_labels} scores; use a cross-encoder that gives one")
 
+    lock = threading.Lock()  # its tokenizer is for one thread at a time
+
     def rerank(question: str, texts: Sequence[str]) -> Sequence[float]:
-        return model.predict([(question, text) for text in texts], show_progress_bar=False).tolist()
+        with lock:
+            return model.predict([(question, text) for text in texts], show_progress_bar=False).tolist()
 
     return rerank

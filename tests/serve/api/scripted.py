@@ -168,6 +168,7 @@ class Ticket:
     backend: Scripted
     prompt_tokens: int
     cancelled: threading.Event = field(default_factory=threading.Event)
+    begun: Any = None
 
     def cancel(self) -> None:
         if not self.cancelled.is_set():

@@ -57,7 +57,8 @@ def test_models_by_name(run, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["a/dpo", "b/dpo"], "two models are named dpo"),
+    (["a/dpo", "b/dpo"], "two models are named dpo"), (["m", "--embeddings", "e"], "give --knowledge"),
+    (["m", "--knowledge", ".", "--embeddings", "."], "no modules.json"),
     (["missing"], "missing is not a directory"),
     (["x", "--port", "70000"], "port=70000 is out of range"),
     (["x", "--open-answers", "0"], "open_answers=0"),

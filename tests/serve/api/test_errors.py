@@ -1,12 +1,18 @@
 """Whatever is not a success says so in OpenAI's shape; nothing that a client sends is a fault of the server."""
 
 import json
+import threading
 import time
 
 import httpx
 import pytest
 
-from .scripted import USER, Say, error_of, frames, refuse_with, soon
+from mengya.infer.backends.openai import Remote
+from mengya.serve.api.settings import Settings
+
+from ...infer.backends.server import fails, says
+from ...infer.backends.server import serving as elsewhere
+from .scripted import USER, Live, Say, error_of, frames, refuse_with, soon
 
 JSON = {"Content-Type": "application/json"}
 CHAT = "/v1/chat/completions"
@@ -137,3 +143,33 @@ def test_a_stream_ends_after_an_error_so_that_clients_do_too(serving):
     live = serving(lambda request, choice: [Say(error="no")])
     answer = live.chat(stream=True)
     assert "[DONE]" not in answer.text and "error" in list(frames(answer.text))[-1]
+
+
+def test_what_a_server_elsewhere_refuses_is_refused_here():
+    pytest.importorskip("openai")
+    waiting, closed = threading.Event(), threading.Event()
+
+    def silent(handler, body):
+        waiting.set()
+        if handler.connection.recv(1) == b"":  # until the client closes: not a byte is sent
+            closed.set()
+
+    with elsewhere() as server:
+        remote = Remote(f"{server.address}#sprout")
+        live = Live(Settings(models={"sprout": remote}))
+        for stream in (False, True):
+            server.script = fails(400, {"error": {"message": "too long"}})
+            answer = live.chat(stream=stream)
+            assert answer.status_code == 400 and "too long" in error_of(answer)["message"]
+        server.script = silent
+        clients = [live.send({"messages": USER}) for _ in range(6)]  # more than there are threads
+        soon(lambda: len(server.asked) == 4 + 6, 20)
+        assert live.http.get("/v1/models").status_code == 200
+        for client in clients:
+            client.close()
+        assert closed.wait(20)
+        soon(lambda: remote.load().running == 0, 20)
+        server.script = says("好")
+        assert live.chat().json()["choices"][0]["message"]["content"] == "好"
+        live.stop()
+        remote.close()

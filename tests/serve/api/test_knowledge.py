@@ -1,12 +1,14 @@
 """`knowledge_base`: answers from documents, with citations, whole and as streams."""
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rjieba", reason="searching needs pip install 'mengya[documents]'")
 pytest.importorskip("opencc", reason="searching needs pip install 'mengya[documents]'")
 
 from mengya.rag.document import Block, Document
-from mengya.rag.store import KnowledgeFolder
+from mengya.rag.retrieve import Retriever
+from mengya.rag.store import Embedder, KnowledgeFolder
 
 from .scripted import Say, error_of
 
@@ -19,8 +21,8 @@ def folder(tmp_path):
     return made
 
 
-def ask(live, question="年假有几天？", base="制度", **body):
-    return live.chat(messages=[{"role": "user", "content": question}], knowledge_base=base, **body)
+def ask(live, question="年假有几天？", base="制度", before=(), **body):
+    return live.chat(messages=[*before, {"role": "user", "content": question}], knowledge_base=base, **body)
 
 
 def says(*pieces):
@@ -41,6 +43,18 @@ def test_an_answer_with_its_citations(serving, folder):
     assert body["usage"]["completion_tokens"] == 3 and message["query"] == "年假有几天？"
     (request,) = live.backend.requests
     assert "[1] 假期" in request.prompt.messages[-1]["content"]
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_the_system_prompt_is_kept(serving, folder, role):
+    live = serving(says("10天[1]"), knowledge=folder)
+    said = [
+        {"role": role, "content": "要简短。"},
+        *[{"role": "user", "content": "假期"}, {"role": "assistant", "content": "?"}] * 5,
+    ]
+    assert ask(live, before=said).status_code == 200
+    messages = live.backend.requests[-1].prompt.messages
+    assert [m["content"] for m in messages if m["role"] == "system"] == ["要简短。"] == [messages[0]["content"]]
 
 
 def test_the_stream_is_the_same(serving, folder):
@@ -71,6 +85,18 @@ def test_a_base_that_is_not_there(serving, folder, base):
     error = error_of(answer)
     assert (answer.status_code, error["param"], error["code"]) == (404, "knowledge_base", "knowledge_base_not_found")
     assert folder.names() == ["制度"]
+
+
+def test_vectors_find_what_words_do_not(serving, folder):
+    embedder = Embedder("ones", lambda texts: np.ones((len(texts), 1), "f4"))
+    base = folder.open("制度")
+    live = serving(says("10天[1]"), knowledge=folder, retriever=Retriever(embedder))
+    assert ask(live, "holidays?").json()["choices"][0]["message"]["grounding"] == "refusal"
+    base.add(base.document("手册.pdf"), "1", embedder)
+    assert ask(live, "holidays?").json()["choices"][0]["message"]["grounding"] == "answer"
+    folder.open_or_create("其他").add(base.document("手册.pdf"), "1", Embedder("others", embedder.embed))
+    answer = ask(live, base="其他")
+    assert answer.status_code == 400 and "has vectors of others, not of ones" in error_of(answer)["message"]
 
 
 def test_a_server_without_bases(serving):

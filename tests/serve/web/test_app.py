@@ -1,8 +1,11 @@
 """The application over HTTP: who may do what, and what it never hands out."""
 
 import hashlib
+import io
 import json
 import threading
+import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -13,6 +16,10 @@ from mengya.serve.web.users import Guesses, Users, secret_of
 
 from ..api.scripted import Say, soon
 from .conftest import SECRET, Visitor
+
+
+def index_of(content):
+    return json.loads(zipfile.ZipFile(io.BytesIO(content)).read("mengya.json"))
 
 
 def test_a_conversation_is_found_again(page):
@@ -53,7 +60,7 @@ def test_another_visitor_reaches_nothing(page):
     b.call("stop", answer)
     assert b.call("conversations", "") == []
     assert b.get(f"/export/{made}.md").status_code == b.get(f"/export/{made}.json").status_code == 404
-    assert json.loads(b.get("/export.json").text)["conversations"] == []
+    assert index_of(b.get("/export.zip").content)["conversations"] == []
     assert b.get(f"/answers/{answer}").text.startswith("event: gone")
     assert a.call("open", made) == view
 
@@ -121,7 +128,7 @@ def test_nobody_without_a_cookie(page):
     for cookie in ("", "x", "a.b.c", f"{'61':>8}.9999999999.{'0' * 64}", "\x7f", "😀"):
         headers = {"Cookie": f"{page.site.users.cookie}={cookie}".encode()}
         assert a.post("/gradio/gradio_api/run/start", json={"data": []}, headers=headers).status_code == 401
-        assert a.get("/export.json", headers=headers).status_code == 401
+        assert a.get("/export.zip", headers=headers).status_code == 401
 
 
 def test_halves_of_characters_do_no_harm(page):
@@ -174,7 +181,7 @@ def test_other_names_of_the_machine_are_refused(serve):
 
 
 def test_headers_keep_a_browser_at_home(page):
-    for path in ("/", "/page/page.js", "/export.json", "/nothing"):
+    for path in ("/", "/page/page.js", "/export.zip", "/nothing"):
         headers = page.visitor().get(path).headers
         assert "img-src 'self' data:" in headers["content-security-policy"]
         assert "script-src 'self';" in headers["content-security-policy"]
@@ -191,15 +198,30 @@ def test_names_are_text_in_every_download(page):
 
 def test_a_backup_goes_out_and_in(page):
     a, b = page.visitor(), page.visitor()
-    a.talk("备份")
-    text = a.get("/export.json").content
-    assert b.post("/import", content=text).json() == {"value": 1}
+    made = a.talk("备份")["id"]
+    answer = a.get("/export.zip")
+    assert answer.headers["content-type"] == "application/zip" and int(answer.headers["content-length"]) > 200
+    for content in (answer.content, a.get(f"/export/{made}.json").content):
+        told = b.post("/import", content=content).json()["value"]
+        assert told == {"conversations": int(content is answer.content), "files": 0}
     assert [c["title"] for c in b.call("conversations", "")] == ["备份"]
     assert "no backup" in b.post("/import", content=b"\xff\xfe").json()["error"]
 
 
 def keys() -> Keys:
     return Keys({hashlib.sha256(word).hexdigest(): word.decode()[:3] for word in (b"amy-key", b"bob-key")})
+
+
+def test_an_export_has_the_answer_that_has_just_ended(serve, monkeypatch):
+    page = serve()
+    save = page.answers._save_for_good
+    monkeypatch.setattr(page.answers, "_save_for_good", lambda answer: (time.sleep(0.3), save(answer)))
+    a = page.visitor()
+    view = a.talk("你好")
+    said = view["messages"][-1]["text"]
+    assert said and said in a.get(f"/export/{view['id']}.md").text
+    view = a.talk("再来", view["id"], view["messages"][-1]["id"])
+    assert index_of(a.get("/export.zip").content)["conversations"][0]["messages"][-1]["text"] == said
 
 
 def test_with_keys_nobody_enters_without_one(serve):

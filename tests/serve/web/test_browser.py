@@ -288,10 +288,10 @@ def test_a_backup_goes_out_and_in(browse, tmp_path):
     ask(one, "备份")
     one.click("#data")
     with one.expect_download() as download:
-        one.click('[href="/export.json"]')
-    download.value.save_as(tmp_path / "backup.json")
+        one.click('[href="/export.zip"]')
+    download.value.save_as(tmp_path / "backup.zip")
     two.click("#data")
-    two.set_input_files("#import-file", tmp_path / "backup.json")
+    two.set_input_files("#import-file", tmp_path / "backup.zip")
     until(two, "document.querySelector('#notice').innerText.startsWith('1 chats')")
     until(two, "document.querySelector('.conversation')?.innerText === '备份'")
 

@@ -6,11 +6,16 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from mengya import cli
+from mengya.rag.document import Block, Document
+from mengya.rag.store import Embedder, KnowledgeFolder
+from mengya.rag.vectors import open_embedder
 from mengya.serve.web import server
 
+from ...infer.backends.tiny_sentences import write_sentences
 from ..api.scripted import Scripted
 
 HASH = hashlib.sha256(b"key").hexdigest()
@@ -64,9 +69,25 @@ def test_beyond_this_machine_without_keys_there_is_a_warning(run, tmp_path):
     assert "warning" not in told and site.users.needs_key and site.hosts is None
 
 
+def test_vectors_of_the_knowledge_bases(run, tmp_path):
+    pytest.importorskip("sentence_transformers", reason="embeddings need pip install 'mengya[embeddings]'")
+    folder, tiny = KnowledgeFolder(tmp_path / "knowledge"), write_sentences(tmp_path / "tiny")
+    document = Document("a", "text", (Block("text", "春天来了"),))
+    folder.open_or_create("words").add(document, "1")
+    folder.open_or_create("vectors").add(document, "1", open_embedder(tiny))
+    with_vectors = ("m", "--knowledge", tmp_path / "knowledge", "--embeddings", tiny)
+    _, _, site = run(*with_vectors)
+    assert site.retriever.embedder.name.startswith("tiny (")
+    other = Embedder("another", lambda texts: np.ones((len(texts), 2), "f4"))
+    folder.open_or_create("其他").add(document, "1", other)
+    code, told, site = run(*with_vectors)
+    assert (code, site) == (2, None) and "base 其他 has vectors of another, not of tiny (" in told
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("m", "--embeddings", "."), "no modules.json"), (("m", "--reranker", "."), "no cross-encoder"),
         (("m", "--vision", "n"), "none of the models"), (("m", "n/m"), "two models"),
         (("m", "--max-file-mb", "0"), "more than"),
         (("m", "--keys", "nowhere"), "cannot be read"), (("m", "--knowledge", "nowhere"), "mengya index"),

@@ -4,10 +4,12 @@ import re
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from mengya.rag.document import Block, Document
-from mengya.rag.store import KnowledgeFolder
+from mengya.rag.retrieve import Retriever
+from mengya.rag.store import Embedder, KnowledgeFolder
 
 from ..api.scripted import Say, Scripted, soon
 
@@ -46,6 +48,18 @@ def test_an_answer_cites_the_file_of_its_conversation(serve):
     assert "no such" in b.call("source", view["id"], last["id"], 1)
 
 
+def test_the_system_prompt_goes_with_a_question_about_documents(serve):
+    page = serve(answer)
+    a = page.visitor()
+    made = a.call("create", "停车", {})["id"]
+    a.upload(f"conversation:{made}", "规定.md", RULES.encode())
+    for system, roles in (("要简短。", ["system", "user"]), ("  ", ["user"])):
+        a.talk("访客停车每小时收费多少？", made, system=system)
+        asked = page.backend.requests[-1].prompt.messages
+        assert [message["role"] for message in asked] == roles and "资料" in asked[-1]["content"]
+        assert asked[0]["content"] == system or len(asked) == 1
+
+
 def test_what_was_cited_stays_true_when_the_file_is_gone(serve):
     a = serve(answer).visitor()
     view = talk_about(a, [("规定.md", RULES.encode())])
@@ -55,9 +69,9 @@ def test_what_was_cited_stays_true_when_the_file_is_gone(serve):
     assert opened["gone"] and any(cited for p in opened["paragraphs"] for _, cited in p["parts"])
     assert a.call("files", place)["files"] == [] and "removed" in a.call("remove_file", place, "规定.md")
     assert a.talk("再问", view["id"], last)["messages"][-1]["text"] == "没有资料"
-    assert b"\xe8\xa7\x84" in a.get("/export.json").content
     other = serve(answer).visitor()
-    assert other.post("/import", content=a.get("/export.json").content).json() == {"value": 1}
+    told = other.post("/import", content=a.get("/export.zip").content).json()["value"]
+    assert told == {"conversations": 1, "files": 0}
     opened = other.call("source", view["id"], last, 1)
     assert opened["gone"] and "八元" in opened["paragraphs"][0]["parts"][1][0]
 
@@ -87,7 +101,7 @@ def test_a_base_is_asked_where_it_is_chosen(serve):
 def test_shared_bases_are_read_by_all_and_changed_by_none(serve, tmp_path):
     shared = KnowledgeFolder(tmp_path / "knowledge").open_or_create("公共")
     shared.add(Document("规定.md", "markdown", (Block("text", "访客停车每小时收费八元。"),)), "hash")
-    page = serve(answer, library={"shared": tmp_path / "knowledge"})
+    page = serve(answer, library={"shared": KnowledgeFolder(tmp_path / "knowledge")})
     a = page.visitor()
     assert a.call("bases") == ["shared:公共"]
     assert a.talk("访客停车每小时收费多少？", bases=["shared:公共"])["messages"][-1]["text"] == "每小时收费八元[1]。"
@@ -95,6 +109,22 @@ def test_shared_bases_are_read_by_all_and_changed_by_none(serve, tmp_path):
     assert "no place" in a.upload("shared:公共", "x.txt", b"x").json()["error"]
     a.call("remove_base", "公共")
     assert [file.name for file in shared.files()] == ["规定.md"]
+
+
+def test_vectors_find_what_words_do_not(serve):
+    def cars(texts):
+        there = [any(word in text for word in ("停车", "泊位")) for text in texts]
+        return np.array([[yes, not yes] for yes in there], "f4")
+
+    embedder = Embedder("cars", cars)
+    page = serve(answer, library={"embedder": embedder}, retriever=Retriever(embedder))
+    a = page.visitor()
+    view = talk_about(a, [("规定.md", "停车每小时收费八元".encode())], "泊位？")
+    assert "每小时收费八元" in page.backend.requests[0].prompt.messages[-1]["content"]
+    page.site.library._embedder = Embedder("others", cars)
+    a.upload(f"conversation:{view['id']}", "c.txt", b"c")
+    (job,) = a.read(f"conversation:{view['id']}")["jobs"]
+    assert "has vectors of cars, not of others" in job["error"]
 
 
 def test_the_same_file_twice_and_a_changed_one(serve):

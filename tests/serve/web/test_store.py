@@ -155,9 +155,13 @@ def test_a_file_that_is_no_database_is_refused(tmp_path):
         Store(tmp_path / "c.sqlite3")
 
 
+def everything(store):
+    return backup.to_json([store.get("a", listed.id) for listed in store.all("a")])
+
+
 def test_a_backup_comes_back_the_same(store, tmp_path):
     made = talk(store, "问", "<think>想</think>答")
-    text = backup.everything(store, "a")
+    text = everything(store)
     other = Store(tmp_path / "other.sqlite3")
     assert backup.merge(other, "a", text) == 1
     assert other.get("a", made) == store.get("a", made)
@@ -167,7 +171,7 @@ def test_a_backup_comes_back_the_same(store, tmp_path):
 
 def test_a_backup_never_replaces_what_is_newer(store):
     made = talk(store, "问", "答")
-    old = backup.everything(store, "a")
+    old = everything(store)
     store.rename("a", made, "新名字")
     new = say(store, made, store.get("a", made).leaf, "user", "后来")
     assert backup.merge(store, "a", old) == 0
@@ -178,16 +182,16 @@ def test_a_backup_never_replaces_what_is_newer(store):
 def test_a_newer_backup_adds_what_is_missing(store, tmp_path):
     made = talk(store)
     other = Store(tmp_path / "other.sqlite3")
-    backup.merge(other, "a", backup.everything(store, "a"))
+    backup.merge(other, "a", everything(store))
     say(store, made, store.get("a", made).leaf, "user", "后来")
-    assert backup.merge(other, "a", backup.everything(store, "a")) == 1
+    assert backup.merge(other, "a", everything(store)) == 1
     assert other.get("a", made) == store.get("a", made)
     other.close()
 
 
 def test_a_backup_of_somebody_else_gets_ids_of_its_own(store):
     made = talk(store, "甲的", "答")
-    text = backup.everything(store, "a")
+    text = everything(store)
     assert backup.merge(store, "b", text) == 1 and backup.merge(store, "b", text) == 0
     (own,) = store.all("b")
     assert own.id != made and [m.text for m in store.get("b", own.id).branch()] == ["甲的", "答"]
@@ -209,7 +213,7 @@ def test_what_is_no_backup_changes_nothing(store, text):
 
 def test_a_hostile_backup(store):
     made = talk(store)
-    given = json.loads(backup.everything(store, "a"))["conversations"][0]
+    given = json.loads(everything(store))["conversations"][0]
     one, two = given["messages"]
     for changes in (
         {"id": "../../x" * 3}, {"messages": [one | {"role": "system"}]}, {"updated": float("inf")}, {"title": 5},

@@ -1,6 +1,7 @@
 """Who computes the answers, behind one small interface: our engine, other engines, or a server elsewhere."""
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mengya.infer.request import GrammarMaker, Piece, Prompt, Request
@@ -27,6 +28,9 @@ class Ticket(Protocol):
 
     prompt_tokens: int
     """0 where that is not known before the answer."""
+    begun: "Future[None] | None"
+    """Where somebody else computes: done once they have taken the request, or failed with the UserError that the answer
+    ends with, too. None: it was taken."""
 
     def cancel(self) -> None:
         """Stop it, soon and from any thread; its open choices finish as "cancelled". Nothing if it has ended."""
@@ -44,8 +48,8 @@ class Backend(Protocol):
     """The longest prompt and answer together, in tokens; 0 where that is not known."""
 
     def submit(self, request: Request, deliver: Deliver) -> Ticket:
-        """Begin to answer. UserError, before anything is delivered, if the request cannot be answered: `TooLong`,
-        a template that refuses the conversation, what this backend cannot do."""
+        """Begin to answer, without waiting for anybody else. UserError, before anything is delivered, if the request
+        cannot be answered: `TooLong`, a template that refuses the conversation, what this backend cannot do."""
         ...
 
     def count(self, prompt: Prompt) -> int:

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
@@ -166,6 +167,8 @@ class LlamaCpp:
 
 class _Job:
     """A request, and its ticket."""
+
+    begun: Future[None] | None = None
 
     def __init__(self, request: Request, prompt: list[int], deliver: Deliver):
         self.request, self.prompt, self.deliver = request, prompt, deliver

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from functools import cached_property
 from typing import Any
 
@@ -114,6 +115,8 @@ class Local:
 
 
 class Ticket:
+    begun: Future[None] | None = None
+
     def __init__(self, job: Job):
         self._job = job
         self.prompt_tokens = job.prompt_tokens

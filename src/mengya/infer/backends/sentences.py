@@ -1,6 +1,7 @@
 """Embedding models in the form of sentence-transformers, by that library: they make vectors, and no answers."""
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,19 +42,23 @@ class Sentences:
             raise UserError(
                 f"{directory} cannot be loaded ({type(error).__name__}: {error}); download it again"
             ) from error
+        self._lock = threading.Lock()
+        """Held while the tokenizer works, which is for one thread at a time."""
         self.name = name or directory.name
         self.context = int(self._model.max_seq_length or 0)
         self.about = f"向量 vectors · 上下文 context {self.context}"
 
     def vectors(self, texts: Sequence[str]) -> Tensor:
         """(texts, C) float32, of unit length; what is longer than the context is cut."""
-        found = self._model.encode(
-            list(texts), normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False
-        )
+        with self._lock:
+            found = self._model.encode(
+                list(texts), normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False
+            )
         return found.float().cpu()
 
     def tokenize(self, text: str) -> list[int]:
-        return self._model.tokenizer(text, truncation=False, verbose=False)["input_ids"] if text else []
+        with self._lock:
+            return self._model.tokenizer(text, truncation=False, verbose=False)["input_ids"] if text else []
 
     @torch.inference_mode()
     def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:

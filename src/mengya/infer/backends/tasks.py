@@ -65,23 +65,15 @@ class Tasks:
     def submit(
         self, begin: Callable[[], Awaitable[Pieces]], n: int, deliver: Deliver, prompt_tokens: int = 0
     ) -> "Ticket":
-        """Answer in the background. UserError if `begin` fails; what fails later is the end of the answer."""
+        """Answer in the background. What fails is the end of the answer; `begun` of the ticket tells if that is
+        `begin`."""
         if self._closed:
             raise UserError(_CLOSED)
         begun: Future[None] = Future()
+        begun.set_running_or_notify_cancel()  # who waits for it may give up, and it stays
         choices = Choices(n, deliver, prompt_tokens)
         task = self.run(self._start(begin, choices, begun))
-        ticket = Ticket(self._loop, task, prompt_tokens)
-        try:
-            begun.result()
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(self._explain(error)) from error
-        finally:
-            if not begun.done():  # Ctrl-C while it waits
-                ticket.cancel()
-        return ticket
+        return Ticket(self._loop, task, prompt_tokens, begun)
 
     def load(self) -> Load:
         return Load(len(self._tasks), 0, 0, 0)
@@ -113,9 +105,12 @@ class Tasks:
             pieces = await begin()
         except asyncio.CancelledError:
             begun.set_exception(UserError(_CLOSED))
+            choices.end("cancelled")
             return
         except Exception as error:
-            begun.set_exception(error)
+            told = error if isinstance(error, UserError) else UserError(self._explain(error))
+            begun.set_exception(told)
+            choices.end("error", str(told))
             return
         begun.set_result(None)
         how: Finish = "error"
@@ -140,9 +135,10 @@ class Tasks:
 
 
 class Ticket:
-    def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task, prompt_tokens: int):
+    def __init__(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task, prompt_tokens: int, begun: "Future[None]"):
         self._loop, self._task = loop, task
         self.prompt_tokens = prompt_tokens
+        self.begun: Future[None] | None = begun
 
     def cancel(self) -> None:
         if not self._task.done():

@@ -55,8 +55,9 @@ def _without_zeros(data: bytes) -> tuple[str, tuple[str, ...]]:
     head = kept[:_SAMPLE]
     if not kept or len(_CONTROLS.findall(head)) * 100 > len(head):
         raise UserError(_BINARY)
+    notes: tuple[str, ...] = ()
     try:
-        text, notes = kept.decode("utf-8"), ()
+        text = kept.decode("utf-8")
     except UnicodeDecodeError:
         encoding = _likeliest(head)
         if _score(head, encoding, ascii_too=True) < _ENOUGH:

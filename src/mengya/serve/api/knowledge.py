@@ -72,7 +72,8 @@ def _search(
 ) -> Prepared:
     """In a thread."""
     *history, last = conversation
-    return prepare(backend, [_base(service, name)], last["content"], history, sampling=sampling)
+    bases, retriever = [_base(service, name)], service.settings.retriever
+    return prepare(backend, bases, last["content"], history, retriever=retriever, sampling=sampling)
 
 
 def _base(service: Service, name: str) -> KnowledgeBase:

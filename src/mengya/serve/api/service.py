@@ -21,6 +21,8 @@ from mengya.serve.api.work import Work, Workshop
 log = logging.getLogger("mengya.serve")
 _MOST_NAMES = 100
 """Unknown fields that are named in the log; whoever sends more is playing."""
+_LONGEST = 4096
+"""Tokens of an answer, at most, where neither the operator nor the backend knows."""
 FINISH = {"stop": "stop", "length": "length"}
 """How an answer may end, in the protocol's words; any other end of a backend is a stop."""
 
@@ -70,7 +72,8 @@ class Service:
         schema: Schema | None = None,
     ) -> Callable[[], Request]:
         """What makes the request of a body, in a thread. ApiError for a value that is out of range."""
-        longest = min(self.settings.limits.new_tokens or backend.context, backend.context)
+        most = (self.settings.limits.new_tokens, backend.context)
+        longest = min(filter(None, most), default=_LONGEST)
         try:
             fields: dict[str, Any] = {
                 "prompt": prompt,

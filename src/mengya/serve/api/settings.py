@@ -6,6 +6,7 @@ from typing import Any
 
 from mengya.infer.backends import Backend
 from mengya.infer.request import GrammarMaker, Sampling
+from mengya.rag.retrieve import Retriever
 from mengya.rag.store import KnowledgeFolder
 from mengya.serve.api.keys import Keys
 
@@ -58,5 +59,7 @@ class Settings:
     """None: `response_format` and required calls are refused."""
     knowledge: KnowledgeFolder | None = None
     """Whose knowledge bases may be asked; None: there are none."""
+    retriever: Retriever = field(default_factory=Retriever)
+    """How they are searched."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Path -> the name that stands for it in messages to clients."""

@@ -91,7 +91,9 @@ class Work:
                 for number, make in enumerate(makers):
                     future = self._shop.submit(partial(self._submit, number, make))
                     future.add_done_callback(partial(self._submitted, number))
-                    await asyncio.wrap_future(future)
+                    ticket = await asyncio.wrap_future(future)
+                    if ticket.begun is not None:
+                        await asyncio.wrap_future(ticket.begun)
         except BaseException as error:  # also if the client leaves meanwhile
             self.cancel()
             for later in range(number + 1, len(makers)):
@@ -102,7 +104,7 @@ class Work:
                 raise too_slow(self._shop.seconds) from None
             raise
 
-    def _submit(self, number: int, make: Callable[[], Request]) -> None:
+    def _submit(self, number: int, make: Callable[[], Request]) -> Ticket:
         """In a thread."""
         if self._cancelled:
             raise UserError("the client has left")
@@ -110,8 +112,9 @@ class Work:
         self._tickets.append(ticket)
         if self._cancelled:
             ticket.cancel()
+        return ticket
 
-    def _submitted(self, number: int, future: "Future[None]") -> None:
+    def _submitted(self, number: int, future: "Future[Ticket]") -> None:
         if future.cancelled() or future.exception() is not None:
             self._soon(self._close, number)
 

@@ -3,7 +3,7 @@ the others come from anybody, and are checked against what that owner has."""
 
 import functools
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -12,9 +12,10 @@ from mengya.errors import UserError
 from mengya.infer.backends import Backend
 from mengya.infer.request import Sampling
 from mengya.rag import answer as grounded
+from mengya.rag.retrieve import Retriever
 from mengya.rag.store import KnowledgeBase, UnknownBase
 from mengya.serve.web import pictures
-from mengya.serve.web.answers import Answer, Answers, Ask, fitted, turns
+from mengya.serve.web.answers import Answer, Answers, Ask, Messages, fitted, preamble, turns
 from mengya.serve.web.library import Library, passage_view
 from mengya.serve.web.markup import blocks
 from mengya.serve.web.settings import Settings
@@ -36,10 +37,13 @@ class Actions:
         models: Mapping[str, Backend],
         usual: Sampling,
         seeing: Collection[str] = (),
+        retriever: Retriever | None = None,
     ):
-        """`usual`: how answers are drawn where nothing is said. `seeing`: names of models that take pictures."""
+        """`usual`: how answers are drawn where nothing is said. `seeing`: names of models that take pictures.
+        `retriever`: how documents are searched."""
         self._store, self._answers, self._library = store, answers, library
         self._models, self._usual, self._seeing = models, usual, seeing
+        self._retriever = retriever or Retriever()
 
     def start(self, owner: str) -> dict[str, Any]:
         """What the page must know before anything else."""
@@ -128,13 +132,14 @@ class Actions:
         self._store.add(owner, conversation, [*new, written])
 
         def prepare(backend: Backend, going: Callable[[], bool]) -> Ask:
+            self._answers.settle(owner)
             found = self._store.get(owner, conversation)
             asked = Conversation(**(vars(found) | {"leaf": question.id})).branch()
             if how.model in self._seeing and any(message.info.get("pictures") for message in asked):
                 return Ask(fitted(backend, how.system, turns(asked, self._seen(owner)), how.sampling.max_new_tokens))
             said = turns(asked)
             if bases := self._bases(owner, conversation, how, going):
-                return _grounded(backend, bases, said, how.sampling)
+                return self._grounded(backend, bases, how, said)
             return Ask(fitted(backend, how.system, said, how.sampling.max_new_tokens))
 
         try:
@@ -161,6 +166,22 @@ class Actions:
                 base = self._library.base(owner, place)
                 found |= {place: base} if base.files() else {}
         return found
+
+    def _grounded(self, backend: Backend, bases: Mapping[str, KnowledgeBase], how: Settings, said: Messages) -> Ask:
+        """The last question, asked about documents."""
+        *before, question = said
+        prepared = grounded.prepare(
+            backend, list(bases.values()), question["content"], [*preamble(how.system), *before],
+            retriever=self._retriever, sampling=how.sampling,
+        )  # fmt: skip
+        places = {base.name: place for place, base in bases.items()}
+
+        def conclude(text: str) -> tuple[str, dict[str, Any]]:
+            answer = grounded.conclude(prepared, text)
+            sources = [cited.as_json() | {"place": places[cited.base]} for cited in answer.citations]
+            return answer.text, {"kind": answer.kind, "query": answer.query, "sources": sources}
+
+        return Ask(prepared.messages, conclude)
 
     # --- documents -------------------------------------------------------------------------------------------------
 
@@ -225,21 +246,6 @@ def place_of(store: Store, owner: str, place: str) -> str:
     if kind == "conversation":
         store.get(owner, name)
     return place
-
-
-def _grounded(
-    backend: Backend, bases: Mapping[str, KnowledgeBase], said: Sequence[Mapping[str, Any]], sampling: Sampling
-) -> Ask:
-    """The last question, asked about documents."""
-    prepared = grounded.prepare(backend, list(bases.values()), said[-1]["content"], said[:-1], sampling=sampling)
-    places = {base.name: place for place, base in bases.items()}
-
-    def conclude(text: str) -> tuple[str, dict[str, Any]]:
-        answer = grounded.conclude(prepared, text)
-        sources = [cited.as_json() | {"place": places[cited.base]} for cited in answer.citations]
-        return answer.text, {"kind": answer.kind, "query": answer.query, "sources": sources}
-
-    return Ask(prepared.messages, conclude)
 
 
 def shown_saved(message: Message) -> dict[str, Any]:

@@ -32,6 +32,8 @@ Prepare = Callable[[Backend, Callable[[], bool]], Ask]
 called in the thread of the answer. UserError if there is nothing to ask."""
 _SAVE_EVERY = 2.0
 """Seconds between two savings of an answer that grows."""
+_SETTLE = 2.0
+"""Seconds that are waited for an answer which has ended to be saved."""
 _OPEN, _OPEN_EACH = 64, 8
 """Answers that are written at a time, in all and for one owner."""
 
@@ -104,6 +106,12 @@ class Answers:
         for answer in list(self._open.values()):
             if answer.owner == owner and answer.conversation == conversation:
                 self._end(answer, "stopped")
+
+    def settle(self, owner: str) -> None:
+        """Wait until what has ended is in the store too, which a full disk may delay: then no longer than this."""
+        for answer in list(self._open.values()):
+            if answer.owner == owner and answer.state != "answering":
+                answer.ended.wait(_SETTLE)
 
     def close(self) -> None:
         """Stop and save everything."""
@@ -233,19 +241,24 @@ def turns(branch: Sequence[Message], write: Callable[[Message], Any] = lambda me
     return told
 
 
+def preamble(system: str) -> Messages:
+    """The system prompt as a message; nothing if it is empty."""
+    return [{"role": "system", "content": system}] if system.strip() else []
+
+
 def fitted(backend: Backend, system: str, messages: Messages, longest: int) -> Messages:
     """With the system prompt, and without the oldest turns that leave no room for an answer of `longest` tokens, or a
     quarter of the context. UserError if the question alone leaves none."""
-    preamble = [{"role": "system", "content": system}] if system.strip() else []
+    before = preamble(system)
     if not backend.context:  # not known: the server refuses what is too long
-        return [*preamble, *messages]
+        return [*before, *messages]
     room = backend.context - min(longest, max(1, backend.context // 4))
 
     def used(dropped: int) -> int:
-        return backend.count(Conversation([*preamble, *messages[2 * dropped :]]))
+        return backend.count(Conversation([*before, *messages[2 * dropped :]]))
 
     if used(0) <= room:
-        return [*preamble, *messages]
+        return [*before, *messages]
     choices = range((len(messages) + 1) // 2)  # counting takes time: not once for each turn of a long conversation
     dropped = bisect_left(choices, True, lo=1, key=lambda dropped: used(dropped) <= room)
     if dropped == len(choices):
@@ -253,4 +266,4 @@ def fitted(backend: Backend, system: str, messages: Messages, longest: int) -> M
             f"the message takes {used(choices[-1])} tokens, but this model has room for {room} (its context has "
             f"{backend.context}); shorten it"
         )
-    return [*preamble, *messages[2 * dropped :]]
+    return [*before, *messages[2 * dropped :]]

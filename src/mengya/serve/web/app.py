@@ -10,11 +10,12 @@ import json
 import math
 import os
 import sqlite3
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, BinaryIO, get_origin
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
@@ -25,8 +26,9 @@ from mengya.errors import UserError
 from mengya.infer.backends import Backend
 from mengya.infer.request import Sampling
 from mengya.rag.reading.names import name_as_text
+from mengya.rag.retrieve import Retriever
 from mengya.serve.api.asgi import where
-from mengya.serve.web import backup, pictures
+from mengya.serve.web import archive, backup, pictures
 from mengya.serve.web.actions import Actions, place_of, shown_live
 from mengya.serve.web.answers import Answer, Answers
 from mengya.serve.web.gate import GRADIO, OWNER, Gate, log, refused
@@ -39,7 +41,7 @@ _EVERY = 0.08
 """Seconds between two looks at an answer that is being written."""
 _FORM = 10_000
 """Bytes of a form with a key."""
-_BACKUP = 200_000_000
+_BACKUP = 2_000_000_000
 """Bytes of a backup that is taken in."""
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
@@ -58,6 +60,8 @@ class Site:
     """Names under which it answers; None: any."""
     seeing: Collection[str] = ()
     """Names of the models that take pictures."""
+    retriever: Retriever = field(default_factory=Retriever)
+    """How documents are searched."""
 
 
 def create_app(site: Site) -> ASGIApp:
@@ -68,7 +72,7 @@ def create_app(site: Site) -> ASGIApp:
     _pages(app, site)
     _streams(app, site)
     _files(app, site)
-    actions = Actions(site.store, site.answers, site.library, site.models, site.sampling, site.seeing)
+    actions = Actions(site.store, site.answers, site.library, site.models, site.sampling, site.seeing, site.retriever)
     methods = {name: m for name, m in inspect.getmembers(actions, inspect.ismethod) if not name.startswith("_")}
     with gradio.Blocks(analytics_enabled=False) as blocks:
         for name, method in methods.items():
@@ -210,12 +214,25 @@ async def _growth(answer: Answer) -> AsyncIterator[str]:
 
 
 def _files(app: FastAPI, site: Site) -> None:
-    @app.get("/export.json")
+    @app.get("/export.zip")
     def everything(request: Request) -> Response:
-        return _download(backup.everything(site.store, request.scope[OWNER]), "mengya", "json")
+        owner = request.scope[OWNER]
+        site.answers.settle(owner)
+        file = tempfile.TemporaryFile(dir=site.library.uploads)  # gone when it is closed, whoever breaks off
+        try:
+            archive.write(file, site.store, site.library, owner)
+        except (UserError, OSError) as error:
+            file.close()
+            told = str(error) if isinstance(error, UserError) else f"{error.strerror}; free space on the disk"
+            return refused(507, f"no backup was made: {told}")
+        file.seek(0)
+        name = time.strftime("mengya-%Y-%m-%d.zip")
+        headers = {"Content-Disposition": f"attachment; filename={name}", "Content-Length": str(_size(file))}
+        return StreamingResponse(_parts_of(file), media_type="application/zip", headers=headers)
 
     @app.get("/export/{conversation}.{kind}")
     def export(request: Request, conversation: str, kind: str) -> Response:
+        site.answers.settle(request.scope[OWNER])
         try:
             found = site.store.get(request.scope[OWNER], conversation)
         except Missing as error:
@@ -227,11 +244,10 @@ def _files(app: FastAPI, site: Site) -> None:
 
     @app.post("/import")
     async def take(request: Request) -> Any:
-        parts: list[bytes] = []
-        if not await _received(request, _BACKUP, parts.append):
-            return refused(413, f"the backup is larger than {_BACKUP // 1_000_000} MB")
-        text = b"".join(parts).decode("utf-8-sig", "replace")
-        return await asyncio.to_thread(_outcome, lambda: backup.merge(site.store, request.scope[OWNER], text))
+        owner, store, library = request.scope[OWNER], site.store, site.library
+        return await _uploaded(
+            request, library, "backup", lambda path: archive.take(path, store, library, owner), _BACKUP
+        )
 
     @app.post("/files")
     async def add(request: Request, place: str, name: str) -> Any:
@@ -241,7 +257,7 @@ def _files(app: FastAPI, site: Site) -> None:
         def add_file(path: Path) -> str:
             return library.add(owner, place_of(site.store, owner, place), name, path)
 
-        return await _uploaded(request, library, name, add_file)
+        return await _uploaded(request, library, name, add_file, library.limits.file_bytes)
 
     @app.post("/pictures")
     async def add_picture(request: Request, conversation: str, name: str) -> Any:
@@ -252,7 +268,7 @@ def _files(app: FastAPI, site: Site) -> None:
             data = pictures.drawn(path, library.limits)
             return pictures.keep(site.store, owner, conversation, name_as_text(name), data)
 
-        return await _uploaded(request, library, name, add)
+        return await _uploaded(request, library, name, add, library.limits.file_bytes)
 
     @app.get("/pictures/{picture}")
     def picture(request: Request, picture: str) -> Response:
@@ -260,9 +276,19 @@ def _files(app: FastAPI, site: Site) -> None:
         return refused(404, "there is nothing here") if data is None else Response(data, media_type="image/jpeg")
 
 
-async def _uploaded(request: Request, library: Library, name: str, take: Callable[[Path], str]) -> Any:
-    """What becomes of the body, as a file that `take` gets and may move away."""
-    path, most = library.uploads / new_id(), library.limits.file_bytes
+def _size(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _parts_of(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while part := file.read(1 << 16):
+            yield part
+
+
+async def _uploaded(request: Request, library: Library, name: str, take: Callable[[Path], Any], most: int) -> Any:
+    """What becomes of the body of no more than so many bytes, as a file that `take` gets and may move away."""
+    path = library.uploads / new_id()
     try:
         with path.open("xb") as file:
             whole = await _received(request, most, file.write)

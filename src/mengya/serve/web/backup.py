@@ -1,4 +1,4 @@
-"""Conversations out of the store and into it: as Markdown for people, as JSON for a machine.
+"""Conversations out of the store and into it: as Markdown for people, as JSON for a machine. `archive` has the rest.
 
 What comes in is anybody's file. It is merged by id and never replaces what is newer; what belongs to somebody else
 gets ids of its own, the same ones each time.
@@ -8,10 +8,11 @@ import hashlib
 import json
 import math
 import re
+import sqlite3
 import time
-from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any, get_args
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple, get_args
 
 from mengya.errors import UserError
 from mengya.infer.request import Sampling
@@ -23,8 +24,25 @@ from mengya.text.thoughts import split_thoughts
 FORMAT = "mengya-conversations-1"
 
 
+class Picture(NamedTuple):
+    id: str
+    name: str
+    data: bytes
+
+
+class Merged(NamedTuple):
+    id: str
+    """Of the conversation now."""
+    grown: bool
+    """Whether it is new, or has something new."""
+
+
+def as_json(conversations: list[Conversation]) -> dict[str, Any]:
+    return {"conversations": [asdict(c) for c in conversations]}
+
+
 def to_json(conversations: list[Conversation]) -> str:
-    return json.dumps({"format": FORMAT, "conversations": [asdict(c) for c in conversations]}, ensure_ascii=False)
+    return json.dumps({"format": FORMAT} | as_json(conversations), ensure_ascii=False)
 
 
 def to_markdown(conversation: Conversation) -> str:
@@ -56,29 +74,26 @@ def _pages(source: Mapping[str, Any]) -> str:
     return f", p. {', '.join(map(str, source['pages']))}" if source["pages"] else ""
 
 
-def everything(store: Store, owner: str) -> str:
-    return to_json([store.get(owner, listed.id) for listed in store.all(owner)])
-
-
 def merge(store: Store, owner: str, text: str) -> int:
     """How many conversations are new or have grown. UserError if it is no backup; then nothing has changed."""
     try:
         given = whole_characters(json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite))
         rows = given["conversations"] if given["format"] == FORMAT else None
-        found = [_read(row) for row in rows or ()]
+        found = [read_conversation(row) for row in rows or ()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError("this is no backup of conversations; give a .json file that was exported here") from None
     if rows is None:
         raise UserError(f"this backup is of another format; this program reads {FORMAT}")
-    return sum(_merge(store, owner, conversation) for conversation in found)
+    return sum(merge_one(store, owner, conversation).grown for conversation in found)
 
 
-def _merge(store: Store, owner: str, given: Conversation) -> bool:
+def merge_one(store: Store, owner: str, given: Conversation, pictures: Iterable[Picture] = ()) -> Merged:
     """In one transaction."""
     with store.write() as db:
         owned = db.execute("SELECT owner, updated FROM conversations WHERE id = ?", (given.id,)).fetchone()
+        other = _numbering(owner if owned is not None and owned["owner"] != owner else None)
         if owned is not None and owned["owner"] != owner:
-            given = _renumbered(given, owner)
+            given = _renumbered(given, other)
             query = "SELECT owner, updated FROM conversations WHERE id = ?"
             owned = db.execute(query, (given.id,)).fetchone()
         values = (given.title, given.created, given.updated, given.leaf, json.dumps(given.settings, ensure_ascii=False))
@@ -92,11 +107,14 @@ def _merge(store: Store, owner: str, given: Conversation) -> bool:
             if not db.execute("SELECT 1 FROM messages WHERE id = ?", (message.id,)).fetchone():
                 insert(db, given.id, message)
                 grown += 1
+        for picture in pictures:
+            row = (other(picture.id), given.id, picture.name, sqlite3.Binary(picture.data))
+            grown += db.execute("INSERT OR IGNORE INTO pictures VALUES (?, ?, ?, ?)", row).rowcount
         if owned is not None and given.updated > owned["updated"]:
             query = "UPDATE conversations SET title = ?, created = ?, updated = ?, leaf = ?, settings = ? WHERE id = ?"
             db.execute(query, (*values, given.id))
             grown += 1
-        return owned is None or grown > 0
+        return Merged(given.id, owned is None or grown > 0)
 
 
 def _in_order(given: Conversation, present: set[str]) -> list[Message]:
@@ -109,22 +127,37 @@ def _in_order(given: Conversation, present: set[str]) -> list[Message]:
     return found
 
 
-def _renumbered(given: Conversation, owner: str) -> Conversation:
-    def other(name: str | None) -> str | None:
-        return None if name is None else hashlib.sha256(f"{owner}\n{name}".encode()).hexdigest()[:32]
-
-    messages = tuple(Message(**(vars(m) | {"id": other(m.id), "parent": other(m.parent)})) for m in given.messages)
-    return Conversation(**(vars(given) | {"id": other(given.id), "leaf": other(given.leaf), "messages": messages}))
+def _numbering(owner: str | None) -> Callable[[str], str]:
+    """id -> the one that an owner gets in its place; the same for None."""
+    return lambda name: name if owner is None else hashlib.sha256(f"{owner}\n{name}".encode()).hexdigest()[:32]
 
 
-def _read(row: Any) -> Conversation:
+def _renumbered(given: Conversation, other: Callable[[str], str]) -> Conversation:
+    def info(message: Message) -> dict[str, Any]:
+        changed = dict(message.info)
+        if "pictures" in changed:
+            changed["pictures"] = [picture | {"id": other(picture["id"])} for picture in changed["pictures"]]
+        if "sources" in changed:
+            changed["sources"] = [source | {"place": place(source["place"])} for source in changed["sources"]]
+        return changed
+
+    def place(name: str) -> str:
+        return f"conversation:{other(given.id)}" if name == f"conversation:{given.id}" else name
+
+    messages = tuple(
+        replace(m, id=other(m.id), parent=m.parent and other(m.parent), info=info(m)) for m in given.messages
+    )
+    return replace(given, id=other(given.id), leaf=given.leaf and other(given.leaf), messages=messages)
+
+
+def read_conversation(row: Any) -> Conversation:
     """ValueError if a value is not what it must be."""
     return Conversation(
-        id=_name(row["id"]),
-        title=title_of(_text(row["title"])) or "…",
-        created=_number(row["created"]),
-        updated=_number(row["updated"]),
-        leaf=None if row["leaf"] is None else _name(row["leaf"]),
+        id=id_of(row["id"]),
+        title=title_of(text_of(row["title"])) or "…",
+        created=time_of(row["created"]),
+        updated=time_of(row["updated"]),
+        leaf=None if row["leaf"] is None else id_of(row["leaf"]),
         settings=_settings(row["settings"]),
         messages=tuple(_read_message(message) for message in row["messages"]),
     )
@@ -135,23 +168,23 @@ def _read_message(row: Any) -> Message:
     if state not in get_args(State) or role not in ("user", "assistant"):
         raise ValueError(state)
     return Message(
-        id=_name(row["id"]),
-        parent=None if row["parent"] is None else _name(row["parent"]),
+        id=id_of(row["id"]),
+        parent=None if row["parent"] is None else id_of(row["parent"]),
         role=role,
-        text=_text(row["text"]),
+        text=text_of(row["text"]),
         state="stopped" if state == "answering" else state,
-        created=_number(row["created"]),
+        created=time_of(row["created"]),
         info=_info(row["info"]),
     )
 
 
-def _name(value: Any) -> str:
+def id_of(value: Any) -> str:
     if not (isinstance(value, str) and 8 <= len(value) <= 64 and value.replace("-", "").replace("_", "").isalnum()):
         raise ValueError("id")
     return value
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("text")
     return value
@@ -170,7 +203,7 @@ def _finite(digits: str) -> float:
     return float(digits)
 
 
-def _number(value: Any) -> float:
+def time_of(value: Any) -> float:
     """A time; one that is still to come is now, so that nothing stays newest for ever."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError("time")
@@ -209,4 +242,5 @@ def _info(value: Any) -> dict[str, Any]:
         if not all(isinstance(place[name], int) for place in source["places"] for name in ("begin", "end")):
             raise ValueError("place")
     kept = [{name: source[name] for name in _SOURCE} for source in sources]
-    return told | ({"sources": kept} if kept else {})
+    shown = [{"id": id_of(p["id"]), "name": text_of(p["name"])} for p in given.get("pictures") or ()]
+    return told | ({"sources": kept} if kept else {}) | ({"pictures": shown} if shown else {})

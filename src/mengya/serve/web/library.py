@@ -7,12 +7,12 @@ folders of their own, so that no name of one reaches the other.
 import hashlib
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 from mengya.errors import UserError
 from mengya.rag.document import Document
@@ -21,7 +21,7 @@ from mengya.rag.reading.addresses import read_address
 from mengya.rag.reading.limits import Limits
 from mengya.rag.reading.names import name_as_text
 from mengya.rag.reading.worker import Progress, read_file
-from mengya.rag.store import KnowledgeBase, KnowledgeFolder, StoredFile, UnknownBase
+from mengya.rag.store import Embedder, KnowledgeBase, KnowledgeFolder, StoredFile, UnknownBase
 from mengya.serve.web.fairness import Turns
 from mengya.serve.web.store import new_id
 
@@ -54,14 +54,23 @@ class _Cancelled(Exception):
 
 
 class Library:
-    def __init__(self, folder: Path, limits: Limits, shared: Path | None = None, *, addresses: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        limits: Limits,
+        shared: KnowledgeFolder | None = None,
+        *,
+        addresses: bool = False,
+        embedder: Embedder | None = None,
+    ):
         """`folder`: for the bases, and for files until they are read. `shared`: bases that `mengya index` has made.
-        `addresses`: whether what stands at a web address may be added, which the server fetches."""
-        self._folder, self.limits, self.addresses = folder, limits, addresses
-        self._shared = KnowledgeFolder(shared) if shared else None
+        `addresses`: whether what stands at a web address may be added, which the server fetches. `embedder`: of what is
+        added."""
+        self._folder, self.limits, self.addresses, self._embedder = folder, limits, addresses, embedder
+        self._shared = shared
         self._jobs: dict[str, Job] = {}
-        self._opening: defaultdict[tuple[str, str], threading.Lock] = defaultdict(threading.Lock)
-        """Of each owner and place: held while its base is made or opened, so that nobody opens a half of one."""
+        self._guard = threading.Lock()
+        self._opening: WeakValueDictionary[tuple[str, str], threading.Lock] = WeakValueDictionary()
         self._readers = Turns(_READERS, _READERS_EACH)
         self.uploads = folder / "uploads"
         self.uploads.mkdir(parents=True, exist_ok=True)
@@ -79,7 +88,7 @@ class Library:
         name = name_as_text(name)
         if f"base:{name}" in self.places(owner):
             raise UserError(f"there is a knowledge base {name} already; choose another name")
-        with self._opening[owner, f"base:{name}"]:
+        with self._alone(owner, f"base:{name}"):
             self._named(owner).open_or_create(name)
 
     def base(self, owner: str, place: str) -> KnowledgeBase:
@@ -88,7 +97,7 @@ class Library:
         if kind == "shared" and self._shared is not None:
             return self._shared.open(name)
         folder, name = self._at(owner, place)
-        with self._opening[owner, place]:
+        with self._alone(owner, place):
             return folder.open(name)
 
     def remove(self, owner: str, place: str) -> None:
@@ -98,6 +107,11 @@ class Library:
         folder, name = self._at(owner, place)
         with suppress(UnknownBase):
             folder.remove(name)
+
+    def _alone(self, owner: str, place: str) -> threading.Lock:
+        """Held while a base is made or opened, so that nobody opens a half of one."""
+        with self._guard:
+            return self._opening.setdefault((owner, place), threading.Lock())
 
     def _at(self, owner: str, place: str) -> tuple[KnowledgeFolder, str]:
         """Where what the owner may change is."""
@@ -146,6 +160,23 @@ class Library:
         job = self._job(owner, place, name_as_text(url.strip()))
         self._begin(job, lambda progress: self._address(job, progress), lambda: None)
         return job.id
+
+    def check(self, owner: str) -> None:
+        """UserError if a base of the owner takes no more files: it has vectors of another embedder."""
+        if self._embedder is not None:
+            for name in self._named(owner).names():
+                self._named(owner).open(name).check(self._embedder)
+
+    def restore(self, owner: str, place: str, document: Document, digest: str, added: float) -> bool:
+        """Add what was read of a file earlier; False if there is the same or a newer one of its name."""
+        folder, name = self._at(owner, place)
+        with self._alone(owner, place):
+            base = folder.open_or_create(name)
+        there = next((file for file in base.files() if file.name == document.name), None)
+        if there is not None and (there.hash == digest or there.added >= added):
+            return False
+        base.add(document, digest, self._embedder, added=added)
+        return True
 
     def _job(self, owner: str, place: str, name: str) -> Job:
         self._at(owner, place)
@@ -202,7 +233,7 @@ class Library:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         base = self._made(job)
-        if base.holds(job.name, digest):
+        if base.holds(job.name, digest, self._embedder):
             return
         known = base.parsed(digest)
         document = replace(known, name=job.name) if known else read_file(path, job.name, self.limits, progress)
@@ -215,12 +246,12 @@ class Library:
 
     def _made(self, job: Job) -> KnowledgeBase:
         folder, name = self._at(job.owner, job.place)
-        with self._opening[job.owner, job.place]:
+        with self._alone(job.owner, job.place):
             return folder.open_or_create(name)
 
     def _keep(self, job: Job, base: KnowledgeBase, document: Document, digest: str, progress: Progress) -> None:
         progress(job.done, job.pages)
-        base.add(document, digest)
+        base.add(document, digest, self._embedder)
         if job.cancelled:  # with its place, perhaps
             base.remove(job.name)
             if job.place.startswith("conversation:") and not base.files():

@@ -9,16 +9,17 @@ from typing import Any
 
 from mengya.errors import UserError
 from mengya.rag.reading.limits import Limits
+from mengya.serve.web.backup import Picture
 from mengya.serve.web.store import Store, new_id
 
-_SIDE = 1568
+SIDE = 1568
 """Pixels of the longer side that are kept."""
 MOST = 8
 """Pictures of one question."""
 
 
 def drawn(path: Path, limits: Limits) -> bytes:
-    """A picture as JPEG: no more than `_SIDE` pixels wide or high, the right way up, without what else a file holds.
+    """A picture as JPEG: no more than `SIDE` pixels wide or high, the right way up, without what else a file holds.
     UserError for what is no picture, or has too many pixels."""
     from PIL import Image, ImageOps
 
@@ -28,7 +29,7 @@ def drawn(path: Path, limits: Limits) -> bytes:
             with Image.open(path, formats=("PNG", "JPEG", "WEBP", "GIF", "BMP")) as opened:
                 if opened.width * opened.height > limits.pixels:
                     raise Image.DecompressionBombError
-                opened.draft("RGB", (_SIDE, _SIDE))  # JPEG is read at a smaller scale
+                opened.draft("RGB", (SIDE, SIDE))  # JPEG is read at a smaller scale
                 upright = ImageOps.exif_transpose(opened)
                 if upright.mode.startswith("I"):  # grey of 16 bits; converted, all above 255 would be white
                     upright = upright.point(lambda value: value / 256).convert("L")
@@ -37,7 +38,7 @@ def drawn(path: Path, limits: Limits) -> bytes:
         raise UserError(f"the picture has more than {limits.pixels:,} pixels; make it smaller") from error
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"this is no picture that can be read ({type(error).__name__}); save it as JPEG") from error
-    picture.thumbnail((_SIDE, _SIDE))
+    picture.thumbnail((SIDE, SIDE))
     white = Image.new("RGBA", picture.size, "white")
     white.alpha_composite(picture)
     buffer = io.BytesIO()
@@ -52,6 +53,11 @@ def keep(store: Store, owner: str, conversation: str, name: str, data: bytes) ->
     with store.write() as db:
         db.execute("INSERT INTO pictures VALUES (?, ?, ?, ?)", (made, conversation, name, sqlite3.Binary(data)))
     return made
+
+
+def all_of(store: Store, conversation: str) -> list[Picture]:
+    rows = store.read("SELECT id, name, data FROM pictures WHERE conversation = ? ORDER BY rowid", conversation)
+    return [Picture(row["id"], row["name"], bytes(row["data"])) for row in rows]
 
 
 def data_of(store: Store, owner: str, picture: str) -> bytes | None:

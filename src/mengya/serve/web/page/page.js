@@ -267,7 +267,8 @@ function listen() {
     event.target.value = "";
     if (!file) return;
     $("data-dialog").close();
-    notice(say("imported", await post("/import", file)));
+    const { conversations, files } = await post("/import", file);
+    notice(say("imported", conversations, files));
     list();
   });
   for (const button of document.querySelectorAll("[data-dialog-close]")) button.addEventListener("click", () => button.closest("dialog").close());

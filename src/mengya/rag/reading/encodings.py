@@ -56,13 +56,13 @@ def _without_zeros(data: bytes) -> tuple[str, tuple[str, ...]]:
     if not kept or len(_CONTROLS.findall(head)) * 100 > len(head):
         raise UserError(_BINARY)
     try:
-        text, notes = kept.decode("utf-8"), ()
+        told = kept.decode("utf-8"), tuple[str, ...]()
     except UnicodeDecodeError:
         encoding = _likeliest(head)
         if _score(head, encoding, ascii_too=True) < _ENOUGH:
             raise UserError(_BINARY) from None
-        text, notes = _replaced(kept, encoding)
-    return text, (*notes, f"{len(data) - len(kept):,} zero bytes were left out")
+        told = _replaced(kept, encoding)
+    return told[0], (*told[1], f"{len(data) - len(kept):,} zero bytes were left out")
 
 
 def _replaced(data: bytes, encoding: str) -> tuple[str, tuple[str, ...]]:

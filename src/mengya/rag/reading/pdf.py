@@ -79,7 +79,7 @@ class _Page:
 
 def _add_pages(pages: list[_Page], draft: Draft) -> None:
     for page, main in zip(pages, without_running([page.parts[0] if page.parts else [] for page in pages]), strict=True):
-        page.parts[:1] = [main]
+        page.parts[:1] = main
     sizes: Counter[float] = Counter()  # of the letters, which tell running text from headings
     for segment in (segment for page in pages for part in page.parts for segment in part):
         sizes[round(segment.size, 1)] += len(segment.text)

@@ -19,9 +19,10 @@ _NUMBER = re.compile(r"(?<![^\s第\-–—·|/(（])\d{1,4}(?![^\s页頁\-–—
 _NUMBER_ALONE = re.compile(r"[\d\s第共页頁/\-–—.·|ivxlcof]*(page)?[\d\s第共页頁/\-–—.·|ivxlcof]*", re.IGNORECASE)
 
 
-def without_running(pages: Sequence[Sequence[Segment]]) -> list[list[Segment]]:
+def without_running(pages: Sequence[Sequence[Segment]]) -> list[list[list[Segment]]]:
     """The pages without lines that return at the edge of other pages, at the same height, set apart from the text; with
-    nothing in them that changes but the number of the page. Each is kept on its first page, but for mere numbers."""
+    nothing in them that changes but the number of the page. Each stays on its first page, as a part before the text,
+    but for mere numbers."""
     edges = [list(_edges(page)) for page in pages]
     counts: Counter[tuple] = Counter()
     for number, rows in enumerate(edges):
@@ -31,13 +32,16 @@ def without_running(pages: Sequence[Sequence[Segment]]) -> list[list[Segment]]:
     kept = []
     for number, page in enumerate(pages):
         gone: set[int] = set()
+        first: list[Segment] = []
         for row in edges[number]:
             if any(_near(counts, key) >= _PAGES for key in _keys(row, number)):
                 text = re.sub(r"\d", "", _text(row))
-                if text in seen or _NUMBER_ALONE.fullmatch(_text(row)):
-                    gone |= {id(segment) for segment in row}
+                gone |= {id(segment) for segment in row}
+                if text not in seen and not _NUMBER_ALONE.fullmatch(_text(row)):
+                    first += row
                 seen.add(text)
-        kept.append([segment for segment in page if id(segment) not in gone])
+        text_of_page = [segment for segment in page if id(segment) not in gone]
+        kept.append([first, text_of_page] if first else [text_of_page])
     return kept
 
 

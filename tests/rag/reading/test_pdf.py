@@ -208,3 +208,37 @@ def test_more_characters_than_allowed_are_left_out(read):
     document = read(pdf([Page(lines(700, "一二三四五六七八九十"))] * 5), "a.pdf", characters=25)
     assert [b.page for b in document.blocks] == [1, 2]
     assert "only the first 20 characters were read" in document.notes
+
+
+def test_lines_that_return_on_every_page_are_read_once(read):
+    lines = [
+        "春天来了，小草从土里钻出来，嫩嫩的，绿绿的。园子里，",
+        "田野里，瞧去，一大片一大片满是的。",
+    ]
+    pages = []
+    for number in range(5, 9):
+        words = [(200, 770, 9, "员工手册 第三版"), (500, 770, 9, str(number)), (450, 30, 9, f"第 {number} 页 共 9 页")]
+        words += [
+            (40, 700, 10, f"单号 {number}{number}7"),
+            *((40, 660 - 14 * i, 10, one) for i, one in enumerate(lines)),
+        ]
+        pages.append(Page(words))
+    found = read(pdf(pages), "a.pdf").blocks
+    head = [block for block in found if "手册" in block.text]
+    assert [block.page for block in head] == [1] and not any("共" in block.text for block in found)
+    assert [block.text for block in found if "单号" in block.text] == [f"单号 {n}{n}7" for n in range(5, 9)]
+    assert [block.text for block in found if "春天" in block.text] == ["".join(lines)] * 4
+
+
+def test_what_returns_close_to_the_text_is_no_running_head(read):
+    pages = [
+        Page(
+            [
+                (40 + 200 * c, 760 - 14 * r, 10, f"{'型号价格'[2 * c : 2 * c + 2]}{r or ''}")
+                for r in range(5)
+                for c in (0, 1)
+            ]
+        )
+        for _ in range(4)
+    ]
+    assert [block.rows[0] for block in read(pdf(pages), "a.pdf").blocks] == [("型号", "价格")] * 4

@@ -99,7 +99,7 @@ def vertical_lines(places: Sequence[Segment]) -> list[str]:
 def add_page(draft: Draft, segments: Sequence[Segment], number: int, body_size: float) -> None:
     """The blocks of a page in reading order. `body_size`: of the letters of running text in the document."""
     for region in _regions(list(segments)):
-        rows = _rows(region)
+        rows = rows_of(region)
         start = 0
         while start < len(rows):
             end = _end_of_table(rows, start)
@@ -114,7 +114,7 @@ def add_page(draft: Draft, segments: Sequence[Segment], number: int, body_size: 
             start = end
 
 
-def _rows(segments: Sequence[Segment]) -> list[Row]:
+def rows_of(segments: Sequence[Segment]) -> list[Row]:
     rows: list[Row] = []
     for one in sorted(segments, key=lambda s: s.middle):
         if rows and one.middle - statistics.fmean(s.middle for s in rows[-1]) < 0.5 * min(one.size, rows[-1][0].size):

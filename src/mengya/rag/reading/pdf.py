@@ -5,13 +5,14 @@ import math
 import statistics
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mengya.errors import UserError
-from mengya.rag.reading.draft import Draft, Full, Source
+from mengya.rag.reading.draft import Draft, Full, Source, State
 from mengya.rag.reading.layout import WIDE, Segment, add_page, is_vertical, vertical_lines
-from mengya.rag.reading.ocr import Ocr
+from mengya.rag.reading.ocr import Found, Ocr
+from mengya.rag.reading.running import without_running
 
 _DPI = 200
 """Of pages that are drawn for OCR; fewer where a page is too large."""
@@ -31,17 +32,18 @@ def read(source: Source, draft: Draft) -> None:
         draft.note("the file seems to be cut off; pages may be missing")
     if pdf.get_formtype():
         draft.note("it is a form; what is filled in is not read; print it as a PDF file to have it read")
-    sizes: Counter[float] = Counter()
     ocr = Ocr(source.limits)
+    pages: list[_Page] = []
+    characters = 0
     for index in range(count):
-        label = pdf.get_page_label(index)
-        label = "" if label == str(index + 1) else label
-        try:
-            _read_page(pdf, index, label, draft, ocr, sizes)
-        except Full:
-            draft.note(f"pages after {index + 1} were not read")
-            raise
+        pages.append(page := _read_page(pdf, index, draft, ocr))
         source.progress(index + 1, count)
+        characters += sum(len(segment.text) for part in page.parts for segment in part)
+        if characters > source.limits.characters:
+            break
+    _add_pages(pages, draft)
+    if len(pages) < count:
+        draft.note(f"pages after {len(pages)} were not read")
 
 
 def _open(source: Source) -> Any:
@@ -62,28 +64,62 @@ def _tail(source: Source) -> bytes:
         return file.read()
 
 
-def _read_page(pdf: Any, index: int, label: str, draft: Draft, ocr: Ocr, sizes: Counter[float]) -> None:
-    """One page into the draft. `sizes`: of the letters so far, which tell running text from headings."""
+@dataclass
+class _Page:
+    number: int
+    label: str
+    state: State = "text"
+    note: str = ""
+    parts: list[list[Segment]] = field(default_factory=list)
+    """What stands on it, by direction of writing, the commonest first."""
+    vertical: str = ""
+    """What is written from top to bottom."""
+    ocr: Found | None = None
+
+
+def _add_pages(pages: list[_Page], draft: Draft) -> None:
+    for page, main in zip(pages, without_running([page.parts[0] if page.parts else [] for page in pages]), strict=True):
+        page.parts[:1] = main
+    sizes: Counter[float] = Counter()  # of the letters, which tell running text from headings
+    for segment in (segment for page in pages for part in page.parts for segment in part):
+        sizes[round(segment.size, 1)] += len(segment.text)
+    usual = sizes.most_common(1)[0][0] if sizes else 0.0
+    for page in pages:
+        try:
+            draft.text(page.vertical, page.number)
+            for part in page.parts:
+                add_page(draft, part, page.number, usual)
+            if page.ocr is not None:
+                page.ocr.add(draft, page.number)
+        except Full:
+            draft.note(f"pages after {page.number} were not read")
+            raise
+        draft.page(page.number, page.state, page.label, page.note)
+
+
+def _read_page(pdf: Any, index: int, draft: Draft, ocr: Ocr) -> _Page:
     import pypdfium2
 
-    number = index + 1
+    label = pdf.get_page_label(index)
+    read = _Page(index + 1, "" if label == str(index + 1) else label)
     try:
         page = pdf[index]
         glyphs, slanted = _glyphs(page)
         pictures = _pictures(page)
     except pypdfium2.PdfiumError:
-        draft.page(number, "unread", label, "this page is damaged")
-        return
+        read.state, read.note = "unread", "this page is damaged"
+        return read
     if slanted:
         draft.note("slanted text, such as watermarks, was left out")
     text = "".join(glyph.text for glyph in glyphs)
     scanned = pictures.cover > 0.5 and len(text.strip()) < _FEW
     if text.strip() and not scanned and not _is_rubbish(text):
-        notes = [_add_text(draft, turned, number, sizes) for turned in _turned(glyphs)]
-        draft.page(number, "text", label, next(filter(None, notes), ""))
+        for turned in _turned(glyphs):
+            _take_text(read, turned)
     else:
-        _read_by_ocr(page, number, label, draft, ocr, pictures)
+        _read_by_ocr(page, read, ocr, pictures)
     page.close()
+    return read
 
 
 # --- the text layer ---------------------------------------------------------------------------------------------------
@@ -146,8 +182,8 @@ def _turned(glyphs: list[_Glyph]) -> list[list[_Glyph]]:
     return [[glyph for glyph in glyphs if glyph.turned == turned] for turned, _ in counts.most_common()]
 
 
-def _add_text(draft: Draft, glyphs: list[_Glyph], number: int, sizes: Counter[float]) -> str:
-    """The note for the page."""
+def _take_text(read: _Page, glyphs: list[_Glyph]) -> None:
+    """Glyphs of one direction of writing."""
     single = [
         Segment(glyph.text, glyph.left, glyph.top, glyph.right, glyph.bottom, glyph.right - glyph.left)
         for glyph in glyphs
@@ -155,14 +191,10 @@ def _add_text(draft: Draft, glyphs: list[_Glyph], number: int, sizes: Counter[fl
     ]
     if len(single) * 3 > sum(not glyph.text.isspace() for glyph in glyphs) * 2 and is_vertical(single[:_SAMPLE]):
         seen = [Segment(g.text, g.left, g.top, g.right, g.bottom, g.right - g.left) for g in glyphs if g.text.strip()]
-        draft.text("\n".join(vertical_lines(seen)), number)
-        return "vertical text, order uncertain"
-    segments = list(_segments(glyphs))
-    sizes.update({round(s.size, 1): 0 for s in segments})
-    for segment in segments:
-        sizes[round(segment.size, 1)] += len(segment.text)
-    add_page(draft, segments, number, sizes.most_common(1)[0][0] if sizes else 0.0)
-    return ""
+        read.vertical = "\n".join(filter(None, (read.vertical, *vertical_lines(seen))))
+        read.note = "vertical text, order uncertain"
+    else:
+        read.parts.append(list(_segments(glyphs)))
 
 
 def _segments(glyphs: list[_Glyph]) -> Iterator[Segment]:
@@ -225,20 +257,19 @@ def _pictures(page: Any) -> _Pictures:
     return _Pictures(min(cover, 1.0), pixels)
 
 
-def _read_by_ocr(page: Any, number: int, label: str, draft: Draft, ocr: Ocr, pictures: _Pictures) -> None:
+def _read_by_ocr(page: Any, read: _Page, ocr: Ocr, pictures: _Pictures) -> None:
     most = ocr.limits.pixels
     if pictures.pixels > most:
-        draft.page(number, "unread", label, f"a picture of {pictures.pixels:,} pixels; {most:,} is the most")
+        read.state, read.note = "unread", f"a picture of {pictures.pixels:,} pixels; {most:,} is the most"
         return
     inches = page.get_width() * page.get_height() / 72**2
     small = page.render(scale=min(1.0, math.sqrt(500_000 / max(inches * 72**2, 1)))).to_pil()
     if all(low == high for low, high in (band.getextrema() for band in small.convert("RGB").split())):
-        draft.page(number, "blank", label)
+        read.state = "blank"
         return
     if not ocr.available:
-        draft.page(number, "unread", label, ocr.missing)
+        read.state, read.note = "unread", ocr.missing
         return
     dpi = min(_DPI, math.sqrt(min(most, 12_000_000) / max(inches, 0.01)))
-    found = ocr.read(page.render(scale=dpi / 72).to_pil())
-    found.add(draft, number)
-    draft.page(number, "ocr", label, found.note)
+    read.ocr = ocr.read(page.render(scale=dpi / 72).to_pil())
+    read.state, read.note = "ocr", read.ocr.note

@@ -7,8 +7,9 @@ question is asked; counted is whether a passage of the paragraph that it was wri
 bases of four paragraphs are asked their own questions and others, as if the model never said anything: of the own ones,
 how many reach the model (`own_asked`) and get a quotation (`own_quoted`), of the others, how many do not
 (`others_refused`, `others_not_quoted`). Then a base of so many passages is made of the sets' paragraphs with their
-sentences in other orders, and asked; and a file is added to it. The last line is JSON: `recall_at_5` of each set, the mean `ms_per_query` and its 95th percentile
-in the large base, `index_50000_s` (or what --passages says) and `add_file_s`.
+sentences in other orders, and asked; and a file is added to it. The last line is JSON: `recall_at_5` and
+`few_documents` of each set, the mean `ms_per_query` and its 95th percentile in the large base, `index_50000_s` (or what
+--passages says) and `add_file_s`.
 """
 
 import argparse

@@ -3,10 +3,13 @@
     python bench/retrieval.py FOLDER [--passages 50000]
 
 FOLDER holds cmrc2018_trial.jsonl and drcd_dev.jsonl.gz. Every paragraph of a set is a file of a knowledge base, every
-question is asked; counted is whether a passage of the paragraph that it was written for is among the first five. Then a
-base of so many passages is made of the sets' paragraphs with their sentences in other orders, and asked; and
-a file is added to it. The last line is JSON: `recall_at_5` of each set, the mean `ms_per_query` and its 95th percentile
-in the large base, `index_50000_s` (or what --passages says) and `add_file_s`.
+question is asked; counted is whether a passage of the paragraph that it was written for is among the first five. Then
+bases of four paragraphs are asked their own questions and others, as if the model never said anything: of the own ones,
+how many reach the model (`own_asked`) and get a quotation (`own_quoted`), of the others, how many do not
+(`others_refused`, `others_not_quoted`). Then a base of so many passages is made of the sets' paragraphs with their
+sentences in other orders, and asked; and a file is added to it. The last line is JSON: `recall_at_5` and
+`few_documents` of each set, the mean `ms_per_query` and its 95th percentile in the large base, `index_50000_s` (or what
+--passages says) and `add_file_s`.
 """
 
 import argparse
@@ -15,17 +18,21 @@ import json
 import random
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from contest import features
 
+from mengya.rag.answer import conclude, prepare
 from mengya.rag.document import Block, Document
 from mengya.rag.passages import SIZE, sentences
 from mengya.rag.retrieve import Retriever
 from mengya.rag.store import KnowledgeBase, KnowledgeFolder
 
 SETS = {"cmrc2018_trial": "cmrc2018_trial.jsonl", "drcd_dev": "drcd_dev.jsonl.gz"}
+FEW = 4
+"""Paragraphs of a small base."""
 IN_A_FILE = 500
 """Passages of each file of the large base."""
 
@@ -53,6 +60,33 @@ def recall(base: KnowledgeBase, rows: list[tuple[str, list[str]]]) -> float:
     return found / asked
 
 
+class Mute:
+    """A model that says nothing."""
+
+    name, about, context = "mute", "", 0
+
+
+def related(folder: KnowledgeFolder, name: str, rows: list[tuple[str, list[str]]], bases: int = 25) -> dict[str, float]:
+    """Of the questions of each base's paragraphs, and of thirty others."""
+    rng, counts = random.Random(0), Counter[str]()
+    for number in range(bases):
+        some = rng.sample(rows, FEW + 30)
+        base = folder.open_or_create(f"{name} {number}")
+        for place, (text, _) in enumerate(some[:FEW]):
+            base.add(document(str(place), text), str(place))
+        own = [("own", question) for _, questions in some[:FEW] for question in questions]
+        for whose, question in own + [("others", rng.choice(questions)) for _, questions in some[FEW:]]:
+            prepared = prepare(Mute(), [base], question)  # type: ignore[arg-type]
+            counts.update([whose, *[f"{whose} asked"] * (prepared.answer is None)])
+            counts.update([f"{whose} quoted"] * (conclude(prepared, "").kind == "quotation"))
+    return {
+        "own_asked": round(counts["own asked"] / counts["own"], 4),
+        "own_quoted": round(counts["own quoted"] / counts["own"], 4),
+        "others_refused": round(1 - counts["others asked"] / counts["others"], 4),
+        "others_not_quoted": round(1 - counts["others quoted"] / counts["others"], 4),
+    }
+
+
 def mixed(rows: list[tuple[str, list[str]]], rng: random.Random) -> Iterator[str]:
     """Texts of up to SIZE characters, without end."""
     while True:
@@ -75,6 +109,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = KnowledgeFolder(Path(scratch))
         found = {name: round(recall(folder.open_or_create(name), rows), 4) for name, rows in sets.items()}
+        few = {name: related(folder, name, rows) for name, rows in sets.items()}
         rows = [row for each in sets.values() for row in each]
         texts = mixed(rows, random.Random(0))
         files = [
@@ -96,6 +131,7 @@ def main() -> None:
         passages = large.counts()["passages"]
     print(json.dumps({
         "recall_at_5": found,
+        "few_documents": few,
         "ms_per_query": round(sum(times) / len(times), 2),
         "p95_ms": round(sorted(times)[int(0.95 * len(times))], 2),
         f"index_{arguments.passages}_s": round(indexed, 1),

@@ -61,6 +61,16 @@ def test_spellings_of_the_same(base, text, query):
     assert found(base(OTHER, text), query) == [text]
 
 
+@pytest.mark.parametrize(("text", "query"), [
+    ("第三条 甲方付款。", "第3条"), ("第3条 甲方付款。", "第三条说什么？"), ("成立于二〇二四年。", "2024年"),
+    ("成立于2024年。", "二〇二四年"), ("违约金一百零五元", "105元"), ("第二十一章 附则", "21章"),
+])  # fmt: skip
+def test_numbers_in_digits_and_in_words(base, text, query):
+    years = (("四", "二〇〇四"), ("13", "2014"), ("三十", "1924"))
+    others = [f"第{n}条 甲方付款，成立于{year}年。" for n, year in years]
+    assert found(base(*others, text), query)[0] == text
+
+
 @pytest.mark.parametrize("query", [
     "GB/T 5972-2016", "C++", "100%", "(", '"', "*", "a-b", "AND", "NOT", "OR", "NEAR(a b)", "为什么？", "", " ", "'",
     "x\x00y",

@@ -12,7 +12,7 @@ from mengya.infer.request import Conversation, Piece, Request, Sampling, TooLong
 from mengya.rag.followup import queries
 from mengya.rag.names import is_named
 from mengya.rag.passages import Piece as Place
-from mengya.rag.quote import best_of, best_sentence, excerpt, found_in, is_supported, words_of
+from mengya.rag.quote import best_of, best_sentence, coverage, excerpt, is_supported, words_of
 from mengya.rag.retrieve import Hit, Retriever
 from mengya.rag.store import KnowledgeBase, StoredPassage
 from mengya.text.grounding import CHINESE, grounded_message, parse_answer, without_citations, wording
@@ -24,6 +24,9 @@ _SIZES = (1 << 20, 200, 100, 50)
 _ENOUGH = 3
 _WHOLE_CHARACTERS = 40_000
 """Of a whole document, where the model's context is not known."""
+_RELATED, _QUOTED = 0.15, 0.3
+"""Part of a question's words that one passage must have: so that a model is asked about it, and so that it is quoted
+where the model says nothing that can be used."""
 _TURNS = 6
 """Messages before the question that a large model is shown."""
 _Said = Mapping[str, Any]
@@ -126,9 +129,9 @@ def prepare(
     hits = [(base, hit) for base in bases for hit in retriever.find(base, wanted, limit)]
     hits = sorted(hits, key=lambda pair: -pair[1].score)[:limit]
     whole = _whole_file(bases, hits) if _WHOLE.search(question) else None
-    if whole is None and not (hits and (retriever.embedder or _is_about([hit for _, hit in hits], wanted, large))):
-        refusal = Answer(wording(question).refusal, "refusal", (), wanted[0])
-        return Prepared(question, wanted[0], (), answer=refusal)
+    by_vectors = bool(retriever.embedder and hits)  # which need no word of the question
+    if whole is None and not by_vectors and _concern([hit.stored for _, hit in hits], wanted) < _RELATED:
+        return Prepared(question, wanted[0], (), answer=_refusal(question, wanted[0]))
     reserve = min((sampling or Sampling()).max_new_tokens, max(1, backend.context // 4))
     room = _Room(backend, question, system, history[-_TURNS:] if large else [], reserve)
     if whole:
@@ -145,7 +148,7 @@ def conclude(prepared: Prepared, text: str) -> Answer:
         return prepared.answer
     parsed = parse_answer(text.rpartition("</think>")[2], len(prepared.shown))
     if parsed.refused:
-        answer = Answer(wording(prepared.question).refusal, "refusal", (), prepared.query)
+        answer = _refusal(prepared.question, prepared.query)
     else:
         cited = "\n".join(prepared.shown[number - 1].stored.passage.text for number in parsed.cited)
         plain = without_citations(parsed.text)
@@ -259,13 +262,20 @@ def _whole_file(bases: Sequence[KnowledgeBase], hits: Sequence[tuple[KnowledgeBa
     return tuple(Shown.all_of(base, stored) for stored in base.passages_of(file)) or None
 
 
-def _is_about(hits: Sequence[Hit], wanted: Sequence[str], large: bool) -> bool:
-    """Whether a passage has a word of the question that says more than a single character of Han does. For a model that
-    is not large, also whether one has something that the question names: it would not notice."""
-    words = {word for query in wanted for word in words_of(query)}
-    words = {word for word in words if len(word) > 1 or word.isascii()} or words
-    told = ["\n".join((hit.stored.file, *hit.stored.passage.headings, hit.stored.passage.text)) for hit in hits]
-    return any(found_in(words, text) for text in told) and (large or is_named(wanted[0], told))
+def _told(passages: Sequence[StoredPassage]) -> list[str]:
+    """With what stands above each."""
+    return [" \n".join((stored.file, *stored.passage.headings, stored.passage.text)) for stored in passages]
+
+
+def _concern(passages: Sequence[StoredPassage], wanted: Sequence[str]) -> float:
+    """How much one of the passages has of what one of the queries says."""
+    told = _told(passages)
+    queries = [words_of(query) for query in wanted]
+    return max((coverage(words, text) for words in queries for text in told), default=0.0)
+
+
+def _refusal(question: str, query: str) -> Answer:
+    return Answer(wording(question).refusal, "refusal", (), query)
 
 
 def _citation(number: int, shown: Shown, wanted: set[str]) -> Citation:
@@ -278,7 +288,12 @@ def _citation(number: int, shown: Shown, wanted: set[str]) -> Citation:
 
 
 def _quotation(prepared: Prepared) -> Answer:
-    """The sentence of the passages that has most of the question's words, the earlier passage first."""
+    """The sentence of the passages that has most of the question's words, the earlier passage first; a refusal if none
+    of them has enough, or anything that the question names, unless it is the whole file that is asked about."""
+    passages = [shown.stored for shown in prepared.shown]
+    concern = _concern(passages, (prepared.query, prepared.question))
+    if prepared.read is None and not (concern >= _QUOTED and is_named(prepared.query, _told(passages))):
+        return _refusal(prepared.question, prepared.query)
     wanted = words_of(f"{prepared.query}\n{prepared.question}")
     best, _, _ = best_of(wanted, [shown.text for shown in prepared.shown])
     citation = _citation(best + 1, prepared.shown[best], wanted)

@@ -2,9 +2,10 @@
 
 from collections.abc import Collection, Sequence
 
+from mengya.rag.numbers import numbers
 from mengya.rag.passages import sentences
 from mengya.rag.retrieve import content
-from mengya.rag.terms import normal, terms_of
+from mengya.rag.terms import is_common, normal, terms_of
 
 
 def words_of(text: str) -> set[str]:
@@ -21,8 +22,24 @@ def words_of(text: str) -> set[str]:
 def found_in(words: Collection[str], text: str) -> set[str]:
     """Those of the words that stand in a text."""
     plain = normal(text).text
-    there = {term.text for term in terms_of(plain)}
-    return {word for word in words if word in there or (not word.isascii() and word in plain)}
+    there = {term.text for term in terms_of(plain)} | set(numbers(plain))
+
+    def stands(word: str) -> bool:
+        return word in there or (not word.isascii() and (word in plain or not there.isdisjoint(numbers(word))))
+
+    return {word for word in words if stands(word)}
+
+
+def coverage(words: Collection[str], text: str) -> float:
+    """The part of the words that stand in a text, by how much they say: longer ones more, and those that stand in any
+    text nothing, if there are others."""
+    telling = {word for word in words if not is_common(word)} or set(words)
+    whole = sum(map(_weight, telling))
+    return sum(map(_weight, found_in(telling, text))) / whole if whole else 0.0
+
+
+def _weight(word: str) -> int:
+    return min(len(word), 2) if word.isascii() else len(word)
 
 
 def best_sentence(words: Collection[str], text: str) -> tuple[int, int, int]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mengya.rag.numbers import found, numbers
 from mengya.rag.store import Embedder, KnowledgeBase, StoredPassage
 from mengya.rag.terms import Term, asks, normal, terms_of
 
@@ -62,13 +63,17 @@ class Retriever:
 def expression(query: str) -> str:
     """What FTS5 is asked for a query in anybody's words: any of its terms, each in quotation marks. Empty for a query
     without letters, digits or symbols."""
-    terms = terms_of(normal(query[:_LONGEST_QUERY]).text)
+    plain = normal(query[:_LONGEST_QUERY]).text
+    terms = terms_of(plain)
     words = content(terms)
     asked = {place for term in terms if term.whole and term not in words for place in range(term.begin, term.end)}
+    numerals = {place for each in found(plain) for place in range(each.begin, each.end) if each.end - each.begin > 1}
+    asked |= numerals  # a part of a number says nothing
     pairs = [t for t in terms if not t.whole and len(t.text) > 1 and asked.isdisjoint(range(t.begin, t.end))]
     # A character that is a word by itself stands in thousands of passages; in a pair it says more, and costs less.
     paired = {place for pair in pairs for place in range(pair.begin, pair.end)}
-    whole = [term.text for term in words if term.end - term.begin > 1 or term.begin not in paired]
+    whole = [term.text for term in words if term.end - term.begin > 1 or term.begin not in paired | numerals]
+    whole += numbers(plain)
     parts = [f"{column} : ({_any(whole)})" for column in ("words", "title") if whole]
     if pairs:
         parts.append(f"grams : ({_any(pair.text for pair in pairs)})")

@@ -21,6 +21,7 @@ from mengya.errors import UserError
 from mengya.rag import database
 from mengya.rag.database import FORMAT, TABLES
 from mengya.rag.document import Block, Document, Page
+from mengya.rag.numbers import numbers
 from mengya.rag.passages import Passage, Piece, cut
 from mengya.rag.terms import normal, searched
 
@@ -342,9 +343,11 @@ def _delete(db: sqlite3.Connection, name: str) -> bool:
 
 
 def _search_row(passage: Passage, name: str) -> tuple[str, str, str]:
-    """Words, neighbours, and both of the headings and the file's name."""
+    """Words and numbers; neighbours; and all of these of the headings and the file's name."""
     title = " \n".join((*passage.headings, name.rpartition(".")[0] or name))
-    return *searched(normal(passage.text).text), " ".join(searched(normal(title).text))
+    text, title = normal(passage.text).text, normal(title).text
+    words, grams = searched(text)
+    return " ".join([words, *numbers(text)]), grams, " ".join([*searched(title), *numbers(title)])
 
 
 def _embedded(passage: Passage) -> str:

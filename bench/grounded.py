@@ -12,9 +12,8 @@ not refused, `cited` that cites a passage that holds the answer, `exact` that gi
 overlap with the answer in Han and words. `refused` is the share of the others that was refused. For all questions
 together, and under `sets` for each set, with the numbers of `questions` of both sorts.
 
-`quoted` and `unnamed` are the same for every model: what `mengya ask` shows where a small one fails. Of the questions
-with an answer, the share whose quotation holds it; of the others, the share that is refused because no passage has what
-they name.
+`quoted` and `unquoted` are the same for every model: what `mengya ask` shows where a small one fails. Of the questions
+with an answer, the share whose quotation holds it; of the others, the share for which nothing is quoted.
 """
 
 import argparse
@@ -96,8 +95,7 @@ def overlap(said: str, gold: str) -> float:
 
 
 def measured(rows: list[Row], responses: list[str]) -> dict[str, Any]:
-    from mengya.rag.names import is_named
-    from mengya.rag.quote import best_of, words_of
+    from mengya.rag.quote import best_of, is_quotable, words_of
     from mengya.tasks.exact import normalise
     from mengya.text.grounding import parse_answer, without_citations
 
@@ -105,19 +103,19 @@ def measured(rows: list[Row], responses: list[str]) -> dict[str, Any]:
     for row, response in zip(rows, responses, strict=True):
         said = parse_answer(response, len(row["passages"]))
         text = normalise(without_citations(said.text))
-        named = is_named(row["prompt"], row["passages"])
+        quotable = is_quotable([row["prompt"]], row["passages"])
         if not row["golds"]:
-            sums.update(others=1, refused=said.refused, unnamed=not named)
+            sums.update(others=1, refused=said.refused, unquoted=not quotable)
             continue
         number, begin, end = best_of(words_of(row["prompt"]), row["passages"])
         quote = row["passages"][number][begin:end]
         golds = [normalise(gold) for gold in row["golds"]]
         sums.update(questions=1, answered=not said.refused, cited=bool(row["cites"] & set(said.cited)))
         sums.update(exact=text in golds, f1=max(overlap(text, gold) for gold in golds))
-        sums.update(quoted=named and any(gold in quote for gold in row["golds"]))
+        sums.update(quoted=quotable and any(gold in quote for gold in row["golds"]))
     asked, others = max(sums["questions"], 1), max(sums["others"], 1)
     shares = {key: round(sums[key] / asked, 4) for key in ("answered", "cited", "exact", "f1", "quoted")}
-    shares |= {key: round(sums[key] / others, 4) for key in ("refused", "unnamed")}
+    shares |= {key: round(sums[key] / others, 4) for key in ("refused", "unquoted")}
     return shares | {"questions": [sums["questions"], sums["others"]]}
 
 

@@ -161,7 +161,7 @@ def test_grounded_reads_both_sets_and_shows_what_fits(load, tmp_path):
         "f1": 1,
         "quoted": 1,
         "refused": 1,
-        "unnamed": 0,
+        "unquoted": 0,
         "questions": [20, 10],
     }
     silent = grounded.measured(rows[0], ["我不知道。"] * 30)

@@ -10,9 +10,8 @@ from mengya.errors import UserError
 from mengya.infer.backends import Backend
 from mengya.infer.request import Conversation, Piece, Request, Sampling, TooLong
 from mengya.rag.followup import queries
-from mengya.rag.names import is_named
 from mengya.rag.passages import Piece as Place
-from mengya.rag.quote import best_of, best_sentence, coverage, excerpt, is_supported, words_of
+from mengya.rag.quote import best_of, best_sentence, coverage, excerpt, is_quotable, is_supported, words_of
 from mengya.rag.retrieve import Hit, Retriever
 from mengya.rag.store import KnowledgeBase, StoredPassage
 from mengya.text.grounding import CHINESE, grounded_message, parse_answer, without_citations, wording
@@ -24,9 +23,8 @@ _SIZES = (1 << 20, 200, 100, 50)
 _ENOUGH = 3
 _WHOLE_CHARACTERS = 40_000
 """Of a whole document, where the model's context is not known."""
-_RELATED, _QUOTED = 0.15, 0.3
-"""Part of a question's words that one passage must have: so that a model is asked about it, and so that it is quoted
-where the model says nothing that can be used."""
+_RELATED = 0.15
+"""Part of a question's words that a passage must have so that a model is asked about it."""
 _TURNS = 6
 """Messages before the question that a large model is shown."""
 _Said = Mapping[str, Any]
@@ -291,8 +289,7 @@ def _quotation(prepared: Prepared) -> Answer:
     """The sentence of the passages that has most of the question's words, the earlier passage first; a refusal if none
     of them has enough, or anything that the question names, unless it is the whole file that is asked about."""
     passages = [shown.stored for shown in prepared.shown]
-    concern = _concern(passages, (prepared.query, prepared.question))
-    if prepared.read is None and not (concern >= _QUOTED and is_named(prepared.query, _told(passages))):
+    if prepared.read is None and not is_quotable((prepared.query, prepared.question), _told(passages)):
         return _refusal(prepared.question, prepared.query)
     wanted = words_of(f"{prepared.query}\n{prepared.question}")
     best, _, _ = best_of(wanted, [shown.text for shown in prepared.shown])

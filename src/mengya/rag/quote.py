@@ -2,10 +2,14 @@
 
 from collections.abc import Collection, Sequence
 
+from mengya.rag.names import is_named
 from mengya.rag.numbers import numbers
 from mengya.rag.passages import sentences
 from mengya.rag.retrieve import content
 from mengya.rag.terms import is_common, normal, terms_of
+
+_QUOTED = 0.3
+"""Part of a question's words that a passage must have to be quoted."""
 
 
 def words_of(text: str) -> set[str]:
@@ -36,6 +40,12 @@ def coverage(words: Collection[str], text: str) -> float:
     telling = {word for word in words if not is_common(word)} or set(words)
     whole = sum(map(_weight, telling))
     return sum(map(_weight, found_in(telling, text))) / whole if whole else 0.0
+
+
+def is_quotable(queries: Sequence[str], texts: Sequence[str]) -> bool:
+    """Whether one of the texts has enough of what one of the queries says, and something that the first one names."""
+    words = [words_of(query) for query in queries]
+    return any(coverage(each, text) >= _QUOTED for each in words for text in texts) and is_named(queries[0], texts)
 
 
 def _weight(word: str) -> int:

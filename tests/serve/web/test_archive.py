@@ -162,6 +162,8 @@ def bent(content):
     lambda c: changed(c, lambda i: i["files"][1].update(place="conversation:../../etc/passwd")),
     lambda c: changed(c, lambda i: i["files"][1].update(hash="x")),
     lambda c: changed(c, lambda i: i["files"][1].update(added="x")),
+    lambda c: changed(c, lambda i: i["conversations"][0].update(updated=float("nan"))),
+    lambda c: changed(c, lambda i: i["conversations"][0]["settings"].update(max_new_tokens=10**30)),
     lambda c: changed(c, lambda i: i["pictures"][0].update(conversation="an-other-one")),
     lambda c: changed(c, lambda i: i["pictures"][0].update(id="../..")), lambda c: b"PK\x03\x04" + c[:100],
 ])  # fmt: skip
@@ -185,6 +187,13 @@ def test_what_unpacks_to_too_much_is_refused(places, monkeypatch):
     with pytest.raises(UserError, match="entries"):
         there.take(here.export())
     assert there.store.all("a") == []
+
+
+def test_halves_of_characters_become_whole(places):
+    here, there = places
+    fill(here)
+    assert there.take(changed(here.export(), lambda i: i["conversations"][0].update(title="好\ud83d"))) == (1, 2)
+    assert [listed.title for listed in there.store.all("a")] == ["好\ufffd"]
 
 
 @pytest.mark.parametrize("name", ["../../x.txt", "/etc/x.txt", "a\u202eb\x00.txt", "C:\\x.txt"])

@@ -104,7 +104,7 @@ def _counts(conversations: int, files: int) -> dict[str, int]:
 
 def _index(archive: zipfile.ZipFile) -> tuple[list[Conversation], list[_Shown], list[_File]]:
     try:
-        given = json.loads(_read(archive, _INDEX, _TEXT))
+        given = backup.parsed(_read(archive, _INDEX, _TEXT))
         if given["format"] != FORMAT:
             raise UserError(f"this backup is of another format; this program reads {FORMAT}")
         conversations = [backup.read_conversation(row) for row in given["conversations"]]

@@ -74,10 +74,15 @@ def _pages(source: Mapping[str, Any]) -> str:
     return f", p. {', '.join(map(str, source['pages']))}" if source["pages"] else ""
 
 
+def parsed(text: str | bytes) -> Any:
+    """JSON in which every text and number can be stored. ValueError or RecursionError otherwise."""
+    return whole_characters(json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite))
+
+
 def merge(store: Store, owner: str, text: str) -> int:
     """How many conversations are new or have grown. UserError if it is no backup; then nothing has changed."""
     try:
-        given = whole_characters(json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite))
+        given = parsed(text)
         rows = given["conversations"] if given["format"] == FORMAT else None
         found = [read_conversation(row) for row in rows or ()]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

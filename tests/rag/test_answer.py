@@ -40,7 +40,7 @@ def test_a_cited_answer_and_where_it_stands(base):
     found, backend = ask(base, "年假有几天？", "每年有10天年假[1]。")
     assert (found.kind, found.text, found.query) == ("answer", "每年有10天年假[1]。", "年假有几天？")
     (citation,) = found.citations
-    assert (citation.number, citation.base, citation.file, citation.pages) == (1, "合同", "合同.pdf", (2,))
+    assert (citation.number, citation.base.name, citation.file, citation.pages) == (1, "合同", "合同.pdf", (2,))
     assert citation.headings == ("第三章 假期",) and citation.quote == "员工每年有10天年假。"
     ((page, begin, end),) = [(place.page, place.begin, place.end) for place in citation.places]
     assert (page, text_of(CONTRACT)[begin:end]) == (2, "员工每年有10天年假。")
@@ -223,4 +223,4 @@ def test_several_bases(base, tmp_path):
     other = KnowledgeFolder(tmp_path / "knowledge").open_or_create("对话")
     other.add(Document("b.txt", "text", (Block("text", "实习生的年假有3天。"),)), "1")
     found = answer(Speaker(lambda _: "3天[1]，10天[2]"), [base, other], "实习生的年假")
-    assert sorted((c.base, c.file) for c in found.citations) == [("合同", "合同.pdf"), ("对话", "b.txt")]
+    assert sorted((c.base.name, c.file) for c in found.citations) == [("合同", "合同.pdf"), ("对话", "b.txt")]

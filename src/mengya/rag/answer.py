@@ -43,7 +43,7 @@ class Citation:
 
     number: int
     """In the answer's text, as [1]."""
-    base: str
+    base: KnowledgeBase
     file: str
     pages: tuple[int, ...]
     """Of the quote; empty where the format has none."""
@@ -58,7 +58,7 @@ class Citation:
     def as_json(self) -> dict[str, Any]:
         places = [{"page": place.page, "begin": place.begin, "end": place.end} for place in self.places]
         return {
-            "id": self.number, "knowledge_base": self.base, "file": self.file, "pages": list(self.pages),
+            "id": self.number, "knowledge_base": self.base.name, "file": self.file, "pages": list(self.pages),
             "headings": list(self.headings), "quote": self.quote, "text": self.text, "places": places,
         }  # fmt: skip
 
@@ -77,14 +77,14 @@ class Answer:
 class Shown(NamedTuple):
     """What the model sees of a passage."""
 
-    base: str
+    base: KnowledgeBase
     stored: StoredPassage
     begin: int
     end: int
 
     @staticmethod
     def all_of(base: KnowledgeBase, stored: StoredPassage) -> "Shown":
-        return Shown(base.name, stored, 0, len(stored.passage.text))
+        return Shown(base, stored, 0, len(stored.passage.text))
 
     @property
     def text(self) -> str:

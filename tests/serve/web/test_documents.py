@@ -111,6 +111,22 @@ def test_shared_bases_are_read_by_all_and_changed_by_none(serve, tmp_path):
     assert [file.name for file in shared.files()] == ["规定.md"]
 
 
+def test_two_bases_of_one_name_are_cited_apart(serve, tmp_path):
+    shared = KnowledgeFolder(tmp_path / "knowledge").open_or_create("园区")
+    shared.add(Document("规定.md", "markdown", (Block("text", "访客停车每小时收费八元。"),)), "hash")
+    page = serve(answer, library={"shared": KnowledgeFolder(tmp_path / "knowledge")})
+    a = page.visitor()
+    a.call("make_base", "园区")
+    a.upload("base:园区", "别的.txt", "电梯每年检查。".encode())
+    a.read("base:园区")
+    view = a.talk("访客停车每小时收费多少？", bases=["shared:园区", "base:园区"])
+    message = view["messages"][-1]
+    (source,) = message["info"]["sources"]
+    assert source["file"] == "规定.md"
+    opened = a.call("source", view["id"], message["id"], source["id"])
+    assert not opened["gone"] and "每小时收费八元" in str(opened)
+
+
 def test_vectors_find_what_words_do_not(serve):
     def cars(texts):
         there = [any(word in text for word in ("停车", "泊位")) for text in texts]

@@ -174,7 +174,7 @@ class Actions:
             backend, list(bases.values()), question["content"], [*preamble(how.system), *before],
             retriever=self._retriever, sampling=how.sampling,
         )  # fmt: skip
-        places = {base.name: place for place, base in bases.items()}
+        places = {base: place for place, base in bases.items()}  # two may have one name
 
         def conclude(text: str) -> tuple[str, dict[str, Any]]:
             answer = grounded.conclude(prepared, text)

@@ -59,8 +59,8 @@ async function addHere(files) {
   if (!here()) await hooks.begin(fit[0].name);
   const seen = hooks.sees() ? fit.filter((file) => file.type.startsWith("image/")) : [];
   for (const file of seen) {
-    const id = await post(`/pictures?${new URLSearchParams({ conversation: hooks.conversation(), name: file.name })}`, file);
-    pictures.push({ id, name: file.name });
+    const id = await post(`/pictures?${new URLSearchParams({ conversation: hooks.conversation(), name: file.name })}`, file).catch(() => ""); // why is shown
+    if (id) pictures.push({ id, name: file.name });
   }
   await upload(here(), fit.filter((file) => !seen.includes(file)));
 }

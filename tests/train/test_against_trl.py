@@ -67,8 +67,8 @@ def test_dpo_equals_trl(make_model, pairs, batch, tmp_path):
     assert torch.allclose(found.total, wanted, rtol=1e-5)
     ours, trls = named_gradients(model), named_gradients(theirs[0])
     assert ours.keys() == trls.keys() and all(float(gradient.abs().max()) > 0 for gradient in ours.values())
-    for name, gradient in ours.items():
-        torch.testing.assert_close(gradient, trls[name], rtol=1e-4, atol=1e-6)
+    for name, gradient in ours.items():  # as a whole: single small elements differ by the order of float32 sums
+        assert float((gradient - trls[name]).norm() / trls[name].norm()) < 1e-5, name
     told = trainer._metrics["train"]
     for name, its in (
         ("accuracy", "rewards/accuracies"),

@@ -11,7 +11,7 @@ from mengya.infer.backends import Backend
 from mengya.infer.request import Conversation, Piece, Request, Sampling, TooLong
 from mengya.rag.followup import queries
 from mengya.rag.passages import Piece as Place
-from mengya.rag.quote import best_of, best_sentence, coverage, excerpt, is_quotable, is_supported, words_of
+from mengya.rag.quote import best_of, best_sentence, concern, excerpt, is_quotable, is_supported, words_of
 from mengya.rag.retrieve import Hit, Retriever
 from mengya.rag.store import KnowledgeBase, StoredPassage
 from mengya.text.grounding import CHINESE, grounded_message, parse_answer, without_citations, wording
@@ -128,7 +128,7 @@ def prepare(
     hits = sorted(hits, key=lambda pair: -pair[1].score)[:limit]
     whole = _whole_file(bases, hits) if _WHOLE.search(question) else None
     by_vectors = bool(retriever.embedder and hits)  # which need no word of the question
-    if whole is None and not by_vectors and _concern([hit.stored for _, hit in hits], wanted) < _RELATED:
+    if whole is None and not by_vectors and concern(wanted, _told([hit.stored for _, hit in hits])) < _RELATED:
         return Prepared(question, wanted[0], (), answer=_refusal(question, wanted[0]))
     reserve = min((sampling or Sampling()).max_new_tokens, max(1, backend.context // 4))
     room = _Room(backend, question, system, history[-_TURNS:] if large else [], reserve)
@@ -263,13 +263,6 @@ def _whole_file(bases: Sequence[KnowledgeBase], hits: Sequence[tuple[KnowledgeBa
 def _told(passages: Sequence[StoredPassage]) -> list[str]:
     """With what stands above each."""
     return [" \n".join((stored.file, *stored.passage.headings, stored.passage.text)) for stored in passages]
-
-
-def _concern(passages: Sequence[StoredPassage], wanted: Sequence[str]) -> float:
-    """How much one of the passages has of what one of the queries says."""
-    told = _told(passages)
-    queries = [words_of(query) for query in wanted]
-    return max((coverage(words, text) for words in queries for text in told), default=0.0)
 
 
 def _refusal(question: str, query: str) -> Answer:

@@ -42,10 +42,15 @@ def coverage(words: Collection[str], text: str) -> float:
     return sum(map(_weight, found_in(telling, text))) / whole if whole else 0.0
 
 
+def concern(queries: Sequence[str], texts: Sequence[str]) -> float:
+    """How much one of the texts has of what one of the queries says, from 0 to 1."""
+    words = [words_of(query) for query in queries]
+    return max((coverage(each, text) for each in words for text in texts), default=0.0)
+
+
 def is_quotable(queries: Sequence[str], texts: Sequence[str]) -> bool:
     """Whether one of the texts has enough of what one of the queries says, and something that the first one names."""
-    words = [words_of(query) for query in queries]
-    return any(coverage(each, text) >= _QUOTED for each in words for text in texts) and is_named(queries[0], texts)
+    return concern(queries, texts) >= _QUOTED and is_named(queries[0], texts)
 
 
 def _weight(word: str) -> int:

@@ -38,7 +38,6 @@ _DOCUMENT = TypeAdapter(Document)
 _HASH = re.compile(r"[0-9a-f]{64}")
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 """What reading an archive raises; RuntimeError for one that is encrypted."""
-_NO_BACKUP = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 class _Shown(NamedTuple):
@@ -113,7 +112,7 @@ def _index(archive: zipfile.ZipFile) -> tuple[list[Conversation], list[_Shown], 
         files = [_file(number, row, known) for number, row in enumerate(given["files"])]
     except UserError:
         raise
-    except _NO_BACKUP:
+    except backup.NO_BACKUP:
         raise UserError("this is no backup of conversations; give a file that was exported here") from None
     return conversations, shown, files
 

@@ -22,6 +22,8 @@ from mengya.text.json_text import whole_characters
 from mengya.text.thoughts import split_thoughts
 
 FORMAT = "mengya-conversations-1"
+NO_BACKUP = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What reading something else raises."""
 
 
 class Picture(NamedTuple):
@@ -85,7 +87,7 @@ def merge(store: Store, owner: str, text: str) -> int:
         given = parsed(text)
         rows = given["conversations"] if given["format"] == FORMAT else None
         found = [read_conversation(row) for row in rows or ()]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except NO_BACKUP:
         raise UserError("this is no backup of conversations; give a .json file that was exported here") from None
     if rows is None:
         raise UserError(f"this backup is of another format; this program reads {FORMAT}")

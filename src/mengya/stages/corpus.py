@@ -33,6 +33,9 @@ class Config:
     """Add the embedded Chinese schoolbook: text, conversations, preference pairs and held-out questions."""
     entities: bool = False
     """Add the schoolbook's sentences with entities: entities.jsonl, and heldout_entities.jsonl to measure on."""
+    reading: bool = False
+    """Add conversations about single sentences, from which a small model learns to answer from documents:
+    reading.jsonl, and reading_again.jsonl to go on with beside other conversations."""
     heldout: float = 0.01
     """Share of the documents to measure on, not trained on; chosen by content."""
     min_chars: Count = 1
@@ -46,16 +49,28 @@ class Config:
             raise ValueError(f"heldout={self.heldout} must be between 0 and 1, e.g. 0.01")
 
 
+_BOOKS = {
+    "schoolbook": schoolbook.FILES, "entities": schoolbook.ENTITY_FILES, "reading": schoolbook.READING_FILES
+}  # fmt: skip
+"""Key -> what it adds."""
+_MORE = {"entities": schoolbook.write_entities, "reading": schoolbook.write_reading}
+"""Key -> what writes it beside the text."""
+
+
 def promise(config: Config, inputs: Promises) -> Promise:
     kinds = {f"{split}.jsonl": "text" for split in SPLITS}
     absent: dict[str, str] = {}
-    for key, files in {"schoolbook": schoolbook.FILES, "entities": schoolbook.ENTITY_FILES}.items():
+    for key, files in _BOOKS.items():
         reason = f"comes with the schoolbook, and corpus.{key} is false; name a file of your own, or set it to true"
         if getattr(config, key):
             kinds |= files
         else:
             absent |= dict.fromkeys(files, reason)
     return Promise(files={name: Promise(rows=rows) for name, rows in kinds.items()}, absent=absent)
+
+
+def _more(config: Config) -> list[Callable[[Path, int], dict[str, int]]]:
+    return [write for key, write in _MORE.items() if getattr(config, key)]
 
 
 def _check_path(config: Config, inputs: Promises) -> None:
@@ -81,8 +96,8 @@ def _clean(documents: list[Document]) -> list[tuple[Document, bytes]]:
 
 def run(config: Config, inputs: Inputs, out: Path) -> None:
     """Write the files of a `Corpus`, intake.json and quarantine.jsonl, and those of the schoolbook."""
-    if config.entities:
-        schoolbook.write_entities(out, config.seed)
+    for write in _more(config):
+        write(out, config.seed)
     duplicates = too_short = 0
     seen: set[bytes] = set()
     splitter = Splitter(config.heldout)
@@ -120,7 +135,9 @@ def estimate(config: Config, sources: Sources, promise: Promise) -> Estimate:
     """From rates measured on two cores."""
     book = _sizes(schoolbook.write, config.seed) if config.schoolbook else {}
     text = bytes_of_files(sources.get("path", [])) + (book["text.jsonl"].text if book else 0)
-    files = book | (_sizes(schoolbook.write_entities, config.seed) if config.entities else {})
+    files = dict(book)
+    for write in _more(config):
+        files |= _sizes(write, config.seed)
     return Estimate(seconds=2 + text / 20e6 + (6 if book else 0), disk=text, text=text, files=files)
 
 

@@ -65,6 +65,12 @@ def grounded_message(question: str, passages: Sequence[str]) -> str:
     return "\n".join([words.instruction, *numbered, words.question + question.strip()])
 
 
+def sentence_message(question: str, sentence: str) -> str:
+    """The text of the user message that asks `question` about one sentence, for a model too small to find its way
+    through passages. It answers with words of the sentence, or with `CHINESE.refusal`."""
+    return f"资料：{' '.join(sentence.split())}\n{CHINESE.question}{' '.join(question.split())}"
+
+
 def _quoted(passage: str) -> str:
     """A passage whose further lines are indented, with nothing in it that reads as a citation."""
     lines = [line.strip() for line in passage.splitlines()]

@@ -6,16 +6,18 @@ invented names are split before anything is generated.
 """
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mengya.data.schoolbook import passages
 from mengya.data.schoolbook.entities import entities
 from mengya.data.schoolbook.preferences import preferences
 from mengya.data.schoolbook.prose import documents
 from mengya.data.schoolbook.questions import questions
 from mengya.data.schoolbook.tables import load
-from mengya.data.schoolbook.talk import conversations
+from mengya.data.schoolbook.talk import as_messages, conversations
 
 PREFERENCES, HELD_OUT_PREFERENCES = 3000, 300
 FILES = {
@@ -27,6 +29,8 @@ FILES = {
 """What `write` writes besides ``text.jsonl``, and what each row is."""
 ENTITY_FILES = {"entities.jsonl": "conversation", "heldout_entities.jsonl": "question"}
 """What `write_entities` writes, and as what each row is read."""
+READING_FILES = {"reading.jsonl": "conversation", "reading_again.jsonl": "conversation"}
+"""What `write_reading` writes, and as what each row is read."""
 
 
 def write(out: Path, seed: int) -> dict[str, int]:
@@ -54,6 +58,18 @@ def write_entities(out: Path, seed: int) -> dict[str, int]:
     ``entities.jsonl`` and ``heldout_entities.jsonl`` {"text", "entities": [{"type", "start", "end"}, …]}, like `write`.
     """
     return _write(out, dict(zip(ENTITY_FILES, entities(seed), strict=True)))
+
+
+def write_reading(out: Path, seed: int) -> dict[str, int]:
+    """Write conversations about sentences that nobody has read before (see `passages.py`) into ``out`` (created if
+    missing); rows written per file.
+
+    ``reading.jsonl`` to learn reading from, ``reading_again.jsonl`` to go on with: {"messages"}, like `write`.
+    """
+    rng, relations = random.Random(f"{seed}/reading"), load()
+    counts = (passages.READ, passages.READ_AGAIN)
+    rows = ([{"messages": as_messages(turns)} for turns in passages.readings(rng, relations, n)] for n in counts)
+    return _write(out, dict(zip(READING_FILES, rows, strict=True)))
 
 
 def _write(out: Path, files: Mapping[str, Sequence[Any]]) -> dict[str, int]:

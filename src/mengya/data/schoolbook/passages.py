@@ -13,14 +13,19 @@ from typing import Any
 from mengya.data.schoolbook import unknown
 from mengya.data.schoolbook.tables import Fact, Relation, grouped, read_sections, stable_hash
 from mengya.data.schoolbook.topics import load_names
-from mengya.text.grounding import CHINESE, grounded_message
+from mengya.text.grounding import CHINESE, sentence_message
 
 QUESTIONS = 300
-CONVERSATIONS, DOCUMENTS, COPIES = 2600, 1500, 1200
+READ, READ_AGAIN = 14_000, 4_500
+"""Conversations about a sentence, to learn from and to go on with beside others."""
 _LONGEST = 130
 """Characters of all passages of a question together."""
-_CHANGED, _ABSENT = 0.3, 0.3
-"""The shares of changed facts, and of questions whose answer is absent."""
+_CHANGED = 0.3
+"""The share of changed facts."""
+_CHANGED_SENTENCES, _PRONOUNS, _ABSENT, _STRANGERS = 0.2, 0.2, 0.7, 0.3
+"""Of the sentences that are asked about one by one: the shares of changed facts, of pronouns in place of the subject,
+and of conversations with a question that has no answer; and the share of those that ask for another subject."""
+_ASKING = ("请问", "我想知道，", "请告诉我，", "你知道吗？")
 _SLOT = re.compile(r"\{([^{}]+)\}")
 
 
@@ -128,10 +133,31 @@ class Maker:
             if scene.answered and scene.absent and sum(map(len, scene.passages)) <= _LONGEST:
                 return scene
 
-    def fact(self) -> Told:
-        """Something of an invented subject."""
-        kind = self.rng.choice(self.kinds)
-        return self._told(kind, self._subject(kind, []), self.rng.choice(kind.attributes))
+    def sentence(self) -> tuple[str, list[tuple[str, str]]]:
+        """A sentence, and (question, answer) of one or two about it."""
+        rng = self.rng
+        kind = rng.choice(self.changed if rng.random() < _CHANGED_SENTENCES else self.kinds)
+        attribute = rng.choice(kind.attributes)
+        while not (subject := self._subject(kind, [])):
+            pass
+        fact = self._told(kind, subject, attribute)
+        way = rng.choice(attribute.say)
+        if kind.pronoun and rng.random() < _PRONOUNS:
+            way = re.sub(r"^\{s\}", kind.pronoun, way)
+        turns = [(self._asked(attribute, subject), f"{fact.value}。")]
+        if rng.random() < _ABSENT:
+            others = [other for other in kind.attributes if other is not attribute]
+            strange = "{s}" in way and (not others or rng.random() < _STRANGERS)
+            if strange and (stranger := self._subject(kind, [subject])):
+                turns.append((self._asked(attribute, stranger), CHINESE.refusal))
+            elif others:
+                turns.append((self._asked(rng.choice(others), subject), CHINESE.refusal))
+        rng.shuffle(turns)
+        return f"{fact.say(way)}。", [(self._framed(question), said) for question, said in turns]
+
+    def _framed(self, question: str) -> str:
+        framed = self.rng.random() < 0.3 and not question.startswith(("请", "我"))
+        return f"{self.rng.choice(_ASKING)}{question}" if framed else question
 
     def _scene(self) -> Scene:
         """One to four subjects, mostly of one kind and told the same of."""
@@ -233,46 +259,15 @@ def _answer(value: str, number: int) -> str:
     return f"{value}[{number}]。"
 
 
-def _turns(rng: random.Random, scene: Scene, count: int) -> list[tuple[str, str]]:
-    """(question, answer) of up to `count` things, some of them absent."""
-    known = [(question, _answer(value, number)) for question, value, number in scene.answered]
-    missing = [(question, CHINESE.refusal) for question in scene.absent]
-    rng.shuffle(known)
-    rng.shuffle(missing)
-    turns: list[tuple[str, str]] = []
-    while len(turns) < count and (known or missing):
-        turns.append((missing if missing and (rng.random() < _ABSENT or not known) else known).pop())
-    return turns
-
-
-def conversations(rng: random.Random, relations: list[Relation]) -> Iterator[list[tuple[str, str]]]:
-    """A question about passages, and often one or two more about the same."""
+def readings(rng: random.Random, relations: list[Relation], count: int) -> Iterator[list[tuple[str, str]]]:
+    """(what is asked, the answer): a question about one sentence, and often a second; at least one has an answer."""
     maker = Maker(rng, relations, held_out=False)
-    for _ in range(CONVERSATIONS):
-        scene = maker.scene()
-        (question, answer), *more = _turns(rng, scene, rng.choice((1, 2, 3)))
-        yield [(grounded_message(question, scene.passages), answer), *more]
-
-
-def documents(rng: random.Random, relations: list[Relation]) -> Iterator[str]:
-    """Passages with questions and answers, as plain text; and names with what belongs to them, again and again, since
-    that is how a small model learns to look back and copy."""
-    maker = Maker(rng, relations, held_out=False)
-    for _ in range(DOCUMENTS):
-        scene = maker.scene()
-        (question, answer), *more = _turns(rng, scene, rng.randint(3, 6))
-        text = grounded_message(question, scene.passages)
-        if rng.random() < 0.8:
-            text = text.partition("\n")[2]  # without the instruction
-        yield "\n".join([text, answer, *(f"{CHINESE.question}{ask}\n{said}" for ask, said in more)])
-    for i in range(COPIES):
-        facts = [maker.fact() for _ in range(rng.randint(3, 6))]
-        if i % 2:
-            lines = [f"{fact.subject}：{fact.value}" for fact in facts]
-        else:
-            lines = [fact.say(rng.choice(fact.attribute.say)) for fact in facts]
-        again = [rng.sample(lines, len(lines)) for _ in range(3 if i % 2 else 2)]
-        yield "。\n".join("。".join(part) for part in again) + "。"
+    for _ in range(count):
+        sentence, ((first, answer), *more) = maker.sentence()
+        yield [
+            (sentence_message(first, sentence), answer),
+            *((f"{CHINESE.question}{question}", said) for question, said in more),
+        ]
 
 
 def questions(rng: random.Random, relations: list[Relation], count: int = QUESTIONS) -> list[dict[str, Any]]:

@@ -66,10 +66,10 @@ def conversations(relations: list[Relation], seed: int) -> list[list[dict[str, s
     ]
     rng.shuffle(dialogues)
     systems = talk["system"].bot
-    return [_messages(turns, rng.choice(systems) if rng.random() < SYSTEM_SHARE else None) for turns in dialogues]
+    return [as_messages(turns, rng.choice(systems) if rng.random() < SYSTEM_SHARE else None) for turns in dialogues]
 
 
-def _messages(turns: list[Turn], system: str | None) -> list[dict[str, str]]:
+def as_messages(turns: list[Turn], system: str | None = None) -> list[dict[str, str]]:
     messages = [{"role": "system", "content": system}] if system else []
     for user, assistant in turns:
         messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]

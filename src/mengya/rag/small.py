@@ -1,0 +1,105 @@
+"""Answers of a model that is too small to find its way through passages: it is asked about one sentence after another.
+
+The words of the question choose the sentences; the model says what of a sentence is the answer, or that it holds none.
+`data/schoolbook/passages.py` has the conversations that it learns this from.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+from mengya.errors import UserError
+from mengya.infer.backends import Backend
+from mengya.infer.request import Conversation, Piece, Request, Sampling, TooLong
+from mengya.rag.passages import sentences
+from mengya.rag.quote import found_in, words_of
+from mengya.text.grounding import CHINESE, sentence_message, wording
+
+_SHARE = 0.5
+"""Of the characters that the best sentence shares with the question; those with fewer are not asked about."""
+_MOST = 24
+"""Sentences that are asked about."""
+_ANSWER = Sampling(temperature=0, max_new_tokens=32)
+_CLAUSE = re.compile(r"[，,；;：:]")
+_PRONOUN = re.compile("[他她它这那该本其]")
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a sentence answers."""
+
+    text: str
+    """Words of the sentence; empty: the passages do not hold the answer."""
+    passage: int = 0
+    begin: int = 0
+    """Of the sentence in the passage, as is `end`."""
+    end: int = 0
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A sentence or a clause of one, which is `text`."""
+
+    text: str
+    sentence: Read
+    shared: int
+    """Characters of the question's words."""
+
+
+def read(backend: Backend, question: str, passages: Sequence[str]) -> Read | None:
+    """None if the model has not learnt to read, or the question is not in Chinese. UserError if the model fails."""
+    if wording(question) is not CHINESE:
+        return None
+    parts = _parts(question, passages)
+    said = _said(backend, [sentence_message(question, part.text) for part in parts])
+    for part, text in zip(parts, said, strict=True):
+        answer = text.strip().rstrip("。")
+        if answer and answer in part.text:
+            sentence = part.sentence
+            return Read(answer, sentence.passage, sentence.begin, sentence.end)
+    refused = sum(text.strip() == CHINESE.refusal for text in said)
+    return Read("") if 2 * refused >= len(said) else None
+
+
+def _parts(question: str, passages: Sequence[str]) -> list[_Part]:
+    """Those that share most with the question, the best first; clauses before the sentence that they are in."""
+    words = words_of(question)
+    parts: list[_Part] = []
+    for number, passage in enumerate(passages):
+        for begin, end in sentences(passage):
+            sentence = Read("", number, begin, end)
+            whole = passage[begin:end].rstrip("。！？!?；; ")
+            clauses = [clause for clause in _CLAUSE.split(whole) if clause.strip()]
+            for text in [*clauses, *([whole] if len(clauses) > 1 else [])]:
+                # What a pronoun stands for was said before.
+                before = passage[:begin] + whole[: whole.find(text)] if _PRONOUN.match(text) else ""
+                shared = sum(map(len, found_in(words, before + text)))
+                parts.append(_Part(f"{text.strip()}。", sentence, shared))
+    best = max((part.shared for part in parts), default=0)
+    near = [part for part in parts if part.shared and part.shared >= _SHARE * best]
+    return sorted(near, key=lambda part: -part.shared)[:_MOST]
+
+
+def _said(backend: Backend, messages: Sequence[str]) -> list[str]:
+    """What the model answers to each, asked at once; nothing to those that do not fit into its context."""
+    pieces: SimpleQueue[tuple[int, Piece]] = SimpleQueue()
+    texts, tickets = [""] * len(messages), []
+    try:
+        for number, message in enumerate(messages):
+            request = Request(prompt=Conversation([{"role": "user", "content": message}]), sampling=_ANSWER)
+            try:
+                tickets.append(backend.submit(request, lambda piece, number=number: pieces.put((number, piece))))
+            except TooLong:
+                continue
+        open_requests = len(tickets)
+        while open_requests:
+            number, piece = pieces.get()
+            texts[number] += piece.text
+            open_requests -= piece.finish is not None
+            if piece.finish == "error":
+                raise UserError(piece.error or "the model failed")
+    finally:
+        for ticket in tickets:
+            ticket.cancel()
+    return texts

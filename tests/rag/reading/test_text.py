@@ -28,6 +28,22 @@ def test_traditional_text_is_told_from_gb18030():
     assert decode("臺灣".encode("big5"))[0] != "臺灣".encode("big5").decode("gb18030")
 
 
+@pytest.mark.parametrize(
+    "encoding, text",
+    [
+        ("cp932", "東京都の人口は約千四百万人である。"),
+        ("cp932", "ご注文ありがとうございます。\n商品：ノート　価格：1200円"),
+        ("euc_jp", "契約の解除は三十日前に通知する。"),
+        ("cp949", "이것은 한국어 문서입니다. 계약 해지는 30일 전에 통지한다."),
+        ("cp1251", "Договор расторгается за тридцать дней."),
+        ("koi8_r", "Договор расторгается за тридцать дней."),
+    ],
+)
+def test_other_languages(encoding, text):
+    """unstructured#4466, klogg#447."""
+    assert decode(text.encode(encoding)) == (text, ())
+
+
 def test_western_text_and_damaged_text():
     assert decode("Voilà, le café de René coûte 5 €.".encode("cp1252"))[0] == "Voilà, le café de René coûte 5 €."
     text, notes = decode("春天来了，小草从土里钻出来。".encode()[:-1])

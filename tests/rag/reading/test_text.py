@@ -98,6 +98,26 @@ if x:
     assert document.blocks[4].rows == (("名", "价"), ("竹", "3 | 4"))
 
 
+def test_footnotes_of_markdown_are_no_addresses(read):
+    """markdown-it-py takes a footnote in one word, as Chinese is, for the address of a link."""
+    document = read(
+        "甲方付款[^1]，见[附件][2]。\n\n[^1]: 指三日内付款。\n\n[2]: https://example.com\n".encode(), "a.md"
+    )
+    assert blocks(document) == [("text", "甲方付款[^1]，见附件。"), ("text", "[^1]: 指三日内付款。")]
+
+
+def test_characters_that_json_escapes(read):
+    """As Python does: wiktextract#18."""
+    text = r'{"问": "\u4ef7\u683c\ud83c\udf31", "path": "C:\\u0041", "line": "a\nb"}'
+    expected = r'{"问": "价格🌱", "path": "C:\\u0041", "line": "a\nb"}'
+    assert blocks(read(text.encode(), "a.jsonl")) == [("text", expected)]
+    assert blocks(read(text.encode(), "a.txt")) == [("text", text)]
+
+
+def test_places_where_a_word_may_be_cut_are_not_read(read):
+    assert blocks(read("违\u200b约 con\u00adtract".encode(), "a.txt")) == [("text", "违约 contract")]
+
+
 @pytest.mark.parametrize(
     "text, rows",
     [

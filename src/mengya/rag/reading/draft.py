@@ -12,6 +12,8 @@ from mengya.rag.document import Block, Document, Page
 from mengya.rag.reading.limits import Limits
 
 _SPACES = re.compile(r"(?<=\S)[ \t\xa0]+")
+_CUTS = re.compile("[\xad\u200b\u2060]")
+"""Where a word may be cut, or may not: nobody sees them, but a search and a model do."""
 _BREAKS = re.compile("[\x0b\x0c\x85\u2028\u2029]")
 """What ends a line, or a page, beside line feeds and carriage returns."""
 
@@ -96,7 +98,7 @@ def _filled(row: Sequence[str]) -> int:
 
 def clean(text: str) -> str:
     """`text` without control characters, with \n line ends, with radicals as characters."""
-    return fold_radicals(strip_controls(_BREAKS.sub("\n", text)))
+    return fold_radicals(strip_controls(_BREAKS.sub("\n", _CUTS.sub("", text))))
 
 
 def one_line(text: str) -> str:

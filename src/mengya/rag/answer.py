@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from mengya.errors import UserError
 from mengya.infer.backends import Backend
+from mengya.infer.backends.listening import awaited
 from mengya.infer.request import Conversation, Piece, Request, Sampling, TooLong
 from mengya.rag.followup import queries
 from mengya.rag.passages import Piece as Place
@@ -182,10 +183,10 @@ def said(backend: Backend, messages: Sequence[Mapping[str, Any]], sampling: Samp
     pieces: SimpleQueue[Piece] = SimpleQueue()
     ticket = backend.submit(Request(prompt=Conversation(messages), sampling=sampling), pieces.put)
     try:
-        piece = pieces.get()
+        piece = awaited(pieces, backend)
         while piece.finish is None:
             yield piece.text
-            piece = pieces.get()
+            piece = awaited(pieces, backend)
         yield piece.text
     finally:
         ticket.cancel()

@@ -40,9 +40,9 @@ _COMMON = frozenset(
     "年 月 日 个 位 种 名 次 人 中 上 下 里 内 后 前 时 时候 什么时候 一 一个 一种 一次 哪一年 哪一个 哪种 何种 何人 "
     "由 为了 因为 因此 由于 作为 成为 不 没 没有 不是 只 最 更 很 大 小 多 少 某 些 该 此 两 二 三 四 五 六 七 八 九 "
     "十 主要 包括 通常 目前 现在 当时 曾 曾经 已 已经 将 所 给 让 使 来 去 出 进行 使用 认为 称为 叫 叫做 做 如何 甚么 "
-    "并且 或者 以及 其中 之一 之后 之前 以后 以前 同时 还是 根据 关于 提到 提及 文中 "
+    "一下 第一 第二 第三 第一个 并且 或者 以及 其中 之一 之后 之前 以后 以前 同时 还是 根据 关于 提到 提及 文中 "
     "there about into than then also some any all each most more other such between during after before not no so if "
-    "as there's say says said mentioned according".split()
+    "as there's say says said mentioned give short brief according".split()
 )
 """Words that stand in texts of any kind: that a text has them tells nothing of what it is about."""
 

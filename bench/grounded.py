@@ -5,7 +5,8 @@
 MODEL is a model directory with a chat template. FOLDER holds cmrc2018_trial.jsonl and drcd_dev.jsonl.gz; without it
 the schoolbook's held-out passages alone are asked about. A paragraph of the other
 two sets is cut into passages after its sentences; those that share most with the question are shown, as many as fit
-into the context. Every third question gets the passages of another paragraph, and is to be refused.
+into the context. Every third question gets the passages of another paragraph, and is to be refused. A model with a
+context under 4,096 tokens is asked as `mengya ask` does: about one sentence after another, if it has learnt that.
 
 The last line is JSON. Of the questions whose answer is in the passages that are shown: `answered` is the share that was
 not refused, `cited` that cites a passage that holds the answer, `exact` that gives it and nothing else, `f1` its
@@ -122,11 +123,14 @@ def measured(rows: list[Row], responses: list[str]) -> dict[str, Any]:
 def main() -> None:
     from mengya import runtime
     from mengya.evaluate.questions import ask
+    from mengya.infer.backends.opening import open_backend
     from mengya.model.load import load_model
+    from mengya.rag.answer import LARGE
+    from mengya.rag.small import read
     from mengya.tasks.grounded import TASK
     from mengya.tasks.task import Question
     from mengya.text.chat import Chat
-    from mengya.text.grounding import grounded_message
+    from mengya.text.grounding import CHINESE, grounded_message
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model", type=Path)
@@ -145,6 +149,15 @@ def main() -> None:
         asked = [{"role": "user", "content": grounded_message(question, passages)}]
         return len(chat.encode(asked, add_generation_prompt=True)[0]) + ANSWER <= model.context
 
+    backend = open_backend(str(args.model)) if model.context < LARGE else None
+
+    def answer(row: Row) -> str:
+        """By one sentence after another, or else from all passages."""
+        found = read(backend, row["prompt"], row["passages"]) if backend else None
+        if found is not None:
+            return f"{found.text}[{found.passage + 1}]。" if found.text else CHINESE.refusal
+        return ask(model, chat, [Question(TASK, "", row)], max_new_tokens=ANSWER)[0]
+
     rows: list[Row] = []
     responses: list[str] = []
     sets = {}
@@ -153,7 +166,7 @@ def main() -> None:
         found = list(
             schoolbook(args.limit) if book else reading(args.data / FILES[name], args.limit, args.longest, fits)
         )
-        said = ask(model, chat, [Question(TASK, str(i), row) for i, row in enumerate(found)], max_new_tokens=ANSWER)
+        said = [answer(row) for row in found]
         for row, response in list(zip(found, said, strict=True))[: args.shown]:
             print(f"{grounded_message(row['prompt'], row['passages'])}\n-> {response!r}, right: {row['golds']}\n")
         sets[name] = measured(found, said)

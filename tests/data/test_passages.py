@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from mengya.data.schoolbook import passages, topics, write
+from mengya.data.schoolbook import passages, topics, write, write_reading
 from mengya.data.schoolbook.tables import load
 from mengya.tasks import TASKS
 from mengya.tasks.task import Question
@@ -20,7 +20,7 @@ def relations():
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
+def rows(tmp_path_factory, relations):
     """(texts, conversations, held-out questions), those of the schoolbook and those about passages."""
     out = tmp_path_factory.mktemp("schoolbook")
     write(out, seed=3)
@@ -28,14 +28,13 @@ def rows(tmp_path_factory):
     texts, talks, asked = (
         [json.loads(line) for line in (out / name).read_text(encoding="utf-8").split("\n")[:-1]] for name in names
     )
-    rng, relations = random.Random(3), load()
-    passages_read = passages.documents(rng, relations)
-    passages_asked = [
-        [{"content": text} for turn in turns for text in turn] for turns in passages.conversations(rng, relations)
+    reading = [
+        [{"content": text} for turn in turns for text in turn]
+        for turns in passages.readings(random.Random(3), load(), 3000)
     ]
     said = [[{"content": message["content"]} for message in row["messages"]] for row in talks]
     asked += passages.questions(random.Random(4), relations)
-    return [*(row["text"] for row in texts), *passages_read], said + passages_asked, asked
+    return [row["text"] for row in texts], said + reading, asked
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +58,24 @@ def test_an_answer_stands_in_the_passage_that_it_cites(held):
             assert without_citations(said.text) in row["passages"][number - 1], row
 
 
-def test_conversations_cite_passages_that_hold_the_answer(rows):
+def test_conversations_answer_from_the_sentence_that_is_shown(relations):
     checked = Counter()
-    for messages in rows[1]:
-        shown = re.findall(r"^\[(\d)\] (.*)$", messages[-2]["content"], re.MULTILINE) if len(messages) == 2 else []
-        if shown:
-            assert [int(number) for number, _ in shown] == list(range(1, len(shown) + 1))
-            said = parse_answer(messages[-1]["content"], len(shown))
-            checked[said.refused] += 1
-            if not said.refused:
-                assert without_citations(said.text) in shown[said.cited[0] - 1][1], messages
-    assert checked[False] > 300 and checked[True] > 100
+    for turns in passages.readings(random.Random(5), relations, 500):
+        shown, first = re.fullmatch(r"资料：(.*。)\n问题：(.*)", turns[0][0]).groups()
+        asked = [first, *(question.removeprefix(CHINESE.question) for question, _ in turns[1:])]
+        assert len(set(asked)) == len(turns) <= 2
+        answers = [answer for _, answer in turns if answer != CHINESE.refusal]
+        assert len(answers) == 1 and answers[0].endswith("。") and answers[0].rstrip("。") in shown, turns
+        checked[len(turns)] += 1
+    assert min(checked[1], checked[2]) > 100
+
+
+def test_reading_is_written_for_a_seed(tmp_path):
+    assert write_reading(tmp_path, 1) == {"reading.jsonl": passages.READINGS}
+    lines = (tmp_path / "reading.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    again = passages.readings(random.Random("1/reading"), load(), 20)
+    for line, turns in zip(lines, again, strict=False):
+        assert [message["content"] for message in json.loads(line)["messages"]] == [t for turn in turns for t in turn]
 
 
 def test_no_passage_or_question_that_is_held_out_is_trained_on(rows, held):

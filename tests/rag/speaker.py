@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mengya.infer.backends import Deliver
-from mengya.infer.request import Conversation, Piece, Prompt, Request
+from mengya.infer.request import Conversation, Piece, Prompt, Request, TooLong
 
 
 @dataclass
@@ -24,7 +24,8 @@ class Speaker:
 
     def submit(self, request: Request, deliver: Deliver) -> "Speaker":
         assert isinstance(request.prompt, Conversation)
-        assert not self.context or self.count(request.prompt) < self.context
+        if self.context and self.count(request.prompt) >= self.context:
+            raise TooLong("too long", self.count(request.prompt), self.context)
         self.asked.append(request.prompt.messages)
         try:
             text = self.say(request.prompt.messages[-1]["content"])

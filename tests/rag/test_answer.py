@@ -168,7 +168,7 @@ def test_a_large_model_says_follow_ups_again_and_sees_the_conversation(base):
     found, backend = ask(base, "有几天？", say, turns)
     assert found.query == "员工的年假有几天？" and len(backend.asked) == 2 and len(backend.asked[1]) == 3
     small, backend = ask(base, "有几天？", "年假10天[1]", turns, context=1000)
-    assert small.query == "有几天？" and len(backend.asked) == len(backend.asked[0]) == 1
+    assert small.query == "有几天？" and len(backend.asked[-1]) == 1
     assert small.citations[0].quote == "员工每年有10天年假。"
 
 

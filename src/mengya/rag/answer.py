@@ -14,11 +14,12 @@ from mengya.rag.followup import queries
 from mengya.rag.passages import Piece as Place
 from mengya.rag.quote import best_of, best_sentence, concern, excerpt, is_quotable, is_supported, words_of
 from mengya.rag.retrieve import Hit, Retriever
+from mengya.rag.small import read
 from mengya.rag.store import KnowledgeBase, StoredPassage
 from mengya.rag.terms import is_common
 from mengya.text.grounding import CHINESE, grounded_message, parse_answer, without_citations, wording
 
-_LARGE = 4096
+LARGE = 4096
 """Tokens of context from which on a model is taken to be able to say a question again and to follow a conversation."""
 _SIZES = (1 << 20, 200, 100, 50)
 """Characters of each passage that are shown: the first with which there is room for `_ENOUGH` of them."""
@@ -133,7 +134,7 @@ def prepare(
     context beside them."""
     system = [dict(message) for message in history if message["role"] == "system"]
     history = [dict(message) for message in history if message["role"] != "system"]
-    large = not backend.context or backend.context >= _LARGE
+    large = not backend.context or backend.context >= LARGE
     ask = (lambda prompt: "".join(said(backend, [_user(prompt)], _REWRITE))) if large else None
     wanted, retriever = queries(question, history, ask), retriever or Retriever()
     hits = [(base, hit) for base in bases for hit in retriever.find(base, wanted, limit)]
@@ -149,7 +150,10 @@ def prepare(
     if whole:
         shown = whole[: room.fits(whole)] or room.filled(whole[:limit], wanted)
         return Prepared(question, wanted[0], room.messages(shown), shown, (len(shown), len(whole)))
-    shown = room.filled([Shown.all_of(base, hit.stored) for base, hit in hits], wanted)
+    best = [Shown.all_of(base, hit.stored) for base, hit in hits]
+    if not large and (answer := _read(backend, question, wanted[0], best)):
+        return Prepared(question, wanted[0], (), answer=answer)
+    shown = room.filled(best, wanted)
     return Prepared(question, wanted[0], room.messages(shown), shown)
 
 
@@ -166,7 +170,8 @@ def conclude(prepared: Prepared, text: str) -> Answer:
         plain = without_citations(parsed.text)
         if parsed.cited and (prepared.read or is_supported(plain, prepared.question, cited)):
             wanted = words_of(plain) | words_of(prepared.question)
-            citations = tuple(_citation(number, prepared.shown[number - 1], wanted) for number in parsed.cited)
+            cited_passages = [(number, prepared.shown[number - 1]) for number in parsed.cited]
+            citations = tuple(_citation(n, each, best_sentence(wanted, each.text)[:2]) for n, each in cited_passages)
             answer = Answer(parsed.text, "answer", citations, prepared.query)
         else:
             answer = _quotation(prepared)
@@ -292,9 +297,25 @@ def _refusal(question: str, query: str) -> Answer:
     return Answer(wording(question).refusal, "refusal", (), query)
 
 
-def _citation(number: int, shown: Shown, wanted: set[str]) -> Citation:
+def _read(backend: Backend, question: str, query: str, shown: Sequence[Shown]) -> Answer | None:
+    """By a small model that has learnt to read sentences; None of one that has not. Where it finds nothing, the
+    sentence that is nearest to the question says at least where one might look."""
+    found = read(backend, query, [each.text for each in shown])
+    if found is None:
+        return None
+    if found.text:
+        citation = _citation(1, shown[found.passage], (found.begin, found.end))
+        return Answer(f"{found.text}[1]。", "answer", (citation,), query)
+    quoted = _quotation(Prepared(question, query, (), tuple(shown)))
+    if quoted.kind == "refusal":
+        return quoted
+    return replace(quoted, kind="refusal", text=f"{CHINESE.refusal}最接近的{quoted.text}")
+
+
+def _citation(number: int, shown: Shown, span: tuple[int, int]) -> Citation:
+    """`span`: what is quoted of what is shown."""
     passage = shown.stored.passage
-    begin, end, _ = best_sentence(wanted, shown.text)
+    begin, end = span
     places = passage.located(shown.begin + begin, shown.begin + end)
     pages = tuple(dict.fromkeys(place.page for place in places if place.page is not None))
     quote = shown.text[begin:end]
@@ -308,8 +329,8 @@ def _quotation(prepared: Prepared) -> Answer:
     if prepared.read is None and not is_quotable((prepared.query, prepared.question), _told(passages)):
         return _refusal(prepared.question, prepared.query)
     wanted = words_of(f"{prepared.query}\n{prepared.question}")
-    best, _, _ = best_of(wanted, [shown.text for shown in prepared.shown])
-    citation = _citation(best + 1, prepared.shown[best], wanted)
+    best, begin, end = best_of(wanted, [shown.text for shown in prepared.shown])
+    citation = _citation(best + 1, prepared.shown[best], (begin, end))
     chinese = wording(prepared.question) is CHINESE
     text = f"原文：“{citation.quote}”[{best + 1}]" if chinese else f'Quoted: "{citation.quote}" [{best + 1}]'
     return Answer(text, "quotation", (citation,), prepared.query)

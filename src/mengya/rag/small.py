@@ -7,10 +7,12 @@ The words of the question choose the sentences; the model says what of a sentenc
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 
 from mengya.errors import UserError
 from mengya.infer.backends import Backend
+from mengya.infer.backends.listening import awaited
 from mengya.infer.request import Conversation, Piece, Request, Sampling, TooLong
 from mengya.rag.passages import sentences
 from mengya.rag.quote import found_in, words_of
@@ -85,16 +87,20 @@ def _said(backend: Backend, messages: Sequence[str]) -> list[str]:
     """What the model answers to each, asked at once; nothing to those that do not fit into its context."""
     pieces: SimpleQueue[tuple[int, Piece]] = SimpleQueue()
     texts, tickets = [""] * len(messages), []
+
+    def deliver(number: int, piece: Piece) -> None:
+        pieces.put((number, piece))
+
     try:
         for number, message in enumerate(messages):
             request = Request(prompt=Conversation([{"role": "user", "content": message}]), sampling=_ANSWER)
             try:
-                tickets.append(backend.submit(request, lambda piece, number=number: pieces.put((number, piece))))
+                tickets.append(backend.submit(request, partial(deliver, number)))
             except TooLong:
                 continue
         open_requests = len(tickets)
         while open_requests:
-            number, piece = pieces.get()
+            number, piece = awaited(pieces, backend)
             texts[number] += piece.text
             open_requests -= piece.finish is not None
             if piece.finish == "error":

@@ -35,7 +35,7 @@ class Config:
     """Add the schoolbook's sentences with entities: entities.jsonl, and heldout_entities.jsonl to measure on."""
     reading: bool = False
     """Add conversations about single sentences, from which a small model learns to answer from documents:
-    reading.jsonl, and reading_again.jsonl to go on with beside other conversations."""
+    reading.jsonl."""
     heldout: float = 0.01
     """Share of the documents to measure on, not trained on; chosen by content."""
     min_chars: Count = 1

@@ -29,7 +29,7 @@ FILES = {
 """What `write` writes besides ``text.jsonl``, and what each row is."""
 ENTITY_FILES = {"entities.jsonl": "conversation", "heldout_entities.jsonl": "question"}
 """What `write_entities` writes, and as what each row is read."""
-READING_FILES = {"reading.jsonl": "conversation", "reading_again.jsonl": "conversation"}
+READING_FILES = {"reading.jsonl": "conversation"}
 """What `write_reading` writes, and as what each row is read."""
 
 
@@ -64,12 +64,10 @@ def write_reading(out: Path, seed: int) -> dict[str, int]:
     """Write conversations about sentences that nobody has read before (see `passages.py`) into ``out`` (created if
     missing); rows written per file.
 
-    ``reading.jsonl`` to learn reading from, ``reading_again.jsonl`` to go on with: {"messages"}, like `write`.
+    ``reading.jsonl`` {"messages"}, like `write`.
     """
-    rng, relations = random.Random(f"{seed}/reading"), load()
-    counts = (passages.READ, passages.READ_AGAIN)
-    rows = ([{"messages": as_messages(turns)} for turns in passages.readings(rng, relations, n)] for n in counts)
-    return _write(out, dict(zip(READING_FILES, rows, strict=True)))
+    talk = passages.readings(random.Random(f"{seed}/reading"), load())
+    return _write(out, {"reading.jsonl": [{"messages": as_messages(turns)} for turns in talk]})
 
 
 def _write(out: Path, files: Mapping[str, Sequence[Any]]) -> dict[str, int]:

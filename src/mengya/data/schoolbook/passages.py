@@ -16,8 +16,8 @@ from mengya.data.schoolbook.topics import load_names
 from mengya.text.grounding import CHINESE, sentence_message
 
 QUESTIONS = 300
-READ, READ_AGAIN = 14_000, 4_500
-"""Conversations about a sentence, to learn from and to go on with beside others."""
+READINGS = 14_000
+"""Conversations about a sentence."""
 _LONGEST = 130
 """Characters of all passages of a question together."""
 _CHANGED = 0.3
@@ -259,7 +259,7 @@ def _answer(value: str, number: int) -> str:
     return f"{value}[{number}]。"
 
 
-def readings(rng: random.Random, relations: list[Relation], count: int) -> Iterator[list[tuple[str, str]]]:
+def readings(rng: random.Random, relations: list[Relation], count: int = READINGS) -> Iterator[list[tuple[str, str]]]:
     """(what is asked, the answer): a question about one sentence, and often a second; at least one has an answer."""
     maker = Maker(rng, relations, held_out=False)
     for _ in range(count):

@@ -172,6 +172,8 @@ def main() -> None:
         sets[name] = measured(found, said)
         print(f"{name}: {sets[name]}", flush=True)
         rows, responses = rows + found, responses + said
+    if backend:
+        backend.close()
     print(json.dumps(measured(rows, responses) | {"sets": sets}))
 
 

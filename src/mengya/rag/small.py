@@ -14,6 +14,7 @@ from mengya.errors import UserError
 from mengya.infer.backends import Backend
 from mengya.infer.backends.listening import awaited
 from mengya.infer.request import Conversation, Piece, Request, Sampling, TooLong
+from mengya.rag.names import is_named
 from mengya.rag.passages import sentences
 from mengya.rag.quote import found_in, words_of
 from mengya.text.grounding import CHINESE, sentence_message, wording
@@ -47,6 +48,8 @@ class _Part:
     sentence: Read
     shared: int
     """Characters of the question's words."""
+    named: bool
+    """Whether it has something that the question names."""
 
 
 def read(backend: Backend, question: str, passages: Sequence[str]) -> Read | None:
@@ -65,21 +68,25 @@ def read(backend: Backend, question: str, passages: Sequence[str]) -> Read | Non
 
 
 def _parts(question: str, passages: Sequence[str]) -> list[_Part]:
-    """Those that share most with the question, the best first; clauses before the sentence that they are in."""
+    """Those that have what the question names, and share most with it, the best first; clauses before the sentence that
+    they are in."""
     words = words_of(question)
     parts: list[_Part] = []
     for number, passage in enumerate(passages):
+        if not is_named(question, [passage]):
+            continue
         for begin, end in sentences(passage):
             sentence = Read("", number, begin, end)
             whole = passage[begin:end].rstrip("。！？!?；; ")
             clauses = [clause for clause in _CLAUSE.split(whole) if clause.strip()]
             for text in [*clauses, *([whole] if len(clauses) > 1 else [])]:
                 # What a pronoun stands for was said before.
-                before = passage[:begin] + whole[: whole.find(text)] if _PRONOUN.match(text) else ""
-                shared = sum(map(len, found_in(words, before + text)))
-                parts.append(_Part(f"{text.strip()}。", sentence, shared))
-    best = max((part.shared for part in parts), default=0)
-    near = [part for part in parts if part.shared and part.shared >= _SHARE * best]
+                told = passage[:begin] + whole if _PRONOUN.match(text) else text
+                shared = sum(map(len, found_in(words, told)))
+                parts.append(_Part(f"{text.strip()}。", sentence, shared, is_named(question, [told])))
+    named = [part for part in parts if part.named] or parts
+    best = max((part.shared for part in named), default=0)
+    near = [part for part in named if part.shared and part.shared >= _SHARE * best]
     return sorted(near, key=lambda part: -part.shared)[:_MOST]
 
 

@@ -13,9 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: in models of this size threads only wait for each other
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else the compiler starts processes that import torch
+
 import pytest
 import torch
 
+from mengya import runtime
 from mengya.data.documents import Document
 from mengya.data.rendering import write_documents
 from mengya.export.gate import python_of
@@ -33,6 +37,13 @@ LONGEST = ("test_resume.py", "test_ranks.py", "test_engines.py", "test_bad_input
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def peak() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "peak_flops", lambda dtype, device: 1e11)  # its measurement takes a second
+        yield
 
 
 MODEL = """
@@ -134,7 +145,7 @@ class Command:
 @pytest.fixture(scope="session")
 def server() -> Iterator[subprocess.Popen]:
     script = Path(__file__).parent / "fork_server.py"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    environment = os.environ | {"PYTHONUTF8": "1"}
     with subprocess.Popen(
         [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -291,15 +302,6 @@ def llama_python(request) -> str:
 
 
 @pytest.fixture(scope="session")
-def one_thread() -> Iterator[None]:
-    """Threads only get into each other's way in a model of this size."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
 def chat() -> Chat:
     text = [
         "春天来了，小草从土里钻出来。",
@@ -329,7 +331,7 @@ def everything(tiny_model, tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(one_thread, tokenizer) -> Callable[..., CausalLM]:
+def tiny_model(tokenizer) -> Callable[..., CausalLM]:
     """tiny_model(**changes of the shape) -> random weights for `tokenizer`, in evaluation mode."""
 
     def make(**changes) -> CausalLM:

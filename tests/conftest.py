@@ -1,5 +1,6 @@
 """The command line as a user meets it, and recipes and models small enough for a second."""
 
+import gc
 import itertools
 import json
 import os
@@ -39,6 +40,11 @@ LONGEST = ("test_resume.py", "test_ranks.py", "test_engines.py", "test_bad_input
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # else every collection goes through five thousand tests and all that they import
 
 
 @pytest.fixture(scope="session", autouse=True)

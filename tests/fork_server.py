@@ -6,11 +6,13 @@ answered, when that process has ended, with [exit code, peak memory in bytes]; [
 `setup` is executed first; where argv is null, it is all.
 """
 
+import gc
 import json
 import os
 import sys
 import traceback
 
+import peft  # noqa: F401
 import torch  # noqa: F401
 
 from mengya import cli, recipe, runner, runtime  # noqa: F401
@@ -38,6 +40,8 @@ def run(job: dict) -> int:
 
 def main() -> None:
     runtime.peak_flops = lambda dtype, device: 1e11  # its measurement takes a second
+    gc.collect()
+    gc.freeze()  # else every collection in a child goes through all that is imported, and copies its pages
     answers = os.fdopen(os.dup(1), "w")
     ended: dict[int, list[int]] = {}
 

@@ -34,7 +34,7 @@ from mengya.text.tokenizer import Tokenizer, train_tokenizer
 _MODULES = tempfile.TemporaryDirectory()
 os.environ["HF_MODULES_CACHE"] = _MODULES.name  # where transformers puts code that comes with a model
 
-LONGEST = ("test_resume.py", "test_ranks.py", "test_engines.py", "test_bad_input.py", "test_bench.py", "test_loop.py")
+LONGEST = {f"test_{name}.py" for name in ("ranks", "resume", "engines", "bad_input", "bench", "objectives")}
 """Files that take long by few tests: they begin, so that no process works alone at the end."""
 
 

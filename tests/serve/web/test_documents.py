@@ -143,6 +143,13 @@ def test_vectors_find_what_words_do_not(serve):
     assert "has vectors of cars, not of others" in job["error"]
 
 
+def test_a_base_needs_a_name(page):
+    a = page.visitor()
+    for name in ("", " ", "\u200b\n"):
+        assert "name is empty" in a.call("make_base", name)
+    assert a.call("bases") == []
+
+
 def test_the_same_file_twice_and_a_changed_one(serve):
     a = serve(answer).visitor()
     a.call("make_base", "b")

@@ -19,7 +19,7 @@ from mengya.rag.document import Document
 from mengya.rag.passages import text_of
 from mengya.rag.reading.addresses import read_address
 from mengya.rag.reading.limits import Limits
-from mengya.rag.reading.names import name_as_text
+from mengya.rag.reading.names import name_as_text, without_unseen
 from mengya.rag.reading.worker import Progress, read_file
 from mengya.rag.store import Embedder, KnowledgeBase, KnowledgeFolder, StoredFile, UnknownBase
 from mengya.serve.web.fairness import Turns
@@ -85,6 +85,8 @@ class Library:
         return own + [f"shared:{name}" for name in (self._shared.names() if self._shared else ())]
 
     def make(self, owner: str, name: str) -> None:
+        if not without_unseen(name).strip():
+            raise UserError("the name is empty; write one")
         name = name_as_text(name)
         if f"base:{name}" in self.places(owner):
             raise UserError(f"there is a knowledge base {name} already; choose another name")

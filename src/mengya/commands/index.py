@@ -55,6 +55,8 @@ def run(config: Config) -> None:
             raise UserError(f"{config.kb} holds no file {name!r}; --list shows its files")
         say(f"- {name}")
     failed = _add(base, _found(config.files), embedder)
+    for name in _gone(base, config.files):
+        say(f"? {name}  is not in its folder any more; --remove {name} forgets it")
     if config.list_ or not (config.files or config.remove):
         for file in base.files():
             unread = [str(page.number) for page in file.pages if page.state == "unread"]
@@ -76,6 +78,15 @@ def _found(given: list[str]) -> list[Path]:
         else:
             raise UserError(f"{path} is neither a file nor a folder")
     return found
+
+
+def _gone(base: "KnowledgeBase", given: list[str]) -> list[str]:
+    """Files of the base that came from one of these folders, and are not there now: renamed, moved or deleted."""
+    from mengya.rag.reading.names import name_as_text
+
+    folders = [name_as_text(Path(name).as_posix()) + "/" for name in given if Path(name).is_dir()]
+    names = [file.name for file in base.files()]
+    return [name for name in names if name.startswith(tuple(folders)) and not Path(name).exists()]
 
 
 def _add(base: "KnowledgeBase", files: list[Path], embedder: "Embedder | None") -> int:

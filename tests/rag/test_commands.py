@@ -42,7 +42,7 @@ def test_files_are_added_kept_replaced_listed_and_removed(texts, mengya):
 
 
 def test_a_file_that_is_renamed_is_told(texts, mengya):
-    """open-webui#24954: the old one would answer for ever."""
+    """Otherwise the old one answers for ever."""
     mengya("index", "--kb", "制度", "docs")
     (texts / "docs" / "a.md").rename(texts / "docs" / "假期.md")
     again = mengya("index", "--kb", "制度", "docs").out.splitlines()

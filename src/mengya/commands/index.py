@@ -40,6 +40,7 @@ class Config:
 
 def run(config: Config) -> None:
     from mengya.metrics import say
+    from mengya.rag.document import notes_of
     from mengya.rag.store import KnowledgeFolder
     from mengya.rag.vectors import open_embedder
 
@@ -60,7 +61,11 @@ def run(config: Config) -> None:
     if config.list_ or not (config.files or config.remove):
         for file in base.files():
             unread = [str(page.number) for page in file.pages if page.state == "unread"]
-            notes = [*file.notes, *([f"pages {', '.join(unread)} could not be read"] if unread else [])]
+            notes = [
+                *file.notes,
+                *notes_of(file.pages),
+                *([f"pages {', '.join(unread)} could not be read"] if unread else []),
+            ]
             say("  ".join([file.name, f"{file.passages} passages", *notes]))
     if failed:
         raise UserError(f"{failed} of the files were not added; the reasons stand above")
@@ -93,6 +98,7 @@ def _add(base: "KnowledgeBase", files: list[Path], embedder: "Embedder | None") 
     """How many could not be added."""
     from mengya.manifest import sha256_of
     from mengya.metrics import say
+    from mengya.rag.document import notes_of
     from mengya.rag.reading.names import name_as_text
     from mengya.rag.reading.worker import read_file
 
@@ -112,7 +118,7 @@ def _add(base: "KnowledgeBase", files: list[Path], embedder: "Embedder | None") 
             say(f"! {error}")
             continue
         say(f"{'+' if change == 'new' else '~'} {name}  {len(base.passages_of(name))} passages")
-        for note in document.notes:
+        for note in (*document.notes, *notes_of(document.pages)):
             say(f"  {note}")
     return failed
 

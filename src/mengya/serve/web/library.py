@@ -15,7 +15,7 @@ from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 from mengya.errors import UserError
-from mengya.rag.document import Document
+from mengya.rag.document import Document, notes_of
 from mengya.rag.passages import text_of
 from mengya.rag.reading.addresses import read_address
 from mengya.rag.reading.limits import Limits
@@ -263,7 +263,12 @@ class Library:
 def _told(file: StoredFile) -> dict[str, Any]:
     states = [page.state for page in file.pages]
     counts = {state: states.count(state) for state in ("ocr", "blank", "unread")}
-    return {"name": file.name, "passages": file.passages, "pages": len(states), "notes": list(file.notes)} | counts
+    return {
+        "name": file.name,
+        "passages": file.passages,
+        "pages": len(states),
+        "notes": [*file.notes, *notes_of(file.pages)],
+    } | counts
 
 
 def passage_view(base: KnowledgeBase | None, source: dict[str, Any]) -> dict[str, Any]:

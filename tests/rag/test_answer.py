@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 pytest.importorskip("rjieba", reason="searching needs pip install 'mengya[documents]'")
@@ -12,7 +13,8 @@ from mengya.infer.request import Sampling, TooLong
 from mengya.rag.answer import answer, conclude, prepare
 from mengya.rag.document import Block, Document
 from mengya.rag.passages import text_of
-from mengya.rag.store import KnowledgeFolder
+from mengya.rag.retrieve import Retriever
+from mengya.rag.store import Embedder, KnowledgeFolder
 
 from .speaker import Speaker
 
@@ -209,6 +211,31 @@ def test_a_question_about_the_whole_file_is_answered_from_all_of_it_or_says_from
     some = part.read[0]
     chinese, english = f"有 {count} 段，这里只读了前 {some} 段", f"has {count} passages; the answer is from {some}"
     assert (chinese if "几" in question else english) in told
+
+
+@pytest.mark.parametrize(("question", "asked"), [
+    ("月球一共有多少个环形山？", False), ("请总结牛顿第一定律", False), ("Summarize the plot of Hamlet", False),
+    ("唐朝总共有几位皇帝？", False),
+    ("总结一下", True), ("合同一共几条？", True), ("这份文件总共提到几家公司？", True), ("一共有多少种假期？", True),
+    ("Summarize the document", True), ("Please give me a summary", True), ("主要内容是什么？", True),
+])  # fmt: skip
+def test_a_question_about_something_whole_that_is_another_thing(base, question, asked):
+    """Langchain-Chatchat#765, #5151: what has nothing to do with the documents is answered from them."""
+    prepared = prepare(Speaker(str), [base], question)
+    assert bool(prepared.read) == asked and (prepared.answer is None) == asked
+
+
+@pytest.mark.parametrize(("question", "asked"), [("泊位？", True), ("月球？", False)])
+def test_a_passage_that_vectors_find_must_be_near(tmp_path, question, asked):
+    def cars(texts):
+        near = np.array([0.99 if "泊" in text or "停" in text else 0.0 for text in texts], "f4")
+        return np.stack([near, np.sqrt(1 - near**2)], 1)
+
+    embedder = Embedder("cars", cars)
+    base = KnowledgeFolder(tmp_path).open_or_create("b")
+    base.add(Document("规定.md", "text", (Block("text", "停车每小时收费八元。"),)), "1", embedder)
+    prepared = prepare(Speaker(str), [base], question, retriever=Retriever(embedder))
+    assert (prepared.answer is None) == asked
 
 
 def test_a_model_that_fails(base):

@@ -112,6 +112,28 @@ def test_a_long_table_repeats_its_caption_and_header_and_is_never_cut_in_a_row()
     assert any("M-057 | 570 元 | 1 件" in part.text for part in parts)
 
 
+def test_a_wide_table_is_cut_between_columns():
+    """ragflow PR#19509: a row of a wide sheet is longer than a passage, and lost the names of its columns."""
+    rows = [("城市", *(f"指标{i}" for i in range(1, 121)))]
+    rows += [(f"城市{n}", *(f"{n * 1000 + i}" for i in range(1, 121))) for n in range(1, 31)]
+    table = Block("table", "\n".join(" | ".join(row) for row in rows), 1, rows=tuple(rows))
+    passages = check_places(document(table))
+    for passage in passages:
+        names, *below = (line.split(" | ") for line in passage.text.split("\n"))
+        assert names[0] == "城市" and below
+        for city, *values in below:
+            assert [str(int(city[2:]) * 1000 + int(name[2:])) for name in names[1:]] == values
+    assert sum("17057" in passage.text for passage in passages) == 1
+
+
+def test_both_rows_of_a_header_are_repeated():
+    rows = (("地区", "收入", "", "支出", ""), ("地区", "上年", "本年", "上年", "本年"))
+    rows += tuple((f"城市{n}", *["1000000"] * 4) for n in range(40))
+    passages = cut(Document("a.xlsx", "xlsx", (Block("table", "\n".join(" | ".join(r) for r in rows), 1, rows=rows),)))
+    assert len(passages) > 1
+    assert all(p.text.startswith("地区 | 收入 |  | 支出 | \n地区 | 上年 | 本年 | 上年 | 本年\n城市") for p in passages)
+
+
 def test_a_short_table_stays_whole_with_its_heading():
     whole = document(Block("heading", "价目", level=1), table(ROWS[:4]))
     (passage,) = check_places(whole)

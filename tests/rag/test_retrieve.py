@@ -55,9 +55,15 @@ def test_names_stuck_to_han(base, query):
     ("国际论坛", "國際論壇"), ("單價５㎏", "5kg"), ("单价5kg", "５㎏"), ("㍻三年", "平成"), ("C++ 与 C#", "C++"),
     ("增长100%", "100%"),
     ("cafe\u0301", "café"), ("ｶﾞﾗｽ", "ガラス"), ("The articles", "article"), ("三菱A4纸", "A4"), ("𠮷野家", "𠮷野"),
-    ("25℃", "℃"),
+    ("25℃", "℃"), ("Le café naïve", "cafe naive"), ("Cafe", "CAFÉ"), ("Straße", "strasse"),
+    ("the cities", "city"),
+    ("a company", "companies"), ("two boxes", "box"), ("合\u00ad同违\u200b约 con\u00adtract", "合同 contract"),
+    ("葛\U000e0100城", "葛城"), ("合 同 书\n甲方：某某", "合同书"), ("姓　　名：张三", "姓名"),
+    ("甲方逾期付款的，违约金为本合同总价款的百\n分之五，逐日计算", "百分之五"),
 ])  # fmt: skip
 def test_spellings_of_the_same(base, text, query):
+    """And of words that are cut or set apart: sumatrapdf#1189, pdf.js#9186, obsidian-text-extractor#35,
+    mj_pdf#52."""
     assert found(base(OTHER, text), query) == [text]
 
 

@@ -6,6 +6,7 @@ from queue import SimpleQueue
 
 from mengya.errors import UserError
 from mengya.infer.backends import Backend
+from mengya.infer.backends.listening import awaited
 from mengya.infer.request import Conversation, Piece, Request, Sampling
 from mengya.text.chat import Message
 from mengya.text.json_text import whole_characters
@@ -82,7 +83,7 @@ class Dialogue:
         ticket = self._backend.submit(request, lambda piece: pieces.put((time.perf_counter(), piece)))
         try:
             while piece is None or piece.finish is None:
-                now, piece = pieces.get()
+                now, piece = awaited(pieces, self._backend)
                 told = piece.usage.completion_tokens if piece.usage else 0  # a server names no tokens
                 count = max(count + len(piece.tokens), told)
                 if count:

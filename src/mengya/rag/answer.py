@@ -8,12 +8,14 @@ from typing import Any, Literal, NamedTuple
 
 from mengya.errors import UserError
 from mengya.infer.backends import Backend
+from mengya.infer.backends.listening import awaited
 from mengya.infer.request import Conversation, Piece, Request, Sampling, TooLong
 from mengya.rag.followup import queries
 from mengya.rag.passages import Piece as Place
 from mengya.rag.quote import best_of, best_sentence, concern, excerpt, is_quotable, is_supported, words_of
 from mengya.rag.retrieve import Hit, Retriever
 from mengya.rag.store import KnowledgeBase, StoredPassage
+from mengya.rag.terms import is_common
 from mengya.text.grounding import CHINESE, grounded_message, parse_answer, without_citations, wording
 
 _LARGE = 4096
@@ -25,16 +27,26 @@ _WHOLE_CHARACTERS = 40_000
 """Of a whole document, where the model's context is not known."""
 _RELATED = 0.15
 """Part of a question's words that a passage must have so that a model is asked about it."""
+_ALIKE = 0.4
+"""Or how near its vector must be to that of the question. Most models put what has nothing to do with each other below;
+of one that does not, such as E5, every question is asked."""
 _TURNS = 6
 """Messages before the question that a large model is shown."""
 _Said = Mapping[str, Any]
 _REWRITE = Sampling(temperature=0, max_new_tokens=100)
 _WHOLE = re.compile(
     r"(一共|总共|共有|总计|共)[^，。？?]{0,8}?(几|多少)|(几|多少)(条|章|节|款|页|项|段|篇|部分)|全文|通篇|整[个份篇]|概括|总结|摘要|主要内容|讲了什么"
-    r"|how many (articles|chapters|sections|clauses|items|pages|parts|rows)|(whole|entire) (document|file|text)|summar",
+    r"|how many (articles|chapters|sections|clauses|items|pages|parts|rows)"
+    r"|(whole|entire) (document|file|text)|summar\w*",
     re.IGNORECASE,
 )
 """Asks for something that no single passage holds."""
+_FILE = re.compile(
+    r"文件|文档|文章|资料|材料|附件|全文|通篇|本文|上文|整[个份篇]|[这该]([份个篇本张]|一)|[表书文]里|讲了什么"
+    r"|\b(documents?|files?|texts?|attachments?|passages?|this|it)\b",
+    re.IGNORECASE,
+)
+"""Names the file itself, whatever it is about."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +139,10 @@ def prepare(
     hits = [(base, hit) for base in bases for hit in retriever.find(base, wanted, limit)]
     hits = sorted(hits, key=lambda pair: -pair[1].score)[:limit]
     whole = _whole_file(bases, hits) if _WHOLE.search(question) else None
-    by_vectors = bool(retriever.embedder and hits)  # which need no word of the question
-    if whole is None and not by_vectors and concern(wanted, _told([hit.stored for _, hit in hits])) < _RELATED:
+    if whole and not _is_about(question, whole):
+        whole = None
+    alike = max((hit.alike for _, hit in hits), default=0.0) >= _ALIKE  # which needs no word of the question
+    if whole is None and not alike and concern(wanted, _told([hit.stored for _, hit in hits])) < _RELATED:
         return Prepared(question, wanted[0], (), answer=_refusal(question, wanted[0]))
     reserve = min((sampling or Sampling()).max_new_tokens, max(1, backend.context // 4))
     room = _Room(backend, question, system, history[-_TURNS:] if large else [], reserve)
@@ -182,10 +196,10 @@ def said(backend: Backend, messages: Sequence[Mapping[str, Any]], sampling: Samp
     pieces: SimpleQueue[Piece] = SimpleQueue()
     ticket = backend.submit(Request(prompt=Conversation(messages), sampling=sampling), pieces.put)
     try:
-        piece = pieces.get()
+        piece = awaited(pieces, backend)
         while piece.finish is None:
             yield piece.text
-            piece = pieces.get()
+            piece = awaited(pieces, backend)
         yield piece.text
     finally:
         ticket.cancel()
@@ -258,6 +272,15 @@ def _whole_file(bases: Sequence[KnowledgeBase], hits: Sequence[tuple[KnowledgeBa
             return None
         _, base, file = max(files, key=lambda entry: entry[0])
     return tuple(Shown.all_of(base, stored) for stored in base.passages_of(file)) or None
+
+
+def _is_about(question: str, whole: Sequence[Shown]) -> bool:
+    """Whether a question about a whole file may be about this one: it names the file, or nothing in particular, or
+    what stands there."""
+    asked = _WHOLE.sub(" ", question)
+    if _FILE.search(question) or all(map(is_common, words_of(asked))):
+        return True
+    return concern([asked], _told([shown.stored for shown in whole])) >= _RELATED
 
 
 def _told(passages: Sequence[StoredPassage]) -> list[str]:

@@ -1,5 +1,6 @@
 """A document cut into passages: along headings, paragraphs and sentences, each with its place in the document."""
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
@@ -193,12 +194,18 @@ class _Cutter:
             yield self._passage(whole)
             return
         yield from self._flush()
-        rows = _rows(block, run)
-        top = [*caption, rows[0]]
+        head = 1 + _has_two_headers(block)
+        for rows in _strips(block, _rows(block, run), head, self._limit // 3):
+            yield from self._strip(caption, rows, head)
+            caption = []
+
+    def _strip(self, caption: list[_Run], rows: list[_Run], head: int) -> Iterator[Passage]:
+        """Rows that have room side by side, the first ones being the header."""
+        top = [*caption, *rows[:head]]
         if len(_joined(top).text) > self._limit // 2:  # a header that leaves no room
             top, rows = [], [*caption, *rows]
         else:
-            rows = rows[1:]
+            rows = rows[head:]
         held = list(top)
         for row in rows:
             if len(held) > len(top) and len(_joined([*held, row]).text) > self._limit:
@@ -228,6 +235,39 @@ def _continues(last: Block, block: Block) -> bool:
 
 def _is_caption(text: str) -> bool:
     return len(text) <= _CAPTION and "\n" not in text and _UNFINISHED.search(text.rstrip("：: ")) is not None
+
+
+def _has_two_headers(block: Block) -> bool:
+    """Whether the second row says what the first one leaves open, under names of several columns."""
+    if len(block.rows) < 3 or len(block.rows[0]) != len(block.rows[1]):
+        return False
+    first, second = block.rows[:2]
+    under = [i for i, text in enumerate(first) if not text]
+    return (
+        bool(under) and all(second[i] for i in under) and any(a and a == b for a, b in zip(first, second, strict=True))
+    )
+
+
+def _strips(block: Block, rows: list[_Run], head: int, most: int) -> Iterator[list[_Run]]:
+    """The rows; or, of a table with a header of more than `most` characters, some columns of all rows at a time, each
+    time behind the first column, which says what a row is of."""
+    ends = [list(itertools.accumulate(len(cell) + 3 for cell in row)) for row in block.rows]
+    even = len(rows) == len(ends) and len({len(row) for row in ends}) == 1
+    if not even or sum(row[-1] for row in ends[:head]) <= most or sum(row[0] for row in ends[:head]) > most // 2:
+        yield rows
+        return
+    first = 1
+    while first < len(ends[0]):
+        last = first + 1
+        while last < len(ends[0]) and sum(row[last] - row[first - 1] + row[0] for row in ends[:head]) <= most:
+            last += 1
+        strip = [
+            _joined([run.part(0, end[0] - 1), run.part(end[first - 1], end[last - 1] - 3)], " ")
+            for run, end in zip(rows, ends, strict=True)
+        ]
+        filled = [any(row[first:last]) for row in block.rows]
+        yield [run for number, run in enumerate(strip) if number < head or filled[number]]
+        first = last
 
 
 def _rows(block: Block, run: _Run) -> list[_Run]:

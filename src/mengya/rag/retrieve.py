@@ -1,7 +1,7 @@
 """Finding passages: by their words (BM25), by vectors where there are some, and the ranks of both put together."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,8 @@ class Hit:
     stored: StoredPassage
     score: float
     """Higher is better; comparable within one search."""
+    alike: float = 0.0
+    """The cosine of its vector and of the nearest query's; 0 where it has none."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,20 @@ class Retriever:
         if the base has vectors of another embedder."""
         self.check(base)
         rankings = [base.search(found, _CANDIDATES) for query in queries if (found := expression(query))]
-        if self.embedder is not None:
-            rankings += _by_vectors(base, self.embedder, queries)
+        near = _by_vectors(base, self.embedder, queries) if self.embedder is not None else []
+        rankings += near
+        alike: dict[int, float] = {}
+        for number, cosine in (pair for ranking in near for pair in ranking):
+            alike[number] = max(cosine, alike.get(number, -1.0))
         alone = len(rankings) == 1 and self.embedder is None
         scores = dict(rankings[0]) if alone else _fused(rankings)
         best = sorted(scores, key=lambda number: (-scores[number], number))[
             : max(limit, (self.rerank and _CANDIDATES) or 0)
         ]
-        hits = [Hit(stored, scores[stored.id]) for stored in base.passages(best)]
+        hits = [Hit(stored, scores[stored.id], alike.get(stored.id, 0.0)) for stored in base.passages(best)]
         if self.rerank is not None and hits:
             again = self.rerank(queries[0], [hit.stored.passage.text for hit in hits])
-            hits = [Hit(hit.stored, float(score)) for hit, score in zip(hits, again, strict=True)]
+            hits = [replace(hit, score=float(score)) for hit, score in zip(hits, again, strict=True)]
             hits.sort(key=lambda hit: -hit.score)
         return hits[:limit]
 

@@ -16,6 +16,15 @@ _DENSE = "々〆〇\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _RUNS = re.compile(rf"([{_DENSE}]+)|((?:(?![{_DENSE}])[^\W_])+)([+#%]*)|([^\x00-\x7f\w\s])")
 """A run of such a script; a word of another, and perhaps what makes a name of it, as in C++; a symbol."""
 _MIXED = re.compile(r"[^\W\d_]+|\d+")
+_PLURAL = re.compile("(?:(?<=x)|(?<=ss)|(?<=zz)|(?<=sh)|(?<=[tnr]ch))es$|(?<=[^aeiou])(?:ies|y)$|(?<![sui])s$")
+"""And y, as it stands for ies."""
+_SPREAD = re.compile(rf"(?<![{_DENSE}])[{_DENSE}](?:[ \u3000\xa0]{{1,8}}[{_DENSE}])+(?![{_DENSE}])")
+"""Characters of a title that are set apart, as in 合 同 书."""
+_WRAPPED = re.compile(rf"(?<=[^\n]{{15}}[{_DENSE}])[ \t]*\n[ \t\u3000]*(?=[{_DENSE}])")
+"""The end of a line that is full, in the middle of a sentence: perhaps of a word."""
+_GAP = re.compile(r"[ \u3000\xa0]+")
+_UNSEEN = re.compile("[\u00ad\u180e\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff\U000e0100-\U000e01ef]+")
+"""Where a word may be cut, and which form of a character is meant."""
 _QUESTION = frozenset(
     "什么 是什么 怎么 怎么办 怎么做 怎样 怎么样 为什么 为何 为 如何 多少 几 几个 几天 几年 几月 几岁 "
     "几次 几点 几人 几条 "
@@ -31,9 +40,9 @@ _COMMON = frozenset(
     "年 月 日 个 位 种 名 次 人 中 上 下 里 内 后 前 时 时候 什么时候 一 一个 一种 一次 哪一年 哪一个 哪种 何种 何人 "
     "由 为了 因为 因此 由于 作为 成为 不 没 没有 不是 只 最 更 很 大 小 多 少 某 些 该 此 两 二 三 四 五 六 七 八 九 "
     "十 主要 包括 通常 目前 现在 当时 曾 曾经 已 已经 将 所 给 让 使 来 去 出 进行 使用 认为 称为 叫 叫做 做 如何 甚么 "
-    "并且 或者 以及 其中 之一 之后 之前 以后 以前 同时 还是 根据 关于 提到 提及 文中 "
+    "一下 第一 第二 第三 第一个 并且 或者 以及 其中 之一 之后 之前 以后 以前 同时 还是 根据 关于 提到 提及 文中 "
     "there about into than then also some any all each most more other such between during after before not no so if "
-    "as there's say says said mentioned according".split()
+    "as there's say says said mentioned give short brief according".split()
 )
 """Words that stand in texts of any kind: that a text has them tells nothing of what it is about."""
 
@@ -68,7 +77,8 @@ class _Forms(dict):
     """Code point -> its form of compatibility, in small letters; filled as characters are met."""
 
     def __missing__(self, code: int) -> str:
-        form = self[code] = _form(chr(code))
+        accent = 0x300 <= code <= 0x36F  # which belongs to the character before it: this one is in no text that is done
+        form = self[code] = "\u0340" if accent else _form(chr(code))
         return form
 
 
@@ -76,7 +86,20 @@ _FORMS = _Forms()
 
 
 def normal(text: str) -> Normal:
-    """Never fails on any text; the map is exact where a character becomes several (㎏) or several become one."""
+    """Never fails on any text; the map is exact where a character becomes several (㎏) or several become one. What is
+    not seen is left out, and so are spaces inside of words, where they can be told."""
+    gaps = [*_UNSEEN.finditer(text), *_WRAPPED.finditer(text)]
+    gaps += [gap for spread in _SPREAD.finditer(text) for gap in _GAP.finditer(text, *spread.span())]
+    if not gaps:
+        return _normal(text)
+    gone = {place for gap in gaps for place in range(*gap.span())}
+    kept = [place for place in range(len(text)) if place not in gone]
+    made = _normal("".join(text[place] for place in kept))
+    kept.append(len(text))
+    return Normal(made.text, [kept[place] for place in made.starts])
+
+
+def _normal(text: str) -> Normal:
     plain = text.translate(_FORMS)
     if len(plain) == len(text) and unicodedata.is_normalized("NFKC", plain):
         return Normal(_simplified(plain), range(len(text) + 1))
@@ -96,7 +119,13 @@ def normal(text: str) -> Normal:
 
 def _form(text: str) -> str:
     text = fold_radicals(text).encode("utf-8", "replace").decode()  # halves of characters become question marks
-    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
+    form = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    if form.isascii():
+        return form
+    parts = unicodedata.normalize("NFD", form)
+    if parts[0].isascii():  # nobody types the accents of Latin letters
+        return "".join(part for part in parts if not "\u0300" <= part <= "\u036f")
+    return form
 
 
 def _joins(character: str) -> bool:
@@ -115,13 +144,18 @@ def _simplified(text: str) -> str:
     return "".join(new if len(new) == 1 else old for old, new in zip(text, single, strict=True))
 
 
+def scripts(text: str) -> set[str]:
+    """A text as it is, in simplified and in traditional characters."""
+    return {text, _opencc().convert(text), _opencc("s2t").convert(text)}
+
+
 @functools.cache
-def _opencc() -> Any:
+def _opencc(direction: str = "t2s") -> Any:
     try:
         from opencc import OpenCC
     except ImportError as error:
         raise UserError(_INSTALL) from error
-    return OpenCC("t2s")
+    return OpenCC(direction)
 
 
 @functools.cache
@@ -192,7 +226,9 @@ def _word(word: str, begin: int) -> list[Term]:
 
 
 def _singular(word: str) -> str:
-    return word[:-1] if len(word) > 3 and word.isascii() and word[-1] == "s" and word[-2] not in "sui" else word
+    if len(word) < 4 or not word.isascii() or is_common(word):
+        return word
+    return _PLURAL.sub("", word)
 
 
 def is_common(text: str) -> bool:

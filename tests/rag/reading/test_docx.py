@@ -121,6 +121,59 @@ def test_merged_cells_tracked_changes_and_hidden_text(read):
     assert document.notes == ("left out: deleted passages (tracked changes) (1)", "left out: hidden passages (1)")
 
 
+def test_a_form_says_what_is_chosen(read):
+    """pandoc#8211, tika-python#358, docling#858."""
+
+    def form(inside, kind):
+        begin = f'<w:r><w:fldChar w:fldCharType="begin"><w:ffData>{inside}</w:ffData></w:fldChar></w:r>'
+        return f'{begin}<w:r><w:instrText>{kind}</w:instrText></w:r><w:r><w:fldChar w:fldCharType="end"/></w:r>'
+
+    def box(inside):
+        return form(f"<w:checkBox>{inside}</w:checkBox>", "FORMCHECKBOX")
+
+    def say(text, properties=""):
+        return f"<w:r><w:rPr>{properties}</w:rPr><w:t>{text}</w:t></w:r>"
+
+    font = '<w:rFonts w:ascii="Wingdings 2" w:hAnsi="Wingdings 2"/>'
+    boxes = (
+        box('<w:default w:val="1"/>') + say("同意") + box('<w:default w:val="1"/><w:checked w:val="0"/>') + say("反对")
+    )
+    entries = '<w:listEntry w:val="甲"/><w:listEntry w:val="乙"/>'
+    body = p(more=boxes) + p(more=form(f'<w:ddList><w:result w:val="1"/>{entries}</w:ddList>', "FORMDROPDOWN"))
+    body += p(more='<w:r><w:sym w:font="Wingdings" w:char="F0FE"/></w:r>' + say("是") + say("\xa3", font) + say("否"))
+    body += p(more=say("R", font) + say("有"))
+    assert texts(read(docx(body), "a.docx")) == ["☑同意☐反对", "乙", "☑是☐否", "☑有"]
+
+
+def test_styles_that_hide_and_paragraphs_whose_end_is_deleted(read):
+    """vandalizer#823, bokuweb/docx-rs#794."""
+    styles = "".join(
+        f'<w:style w:type="{kind}" w:styleId="{name}"><w:name w:val="{name}"/><w:rPr><w:vanish/></w:rPr></w:style>'
+        for kind, name in (("character", "C"), ("paragraph", "P"))
+    )
+    hidden = '<w:r><w:rPr><w:rStyle w:val="C"/></w:rPr><w:t>藏着</w:t></w:r>'
+    shown = '<w:r><w:rPr><w:rStyle w:val="C"/><w:vanish w:val="0"/></w:rPr><w:t>露出</w:t></w:r>'
+    body = p("甲方", more=hidden + shown) + p("也藏着", '<w:pStyle w:val="P"/>')
+    body += p("甲方应当", "<w:rPr><w:del/></w:rPr>") + p("付款。") + p("完", "<w:rPr><w:del/></w:rPr>")
+    document = read(docx(body, styles=styles), "a.docx")
+    assert texts(document) == ["甲方露出", "甲方应当付款。", "完"]
+    assert document.notes == ("left out: hidden passages (2)",)
+
+
+def test_pictures_are_told_and_counted(read):
+    """docling#886, cherry-studio#19095: a scan in a Word file is lost without a word."""
+
+    def picture(about, width):
+        inside = f'<x:extent cx="{width}" cy="2000000"/><x:docPr descr="{about}"/><x:blip/>'
+        return f'<w:r><w:drawing xmlns:x="x">{inside}</w:drawing></w:r>'
+
+    body = p("见", more=picture("甲与乙相连", 5_000_000)) + p("下文", more=picture("IMG_256", 300_000))
+    document = read(docx(body), "a.docx")
+    assert texts(document) == ["见〔图：甲与乙相连〕", "下文"]
+    (note,) = document.notes
+    assert note.startswith("left out: pictures, whose text is not read") and note.endswith("(1)")
+
+
 def test_controls_are_read_but_for_what_they_ask_for(read):
     def control(inside, properties=""):
         return f"<w:sdt><w:sdtPr>{properties}</w:sdtPr><w:sdtContent>{inside}</w:sdtContent></w:sdt>"

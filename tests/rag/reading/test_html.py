@@ -52,6 +52,12 @@ def test_lists_tables_and_code(read):
     ]
 
 
+def test_lines_of_code_end_at_breaks(read):
+    """deathau/markdownload#199."""
+    page = "<html><body><pre>a<br>b<br/>\n  <b>c<br></b>d</pre></body></html>"
+    assert texts(read(page.encode(), "a.html")) == ["a\nb\n\n  c\nd"]
+
+
 def test_encodings_of_pages(read):
     text = "朱镕基在网页里，𠮷野家也在。我们来看看。"
     page = f"<html><head><meta charset='gb2312'></head><body><p>{text}</p></body></html>"

@@ -170,6 +170,33 @@ def test_a_cell_far_away_and_a_title_above_the_table(read):
     assert [b.text for b in document.blocks] == ["表", "二〇二四年报表", "名 | 价 | \n竹 | 3 | \n |  | 远"]
 
 
+def test_several_tables_of_a_sheet_keep_their_headers(read):
+    """write-excel-file#8, typed-xlsx#14: as people lay them out; and ragflow PR#19509: each with its own header."""
+    rows = [["型号", "价格"], ["A1", 5], ["A2", 6], [], ["联系人"], ["姓名", "电话"], ["张三", "139"], ["李四", "138"]]
+    rows += [
+        [],
+        ["地区", "一月", "二月"],
+        ["东", 1, 2],
+        [],
+        ["下半年"],
+        ["西", 3, 4],
+        [],
+        ["合计", 4, 6],
+        [],
+        ["注：万元"],
+    ]
+    assert [(b.kind, b.text) for b in read(saved(workbook(rows)), "a.xlsx").blocks] == [
+        ("heading", "表"),
+        ("table", "型号 | 价格\nA1 | 5\nA2 | 6"),
+        ("text", "联系人"),
+        ("table", "姓名 | 电话\n张三 | 139\n李四 | 138"),
+        ("table", "地区 | 一月 | 二月\n东 | 1 | 2"),
+        ("text", "下半年"),
+        ("table", "地区 | 一月 | 二月\n西 | 3 | 4\n合计 | 4 | 6"),
+        ("text", "注：万元"),
+    ]
+
+
 def test_shapes_are_read_as_they_are_seen_and_charts_as_tables(read):
     made = pptx.Presentation()
     slide = made.slides.add_slide(made.slide_layouts[3])  # a title and two columns

@@ -28,6 +28,22 @@ def test_traditional_text_is_told_from_gb18030():
     assert decode("臺灣".encode("big5"))[0] != "臺灣".encode("big5").decode("gb18030")
 
 
+@pytest.mark.parametrize(
+    "encoding, text",
+    [
+        ("cp932", "東京都の人口は約千四百万人である。"),
+        ("cp932", "ご注文ありがとうございます。\n商品：ノート　価格：1200円"),
+        ("euc_jp", "契約の解除は三十日前に通知する。"),
+        ("cp949", "이것은 한국어 문서입니다. 계약 해지는 30일 전에 통지한다."),
+        ("cp1251", "Договор расторгается за тридцать дней."),
+        ("koi8_r", "Договор расторгается за тридцать дней."),
+    ],
+)
+def test_other_languages(encoding, text):
+    """unstructured#4466, klogg#447."""
+    assert decode(text.encode(encoding)) == (text, ())
+
+
 def test_western_text_and_damaged_text():
     assert decode("Voilà, le café de René coûte 5 €.".encode("cp1252"))[0] == "Voilà, le café de René coûte 5 €."
     text, notes = decode("春天来了，小草从土里钻出来。".encode()[:-1])
@@ -80,6 +96,26 @@ if x:
         ("text", "内"),
     ]
     assert document.blocks[4].rows == (("名", "价"), ("竹", "3 | 4"))
+
+
+def test_footnotes_of_markdown_are_no_addresses(read):
+    """markdown-it-py takes a footnote in one word, as Chinese is, for the address of a link."""
+    document = read(
+        "甲方付款[^1]，见[附件][2]。\n\n[^1]: 指三日内付款。\n\n[2]: https://example.com\n".encode(), "a.md"
+    )
+    assert blocks(document) == [("text", "甲方付款[^1]，见附件。"), ("text", "[^1]: 指三日内付款。")]
+
+
+def test_characters_that_json_escapes(read):
+    """As Python does: wiktextract#18."""
+    text = r'{"问": "\u4ef7\u683c\ud83c\udf31", "path": "C:\\u0041", "line": "a\nb"}'
+    expected = r'{"问": "价格🌱", "path": "C:\\u0041", "line": "a\nb"}'
+    assert blocks(read(text.encode(), "a.jsonl")) == [("text", expected)]
+    assert blocks(read(text.encode(), "a.txt")) == [("text", text)]
+
+
+def test_places_where_a_word_may_be_cut_are_not_read(read):
+    assert blocks(read("违\u200b约 con\u00adtract".encode(), "a.txt")) == [("text", "违约 contract")]
 
 
 @pytest.mark.parametrize(

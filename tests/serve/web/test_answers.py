@@ -7,6 +7,7 @@ import time
 import pytest
 
 from mengya.errors import UserError
+from mengya.infer.backends import listening
 from mengya.infer.request import Conversation, Sampling
 from mengya.rag.reading.limits import Limits
 from mengya.serve.web import actions
@@ -168,6 +169,16 @@ def test_a_backend_that_fails(talk, backend, words):
     answer = one.send("问")["messages"][-1]
     assert answer["state"] == "error" and words in answer["info"]["error"]
     assert answer["text"] in ("", "半")
+
+
+def test_a_backend_that_dies_without_a_word(talk, monkeypatch):
+    """charmbracelet/crush#2804: nothing comes any more, and nobody says so."""
+    monkeypatch.setattr(listening, "_LOOK", 0.05)
+    one, backend = talk(lambda request, choice: 1 / 0)
+    answer = one.send("问")["messages"][-1]
+    assert answer["state"] == "error" and "has stopped working on this answer" in answer["info"]["error"]
+    backend.answer = lambda request, choice: [Say("慢", wait=0.4)]  # which is not dead
+    assert one.send("问")["messages"][-1]["text"] == "慢"
 
 
 def test_a_full_context_forgets_the_oldest_turns():

@@ -81,7 +81,8 @@ class LlamaCpp:
         return Grammars(self.tokenizer, self._ends)
 
     def load(self) -> Load:
-        return Load(int(self._busy), self._jobs.qsize(), 0, 0)
+        alive = self._thread.is_alive()
+        return Load(int(alive and self._busy), self._jobs.qsize() if alive else 0, 0, 0)
 
     def close(self) -> None:
         with self._lock:
@@ -98,6 +99,8 @@ class LlamaCpp:
         with self._lock:
             if self._closed:
                 raise UserError("the model is being closed; ask again later")
+            if not self._thread.is_alive():
+                raise UserError("llama.cpp has stopped working; start it again")
             yield
 
     def _encode(self, prompt: Prompt) -> list[int]:

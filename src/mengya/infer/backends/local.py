@@ -54,6 +54,8 @@ class Local:
         with self._work:
             if self._closed:
                 raise UserError("the model is being closed; ask again later")
+            if not self._thread.is_alive():
+                raise UserError("the engine has stopped working; start it again")
             job = self._engine.add(request, prompt, deliver)
             self._work.notify()
         return Ticket(job)
@@ -89,6 +91,8 @@ class Local:
 
     def load(self) -> Load:
         engine = self._engine
+        if not self._thread.is_alive():
+            return Load(0, 0, engine.pool.blocks, engine.pool.free)
         return Load(engine.running, engine.waiting, engine.pool.blocks, engine.pool.free)
 
     def close(self) -> None:

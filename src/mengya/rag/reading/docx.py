@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from typing import Any
 
+from mengya.rag.reading.docx_forms import field, in_font, sign
 from mengya.rag.reading.docx_numbers import Numbers
 from mengya.rag.reading.draft import Draft, Source, clean, one_line
 from mengya.rag.reading.encodings import decode
@@ -17,6 +18,11 @@ _THROUGH = (
 )
 """Elements that only surround text."""
 _PAGE_NUMBER = re.compile(r"[\d\s第共页頁/\-–—.·|of]*(page)?[\d\s第共页頁/\-–—.·|of]*", re.IGNORECASE)
+_FILE_NAME = re.compile(r"IMG_\d+|\S+\.\w{3,4}|.*[\\/].*", re.IGNORECASE)
+"""What programs write where a picture should be described."""
+_PICTURES = "pictures, whose text is not read; save it as PDF to have it read by OCR"
+_LARGE = 2_000_000 * 1_000_000
+"""Square EMU of a picture that may hold text: 5.6 by 2.8 cm."""
 _HEADING = re.compile(r"(?:heading|标题|標題)\s*([1-9])", re.IGNORECASE)
 
 
@@ -50,11 +56,15 @@ class _Reader:
 
     def add(self, element: Any) -> None:
         """The paragraphs and tables below `element`."""
+        before = ""  # of a paragraph whose end was deleted
         for one in element:
             name = tag(one)
             if name == "p":
                 text, level = self._paragraph(one)
-                if level:
+                text, before = before + text, ""
+                if child(one, "pPr", "rPr", "del") is not None:
+                    before = text
+                elif level:
                     self._draft.heading(text, level)
                 else:
                     self._draft.text(text)
@@ -68,6 +78,7 @@ class _Reader:
                 self._add_chunk(attribute(one, "id"))
             elif name in _THROUGH and not _is_prompt(one):
                 self.add(one)
+        self._draft.text(before)
 
     def _add_chunk(self, relation: str) -> None:
         """A page, or a text, that a program has put into the file whole, for Word to take apart."""
@@ -129,6 +140,9 @@ class _Reader:
         style = value(properties, "pStyle") if properties is not None else None
         style = style or self._styles.default
         text = self._inline(paragraph)
+        if text.strip() and self._styles.is_hidden(style):
+            self._left_out["hidden passages"] += 1
+            text = ""
         if not text.strip():
             return "", 0
         number = self._number(properties, style)
@@ -157,10 +171,10 @@ class _Reader:
         name = tag(one)
         if name == "r":
             properties = child(one, "rPr")
-            if properties is not None and is_on(properties, "vanish"):
+            if properties is not None and self._is_hidden(properties):
                 self._left_out["hidden passages"] += 1
                 return ""
-            return self._inline(one)
+            return in_font(self._inline(one), properties)
         if name == "t":
             return one.text or ""
         if name in _CHARACTERS:
@@ -168,8 +182,9 @@ class _Reader:
         if name == "br":
             return "" if attribute(one, "type") in ("page", "column") else "\n"
         if name == "sym":
-            code = int(attribute(one, "char", "0") or "0", 16)
-            return chr(code) if 0x20 <= code < 0xE000 else ""
+            return sign(attribute(one, "font"), int(attribute(one, "char", "0") or "0", 16))
+        if name == "fldChar":
+            return field(one)
         if name in ("footnoteReference", "endnoteReference"):
             return self._note(name.removesuffix("Reference"), attribute(one, "id"))
         if name in ("del", "moveFrom"):
@@ -180,12 +195,29 @@ class _Reader:
             return ""
         if name in ("drawing", "pict", "object"):
             self._boxes += _outermost(one, "txbxContent")
-            return ""
+            return self._picture(one)
         if name in ("oMath", "oMathPara"):
             return _formula(one)
         if name == "AlternateContent":
             return self._inline(_alternative(one))
         return self._inline(one) if (name in _THROUGH and not _is_prompt(one)) or name == "ruby" else ""
+
+    def _is_hidden(self, properties: Any) -> bool:
+        """Whether a run is, by itself or by its style."""
+        if child(properties, "vanish") is not None:
+            return is_on(properties, "vanish")
+        return self._styles.is_hidden(value(properties, "rStyle") or "")
+
+    def _picture(self, drawing: Any) -> str:
+        """What somebody has written for those who do not see it."""
+        large = any(
+            _integer(attribute(one, "cx")) * _integer(attribute(one, "cy")) > _LARGE
+            for one in drawing.iter("{*}extent")
+        )
+        if large and any(True for _ in drawing.iter("{*}blip")):
+            self._left_out[_PICTURES] += 1
+        told = [one_line(attribute(one, "descr")) for one in drawing.iter("{*}docPr")]
+        return "".join(f"〔图：{text}〕" for text in told if text and not _FILE_NAME.fullmatch(text))
 
     def _note(self, kind: str, number: str) -> str:
         for one in self._notes[kind] if self._notes[kind] is not None else ():
@@ -212,7 +244,11 @@ class _Reader:
     def tell(self) -> None:
         for what, count in self._left_out.items():
             self._draft.note(f"left out: {what} ({count})")
-        if not self._draft.blocks and any(self._parts.related(self._parts.main, "image")):
+        if (
+            not self._draft.blocks
+            and _PICTURES not in self._left_out
+            and any(self._parts.related(self._parts.main, "image"))
+        ):
             self._draft.note("it holds pictures, whose text is not read; save it as PDF to have it read by OCR")
 
 
@@ -241,6 +277,12 @@ class _Styles:
             if found is not None:
                 return found
         return None
+
+    def is_hidden(self, style: str) -> bool:
+        runs = (child(one, "rPr") for one in self._line(style))
+        return next(
+            (is_on(one, "vanish") for one in runs if one is not None and child(one, "vanish") is not None), False
+        )
 
     def heading_level(self, style: str, own: str | None) -> int:
         level = own if own is not None else self.get(style, "outlineLvl")

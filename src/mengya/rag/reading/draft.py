@@ -1,5 +1,6 @@
 """A document while it is read."""
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,13 @@ from mengya.rag.document import Block, Document, Page
 from mengya.rag.reading.limits import Limits
 
 _SPACES = re.compile(r"(?<=\S)[ \t\xa0]+")
+_CUTS = re.compile("[\xad\u200b\u2060]")
+"""Where a word may be cut, or may not: nobody sees them, but a search and a model do."""
 _BREAKS = re.compile("[\x0b\x0c\x85\u2028\u2029]")
 """What ends a line, or a page, beside line feeds and carriage returns."""
+
+
+_FIGURE = re.compile(r"\s*[-+(¥$€￥]*\d[\d,.%年月日时分秒:/\- )元]*")
 
 
 @dataclass(frozen=True)
@@ -60,11 +66,23 @@ class Draft:
         self._add("table", "\n".join(" | ".join(row) for row in cells), page, rows=cells)
 
     def sheet(self, rows: Sequence[Sequence[str]], page: int | None = None) -> None:
-        """Rows as they stand in a sheet: a title above the table, in a row of its own, is text."""
-        rows = list(rows)
-        while len(rows) > 1 and _filled(rows[0]) < 2 and any(_filled(row) > 1 for row in rows):
-            self.text(" ".join(rows.pop(0)).strip(), page)
-        self.table(rows, page)
+        """Rows as they stand in a sheet: a title above a table, in a row of its own, is text, and so is a remark below.
+        Behind an empty row another table may begin; what goes on under a title has the header of the table above."""
+        wide = any(_filled(row) > 1 for row in rows)
+        table: list[Sequence[str]] = []
+        for part in _parts(rows):
+            titles: list[str] = []
+            while wide and part and _filled(part[0]) == 1 and (part[0][0].strip() or not table):
+                titles.append(" ".join(part.pop(0)).strip())
+            another = bool(part) and (not table or _is_another(part, table))
+            if titles or another:
+                self.table(table, page)
+                header, table = table[:1], []
+                for title in titles:
+                    self.text(title, page)
+                table = [] if another or not part else header
+            table += part
+        self.table(table, page)
 
     def _add(
         self, kind: Literal["heading", "text", "table"], text: str, page: int | None, level: int = 0, rows: tuple = ()
@@ -90,13 +108,33 @@ class Draft:
         return Document(name, kind, tuple(self.blocks), tuple(self.pages), tuple(self.notes))
 
 
+def _parts(rows: Sequence[Sequence[str]]) -> list[list[Sequence[str]]]:
+    """Those between empty rows."""
+    groups = itertools.groupby(rows, lambda row: _filled(row) > 0)
+    return [list(group) for filled, group in groups if filled]
+
+
+def _is_another(part: Sequence[Sequence[str]], table: Sequence[Sequence[str]]) -> bool:
+    """Whether the rows behind an empty one have a header of their own: words over figures, or over other columns."""
+    columns = [{i for i, cell in enumerate(row) if cell.strip()} for row in part]
+    if (
+        len(part) < 2
+        or len(columns[0]) < 2
+        or any(map(_FIGURE.fullmatch, part[0]))
+        or not set.union(*columns) <= columns[0]
+    ):
+        return False
+    above = {i for i, cell in enumerate(table[0]) if cell.strip()}
+    return columns[0] != above or any(map(_FIGURE.fullmatch, (cell for row in part[1:] for cell in row)))
+
+
 def _filled(row: Sequence[str]) -> int:
     return sum(bool(cell.strip()) for cell in row)
 
 
 def clean(text: str) -> str:
     """`text` without control characters, with \n line ends, with radicals as characters."""
-    return fold_radicals(strip_controls(_BREAKS.sub("\n", text)))
+    return fold_radicals(strip_controls(_BREAKS.sub("\n", _CUTS.sub("", text))))
 
 
 def one_line(text: str) -> str:

@@ -1,4 +1,5 @@
-"""The text in bytes of an unknown encoding: UTF-8, UTF-16, GB18030 or Big5, and Western text."""
+"""The text in bytes of an unknown encoding: UTF-8, UTF-16, GB18030 or Big5, those of Japan, Korea and Russia, and
+Western text."""
 
 import codecs
 import re
@@ -21,6 +22,19 @@ _COMMON = frozenset(
     "難記設許書報結讓識權義於種產將內軍戰門兒幾認係聽車風語請買賣錢級組織總號歲運邊遠選適"
 )
 """What most of running Chinese text consists of, simplified and traditional."""
+_KANA, _HANGUL, _CYRILLIC = "\u3040-\u30ff", "\uac00-\ud7a3", "а-яёА-ЯЁ"
+_FOREIGN = {
+    "cp932": (_KANA, _KANA),
+    "euc_jp": (_KANA, _KANA),
+    "cp949": (
+        _HANGUL,
+        "이다는에의을를가고하지은로한도서기사어자리나인그시아대해수과일정있으전부여스주라보원제동게만들",
+    ),
+    "cp1251": (_CYRILLIC, "оеаинтсрвлОЕАИНТСРВЛ"),
+    "koi8_r": (_CYRILLIC, "оеаинтсрвлОЕАИНТСРВЛ"),
+}
+"""Encodings of other languages -> (letters, the common ones). Text in Chinese that is decoded so has the others."""
+_MIXED_CASE = re.compile("[а-яё][А-ЯЁ]")
 _PUNCTUATION = re.compile("[\u2014\u2018-\u201d\u2026\u3000-\u3011\uff01-\uff5e·]")
 _CONTROLS = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")
 _BINARY = "this is binary data, neither text nor a format that is read here; convert it to PDF or text"
@@ -28,12 +42,14 @@ _SAMPLE = 200_000
 """Bytes that decide. An encoding does not change within a file."""
 _ENOUGH = 0.3
 """The score that text has at least in its own encoding; in another it has less."""
+_MORE = 0.15
+"""By which another language must be likelier than Chinese."""
 
 
 def decode(data: bytes) -> tuple[str, tuple[str, ...]]:
     """The text, and notes for the user. Tried in this order: a byte order mark, UTF-16 by its zero bytes, strict UTF-8,
-    then what gives the likelier text of GB18030 (which accepts nearly any bytes), Big5 and UTF-16. UserError: it is
-    no text."""
+    then what gives the likelier text of GB18030 (which accepts nearly any bytes), Big5, UTF-16 and `_FOREIGN`.
+    UserError: it is no text."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return _replaced(data[len(mark) :], encoding)
@@ -87,6 +103,10 @@ def _likeliest(head: bytes) -> str:
         return "utf-8"  # damaged in a few places
     scores = {encoding: _score(head, encoding) for encoding in ("gb18030", "big5hkscs", "utf-16-le", "utf-16-be")}
     best = max(scores, key=lambda encoding: scores[encoding])  # the first of equals
+    foreign = {encoding: _foreign(head, encoding) for encoding in _FOREIGN}
+    other = max(foreign, key=lambda encoding: foreign[encoding])
+    if foreign[other] > max(scores[best] + _MORE, _ENOUGH) and not _looks_western(head):
+        return other
     if scores[best] < _ENOUGH and _looks_western(head):
         return "cp1252"
     return best
@@ -108,6 +128,18 @@ def _score(head: bytes, encoding: str, ascii_too: bool = False) -> float:
         elif _is_of_first_level(character, encoding):
             points += 0.5
     return points / len(foreign)
+
+
+def _foreign(head: bytes, encoding: str) -> float:
+    """How likely the text is as one of that language, up to 1; below 0 where some of it is no text."""
+    text = codecs.getincrementaldecoder(encoding)("replace").decode(head)
+    beyond = re.sub("[\x00-\x7f]", "", text)
+    letters, common = (len(re.findall(f"[{kind}]", beyond)) for kind in _FOREIGN[encoding])
+    if letters < 4 or letters * 4 <= len(beyond):
+        return -1.0
+    known = sum(bool(_PUNCTUATION.match(character)) or character in _COMMON for character in beyond)
+    bad = len(re.findall("[\ufffd\x80-\x9f\uff61-\uff9f\ue000-\uf8ff]", beyond)) + len(_MIXED_CASE.findall(text))
+    return (common + 0.3 * (letters - common) + known - 4 * bad) / len(beyond)
 
 
 def _is_of_first_level(character: str, encoding: str) -> bool:

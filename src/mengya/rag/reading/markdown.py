@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock, reference
 from markdown_it.token import Token
 
 from mengya.rag.reading.draft import Draft, Source, clean
@@ -29,7 +30,15 @@ def read(source: Source, draft: Draft) -> None:
         draft.text(front[1] or front[2])
         text = text[front.end() :]
     text = _TABLE.sub(lambda table: re.sub(r"\n\s*\n", "\n", table[0]), text)  # a blank line would end it
-    _Blocks(draft).add(MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text))
+    markdown = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    markdown.block.ruler.at("reference", _address)
+    _Blocks(draft).add(markdown.parse(text))
+
+
+def _address(state: StateBlock, first: int, last: int, silent: bool) -> bool:
+    """Of a link, told elsewhere: [1]: https://… But what follows [^1]: is a footnote, and told to the reader."""
+    footnote = state.src.startswith("[^", state.bMarks[first] + state.tShift[first])
+    return not footnote and reference(state, first, last, silent)
 
 
 class _Blocks:

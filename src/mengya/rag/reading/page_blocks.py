@@ -55,6 +55,8 @@ class _Blocks:
         if re.fullmatch("h[1-6]", name):
             self._draft.heading(inline(one), int(name[1]))
         elif name == "pre":
+            for end in one.iter("br"):
+                end.tail = f"\n{end.tail or ''}"
             self._draft.text(one.text_content())
         elif name in ("ul", "ol") and not any(True for _ in one.iter("table", "pre", "h1", "h2", "h3", "h4")):
             self._draft.text("\n".join(_items(one, 0)))

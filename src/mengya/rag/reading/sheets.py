@@ -187,4 +187,10 @@ def _repeat(cells: Cells, reference: str, end: int) -> None:
 def _add(draft: Draft, cells: Cells, number: int) -> None:
     """The cells as a table without empty rows and columns."""
     columns = sorted({column for row in cells.values() for column in row})
-    draft.sheet([[cells[row].get(column, "") for column in columns] for row in sorted(cells)], number)
+    rows: list[list[str]] = []
+    last = min(cells, default=0)
+    for row in sorted(cells):
+        rows += [[]] * (row > last + 1)
+        rows.append([cells[row].get(column, "") for column in columns])
+        last = row
+    draft.sheet(rows, number)

@@ -12,6 +12,7 @@ from typing import Any
 
 from mengya.errors import UserError
 from mengya.infer.backends import Backend, Deliver, Ticket
+from mengya.infer.backends.listening import awaited
 from mengya.infer.request import Conversation, Piece, Request, Sampling
 from mengya.serve.web.store import Message, State, Store, in_words
 from mengya.text.thoughts import Thoughts, split_thoughts
@@ -145,7 +146,7 @@ class Answers:
         started = saved = time.monotonic()
         answer.prompt_tokens = backend.submit(request, answer.pieces.put).prompt_tokens
         while answer.state == "answering":
-            piece = answer.pieces.get()
+            piece = awaited(answer.pieces, backend)
             now = time.monotonic()
             with self._lock:
                 if answer.state != "answering":

@@ -144,7 +144,7 @@ def survive(
         for reached, delay in _moments(out, stage, share, rng):
             process = process or start(arguments)
             while not reached() and process.poll() is None:
-                time.sleep(0.0005)
+                time.sleep(0.002)
             time.sleep(delay)
             alive = process.poll() is None
             hits += alive

@@ -1,21 +1,28 @@
 """The command line as a user meets it, and recipes and models small enough for a second."""
 
+import gc
 import itertools
 import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: in models of this size threads only wait for each other
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else the compiler starts processes that import torch
 
 import pytest
 import torch
 
+from mengya import runtime
 from mengya.data.documents import Document
 from mengya.data.rendering import write_documents
 from mengya.export.gate import python_of
@@ -27,12 +34,24 @@ from mengya.text.tokenizer import Tokenizer, train_tokenizer
 _MODULES = tempfile.TemporaryDirectory()
 os.environ["HF_MODULES_CACHE"] = _MODULES.name  # where transformers puts code that comes with a model
 
-LONGEST = ("test_resume.py", "test_ranks.py", "test_engines.py", "test_bad_input.py", "test_bench.py", "test_loop.py")
+LONGEST = {f"test_{name}.py" for name in ("ranks", "resume", "engines", "bad_input", "bench", "objectives")}
 """Files that take long by few tests: they begin, so that no process works alone at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # else every collection goes through five thousand tests and all that they import
+
+
+@pytest.fixture(scope="session", autouse=True)
+def peak() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "peak_flops", lambda dtype, device: 1e11)  # its measurement takes a second
+        yield
 
 
 MODEL = """
@@ -114,27 +133,48 @@ class Result:
 
 
 class Command:
-    """A `mengya` command that is running in `cwd`."""
+    """A process that executes `setup` in `cwd`, and then a `mengya` command if there is one."""
 
-    def __init__(self, server: subprocess.Popen, argv: list[str], cwd: Path, streams: Path, setup: str):
+    def __init__(
+        self,
+        server: subprocess.Popen,
+        argv: Sequence[object] | None,
+        cwd: Path,
+        streams: Path,
+        setup: str = "",
+        environment: dict[str, str] | None = None,
+    ):
         self._server, self._streams = server, streams
-        self.pid = self._ask({"argv": argv, "cwd": str(cwd), "out": str(streams), "setup": setup})
+        self._result: Result | None = None
+        words = None if argv is None else [str(word) for word in argv]
+        job = {"argv": words, "cwd": str(cwd), "out": str(streams), "setup": setup}
+        self.pid = self._ask(job | {"environment": environment or {}})
 
     def _ask(self, question: object):
         self._server.stdin.write(json.dumps(question) + "\n")
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline())
 
+    def poll(self) -> int | None:
+        """As that of subprocess.Popen."""
+        return None if self._result is None and self._ask([self.pid]) else self.wait().code
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
     def wait(self) -> Result:
-        code, memory = self._ask(self.pid)
-        out, err = (Path(f"{self._streams}.{name}").read_text(encoding="utf-8") for name in ("stdout", "stderr"))
-        return Result(code, out, err, memory)
+        if self._result is None:
+            code, memory = self._ask(self.pid)
+            out, err = (Path(f"{self._streams}.{name}").read_text(encoding="utf-8") for name in ("stdout", "stderr"))
+            self._result = Result(code, out, err, memory)
+        return self._result
 
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[subprocess.Popen]:
     script = Path(__file__).parent / "fork_server.py"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"}
+    environment = os.environ | {"PYTHONUTF8": "1"}
     with subprocess.Popen(
         [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -149,7 +189,7 @@ def start(server, tmp_path, tmp_path_factory):
     numbers = itertools.count()
 
     def start(*argv: object, cwd: Path = tmp_path, setup: str = "") -> Command:
-        return Command(server, [str(a) for a in argv], cwd, streams / str(next(numbers)), setup)
+        return Command(server, argv, cwd, streams / str(next(numbers)), setup)
 
     return start
 
@@ -189,39 +229,42 @@ module.STAGE = dataclasses.replace(module.STAGE, run=changed)
 
 
 class Ranks:
-    """The processes of one run: `python …`, once a rank, with torchrun's variables."""
+    """The processes of one run, each with torchrun's variables."""
 
-    def __init__(self, arguments: tuple, cwd: Path | None, count: int):
+    def __init__(self, server: subprocess.Popen, argv: tuple | None, setup: str, cwd: Path, streams: Path, count: int):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        common = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, *map(str, arguments)],
-                cwd=cwd,
-                env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(count)
-        ]
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
+        self.processes = []
+        for rank in map(str, range(count)):
+            own = common | {"RANK": rank, "LOCAL_RANK": rank}
+            self.processes.append(Command(server, argv, cwd, streams / rank, setup, own))
 
     def wait(self, seconds: float = 240) -> list[tuple[int, str]]:
         """[(exit code, what it printed)] of each rank."""
-        try:
-            shown = [process.communicate(timeout=seconds)[0] for process in self.processes]
-        finally:
-            for process in self.processes:
-                process.kill()
-        return [(process.returncode, text) for process, text in zip(self.processes, shown, strict=True)]
+        end = time.monotonic() + seconds
+        while any(process.poll() is None for process in self.processes) and time.monotonic() < end:
+            time.sleep(0.02)
+        for process in self.processes:
+            process.kill()
+        return [(ended.code, ended.out + ended.err) for ended in (process.wait() for process in self.processes)]
 
 
 @pytest.fixture(scope="session")
-def launch_ranks():
-    """launch_ranks(*arguments of python, cwd=None, count=2) -> Ranks."""
-    return lambda *arguments, cwd=None, count=2: Ranks(arguments, cwd, count)
+def launch_ranks(server, tmp_path_factory):
+    """launch_ranks(*argv of `mengya`, cwd, setup="", count=2) -> Ranks; without argv, `setup` is all that they do."""
+
+    def launch(*argv: object, cwd: Path, setup: str = "", count: int = 2) -> Ranks:
+        return Ranks(server, argv or None, setup, cwd, tmp_path_factory.mktemp("streams"), count)
+
+    return launch
+
+
+def script(path: Path, *arguments: object) -> str:
+    """A `setup` that is a script, with its arguments."""
+    argv = [str(word) for word in (path, *arguments)]
+    return f"import runpy, sys; sys.argv = {argv!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
 def write_jsonl(path: Path, rows: list) -> None:
@@ -253,7 +296,7 @@ def _grown(server, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("grown")
     write_inputs(folder)
     argv = ["run", "whole.toml", "--out", "run"]
-    result = Command(server, argv, folder, tmp_path_factory.mktemp("streams") / "grown", "").wait()
+    result = Command(server, argv, folder, tmp_path_factory.mktemp("streams") / "grown").wait()
     assert result.code == 0, result.err
     return folder
 
@@ -291,15 +334,6 @@ def llama_python(request) -> str:
 
 
 @pytest.fixture(scope="session")
-def one_thread() -> Iterator[None]:
-    """Threads only get into each other's way in a model of this size."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
 def chat() -> Chat:
     text = [
         "春天来了，小草从土里钻出来。",
@@ -329,7 +363,7 @@ def everything(tiny_model, tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(one_thread, tokenizer) -> Callable[..., CausalLM]:
+def tiny_model(tokenizer) -> Callable[..., CausalLM]:
     """tiny_model(**changes of the shape) -> random weights for `tokenizer`, in evaluation mode."""
 
     def make(**changes) -> CausalLM:

@@ -48,9 +48,7 @@ def test_one_process_needs_no_group():
 
 
 def test_rows_that_two_ranks_cannot_share_are_refused_once_before_anything_runs(launch_ranks, project):
-    ended = launch_ranks(
-        "-m", "mengya", "run", "tiny.toml", "--out", "run", "pretrain.batch_tokens=96", cwd=project
-    ).wait()
+    ended = launch_ranks("run", "tiny.toml", "--out", "run", "pretrain.batch_tokens=96", cwd=project).wait()
     assert [code for code, _ in ended] == [2, 2]
     shown = "".join(text for _, text in ended)
     assert shown == (
@@ -82,18 +80,19 @@ except UserError as error:
 """
 
 
-def test_a_rank_that_follows_rank_0_leaves_the_last_word_to_it(launch_ranks):
-    assert launch_ranks("-c", REFUSED_BY_A_SLOW_RANK_0).wait() == [(2, "why\n"), (2, "")]
+def test_a_rank_that_follows_rank_0_leaves_the_last_word_to_it(launch_ranks, tmp_path):
+    assert launch_ranks(cwd=tmp_path, setup=REFUSED_BY_A_SLOW_RANK_0).wait() == [(2, "why\n"), (2, "")]
 
 
 def test_an_interrupted_run_of_two_ranks_is_ended_by_one_and_a_second_run_is_kept_out(launch_ranks, mengya, project):
     recipe = ("run", "tiny.toml", "pretrain.steps=120", "pretrain.checkpoint_every=40")
-    two = launch_ranks("-m", "mengya", *recipe, "--out", "two", cwd=project)
+    at_once = "from mengya import ranks; ranks.time.sleep = lambda seconds: None"
+    two = launch_ranks(*recipe, "--out", "two", cwd=project, setup=at_once)
     reached(project / "two" / "pretrain.partial", 5, two.processes)
     other = mengya(*recipe, "--out", "two")
     assert other.code == 2 and "another run is working in two" in other.err
     for process in two.processes:
-        process.send_signal(signal.SIGINT)
+        os.kill(process.pid, signal.SIGINT)
     ended = two.wait()
     assert [code for code, _ in ended] == [130, 130]
     assert sum(text.count("the same command goes on from here") for _, text in ended) == 1
@@ -132,16 +131,18 @@ def test_torchrun_brings_the_run_back_after_kill_9_of_the_rank_that_holds_the_lo
 
 
 def test_a_compiler_that_breaks_on_one_of_two_ranks_ends_both_with_its_words(launch_ranks, mengya, project):
+    """The steps before are not compiled here; those of test_bad_input.py are."""
     broken = project / "broken"
     broken.write_text("#!/bin/sh\necho out of space >&2\nexit 1\n")
     broken.chmod(0o755)
     recipe = ["run", "tiny.toml", "--until", "pretrain", "pretrain.checkpoint_every=2", "--out", "two"]
-    breaks = f"import torch, torch._inductor.config as c; c.cpp.cxx = ({str(broken)!r},); torch._dynamo.reset()"
-    setup = f"import os; os.environ['TORCHINDUCTOR_CACHE_DIR'] = {str(project)!r} + '/cache' + os.environ['RANK']"
+    breaks = f"import torch._inductor.config as c; c.cpp.cxx = ({str(broken)!r},)"
+    breaks += "; import torch; torch.compiler.set_stance('default')"
+    setup = "import torch; torch.compiler.set_stance('force_eager')"
+    setup += f"; import os; os.environ['TORCHINDUCTOR_CACHE_DIR'] = {str(project)!r} + '/cache' + os.environ['RANK']"
     setup += "; from mengya import ranks; ranks.time.sleep = lambda seconds: None"
     setup += in_each_step(f"if self.seen == 2 and os.environ['RANK'] == '1': {breaks}")
-    call = f"from mengya.cli import main; raise SystemExit(main({[*recipe, 'pretrain.compile=true']}))"
-    ended = launch_ranks("-c", f"{setup}\n{call}", cwd=project).wait()
+    ended = launch_ranks(*recipe, "pretrain.compile=true", cwd=project, setup=setup).wait()
     assert ended[1][0] == 2 and ended[0][0] != 0
     shown = "".join(text for _, text in ended)
     assert shown.count("the compiler failed: ") == 1 and "with compile = false" in shown, shown

@@ -96,8 +96,7 @@ def test_a_plan_that_was_cut_off_is_made_again(shards, monkeypatch):
 
 
 def test_only_rank_0_plans(shards, launch_ranks, tmp_path):
-    (tmp_path / "rank.py").write_text(
-        f"""
+    setup = f"""
 import os, sys
 from mengya import ranks
 from mengya.data import best_fit
@@ -109,6 +108,5 @@ with ranks.group():
     packer = PackedGroups(Shards({str(shards.directory)!r}), 8, 0, seed=1)
     sys.stderr.write(str([packer.row(i).input_ids.tolist() for i in range(len(packer))]))
 """
-    )
-    (code, first), (other, second) = launch_ranks(tmp_path / "rank.py").wait()
+    (code, first), (other, second) = launch_ranks(cwd=tmp_path, setup=setup).wait()
     assert code == other == 0 and first == second != "[]"

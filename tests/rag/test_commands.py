@@ -41,6 +41,15 @@ def test_files_are_added_kept_replaced_listed_and_removed(texts, mengya):
     assert [(c.file, c.headings) for c in found.citations] == [("docs/a.md", ("假期",))]
 
 
+def test_a_file_that_is_renamed_is_told(texts, mengya):
+    """Otherwise the old one answers for ever."""
+    mengya("index", "--kb", "制度", "docs")
+    (texts / "docs" / "a.md").rename(texts / "docs" / "假期.md")
+    again = mengya("index", "--kb", "制度", "docs").out.splitlines()
+    assert "+ docs/假期.md  1 passages" in again
+    assert again[-1] == "? docs/a.md  is not in its folder any more; --remove docs/a.md forgets it"
+
+
 @pytest.mark.parametrize(("argv", "message"), [
     (["index", "docs"], "name the knowledge base: --kb NAME"), (["index", "--kb", "x",
     "none.txt"], "neither a file nor a folder"),

@@ -146,7 +146,7 @@ class Killed:
         left -= statement.startswith(("BEGIN", "INSERT", "DELETE", "COMMIT"))
         if left < 0: os.kill(os.getpid(), signal.SIGKILL)
         return self.db.execute(statement, *values)
-database.connect = lambda path: Killed(connect(path))
+database.connect = lambda path, **how: Killed(connect(path, **how))
 base.add(Document("a.txt", "text", (Block("text", "新的。" * 400),)), "2")
 base.remove("a.txt")
 """
@@ -259,3 +259,15 @@ def test_vectors_of_one_embedder(folder):
     assert base.vectors().matrix.shape == (2, 2)
     base.remove("a.txt")
     assert base.vectors().matrix.shape == (1, 2)
+
+
+def test_a_base_that_is_removed_while_it_is_asked(tmp_path):
+    """SQLite makes a file that it does not find, and then misses its tables."""
+    folder = KnowledgeFolder(tmp_path)
+    base = folder.open_or_create("b")
+    base.add(Document("a.txt", "text", (Block("text", "违约金"),)), "1")
+    folder.remove("b")
+    for use in (lambda: Retriever().find(base, ["违约金"]), base.files, lambda: base.remove("a.txt")):
+        with pytest.raises(UnknownBase, match="there is no knowledge base 'b'"):
+            use()
+    assert list(tmp_path.iterdir()) == [] and folder.open_or_create("b").files() == []

@@ -3,29 +3,30 @@
 import os
 import re
 import select
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ..conftest import Command
+
 pytest.importorskip("termios", reason="needs a POSIX pseudo-terminal")
 
 CHILD = """
-import sys
-
+import os, signal, sys
 from pathlib import Path
 
-import torch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits a deaf ear for Ctrl-C
+os.login_tty(os.open(TERMINAL, os.O_RDWR))
+sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", buffering=1), open(2, "w", buffering=1)
+
 from mengya.infer.backends.opening import open_local
 from mengya.infer.dialogue import Dialogue
 from mengya.infer.request import Sampling
 from mengya.serve.terminal import chat
 
-torch.set_num_threads(1)
 plain = Dialogue.stream
 
 def stream(self, text):
@@ -33,32 +34,23 @@ def stream(self, text):
     return plain(self, text)
 
 Dialogue.stream = stream
-sampling = Sampling(temperature=0, max_new_tokens=int(sys.argv[2]))
-backend = open_local(Path(sys.argv[1]), running=1)
-chat(backend, sampling, questions=sys.argv[3:])
+sampling = Sampling(temperature=0, max_new_tokens=LENGTH)
+backend = open_local(Path(MODEL), running=1)
+chat(backend, sampling, questions=QUESTIONS)
 backend.close()
 print("[left]", flush=True)
 """
 
 
-def _enter(follower: int) -> None:
-    """In the child: the pseudo-terminal becomes its own. A background job inherits a deaf ear for Ctrl-C; undo that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    os.login_tty(follower)
-
-
 class Terminal:
     """A process on a pseudo-terminal of 80 columns."""
 
-    def __init__(self, *arguments: str):
-        self.fd, follower = os.openpty()
-        environment = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "PYTHONUTF8": "1", "COLUMNS": "80"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", CHILD, *arguments],
-            preexec_fn=lambda: _enter(follower),
-            env=environment,
-        )
-        os.close(follower)
+    def __init__(self, server: subprocess.Popen, folder: Path, model: Path, length: int, *questions: str):
+        self.fd, self._follower = os.openpty()
+        given = {"TERMINAL": os.ttyname(self._follower), "MODEL": str(model), "LENGTH": length, "QUESTIONS": questions}
+        setup = "".join(f"{name} = {value!r}\n" for name, value in given.items()) + CHILD
+        environment = {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", "COLUMNS": "80"}
+        self.process = Command(server, None, folder, folder / "streams", setup, environment)
         self.seen = ""
 
     def type(self, text: str) -> None:
@@ -70,24 +62,28 @@ class Terminal:
         while not (match := re.search(pattern, self.seen)):
             ready, _, _ = select.select([self.fd], [], [], max(0, deadline - time.monotonic()))
             assert ready, f"{pattern!r} did not appear in {self.seen!r}"
-            try:
-                data = os.read(self.fd, 65536)
-            except OSError:  # the other side is closed
-                data = b""
-            assert data, f"{pattern!r} did not appear before the end of {self.seen!r}"
-            self.seen += data.decode("utf-8", "replace")
+            self.seen += os.read(self.fd, 65536).decode("utf-8", "replace")
         seen, self.seen = self.seen[: match.end()], self.seen[match.end() :]
         return seen
+
+    def ended(self, seconds: float = 20) -> int:
+        """The exit code, which must come soon."""
+        deadline = time.monotonic() + seconds
+        while (code := self.process.poll()) is None:
+            assert time.monotonic() < deadline, "it did not end in time"
+            time.sleep(0.01)
+        return code
 
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
         os.close(self.fd)
+        os.close(self._follower)
 
 
 @pytest.fixture
-def terminal(model_dir: Path, request: pytest.FixtureRequest) -> Iterator[Terminal]:
-    opened = Terminal(str(model_dir), str(request.param))
+def terminal(server, tmp_path: Path, model_dir: Path, request: pytest.FixtureRequest) -> Iterator[Terminal]:
+    opened = Terminal(server, tmp_path, model_dir, request.param)
     opened.expect("Mengya.*\n")
     opened.expect("你>")
     yield opened
@@ -117,7 +113,7 @@ def test_a_conversation(terminal: Terminal) -> None:
     terminal.expect("tokens/s[\\s\\S]*你>")
     terminal.type("/exit\r")
     terminal.expect(r"\[left\]")
-    assert terminal.process.wait(20) == 0
+    assert terminal.ended() == 0
 
 
 @pytest.mark.parametrize("terminal", [8000], indirect=True)
@@ -130,19 +126,21 @@ def test_interrupting_answers_and_leaving(terminal: Terminal) -> None:
         terminal.expect("你>")
     terminal.type("\x03")
     terminal.expect(r"\[left\]")
-    assert terminal.process.wait(20) == 0
+    assert terminal.ended() == 0
 
 
 @pytest.mark.parametrize("terminal", [5], indirect=True)
 def test_end_of_input_leaves(terminal: Terminal) -> None:
     terminal.type("\x04")
     terminal.expect(r"\[left\]")
-    assert terminal.process.wait(20) == 0
+    assert terminal.ended() == 0
 
 
 @pytest.mark.parametrize("length", [5, 8000])
-def test_questions_to_ask_are_answered_first_and_the_chat_begins_anew(model_dir: Path, length: int) -> None:
-    opened = Terminal(str(model_dir), str(length), "你是谁？", "一加一")
+def test_questions_to_ask_are_answered_first_and_the_chat_begins_anew(
+    server, tmp_path: Path, model_dir: Path, length: int
+) -> None:
+    opened = Terminal(server, tmp_path, model_dir, length, "你是谁？", "一加一")
     try:
         for question in ("你是谁？", "一加一"):
             opened.expect(re.escape(f"你> {question}"))

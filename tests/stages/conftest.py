@@ -1,9 +1,20 @@
 """What a whole small run needs: text, conversations and pairs, and a recipe for all of them."""
 
 import json
+from functools import partial
 from pathlib import Path
 
+import pytest
+
+from mengya.train.estimate import measure
+
 from ..conftest import write_jsonl
+
+
+@pytest.fixture(autouse=True)
+def short_plans(monkeypatch):
+    """A plan measures each training for a tenth of a second, not for four."""
+    monkeypatch.setattr("mengya.train.estimate.measure", partial(measure, seconds=0.1))
 
 
 def write_animals(folder: Path) -> None:

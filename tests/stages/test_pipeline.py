@@ -190,7 +190,7 @@ def test_frozen_embeddings_stay(out, project, tmp_path):
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the shared data are not here")
-def test_real_data_of_mixed_shapes(tmp_path):
+def test_real_data_of_mixed_shapes(tmp_path, start):
     files = {
         "corpus": DATA / "pretrain" / "zh_stories_cft.jsonl",
         "sft": DATA / "sft" / "better_ruozhiba_qa.jsonl",
@@ -201,8 +201,8 @@ def test_real_data_of_mixed_shapes(tmp_path):
             pytest.skip(f"the shared data lack {file.name}")
     text = recipe(files["corpus"], files["sft"], files["dpo"], vocabulary=1000, steps=10, seq_len=128)
     (tmp_path / "recipe.toml").write_text(text, encoding="utf-8")
-    done = mengya("run", tmp_path / "recipe.toml", "--out", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
+    done = start("run", tmp_path / "recipe.toml", "--out", tmp_path / "out").wait()
+    assert done.code == 0, done.err
     report = json.loads((tmp_path / "out" / "evaluate" / "report.json").read_text(encoding="utf-8"))
     assert list(report["stages"]) == list(MODELS)
     assert report["bigram_bits_per_byte"] < report["unigram_bits_per_byte"]

@@ -1,10 +1,6 @@
 """The recipes of published systems that begin with somebody's model, run with a tiny random one of its architecture."""
 
 import json
-import os
-import subprocess
-import sys
-from functools import partial
 from pathlib import Path
 
 import pyarrow
@@ -21,7 +17,6 @@ from mengya.model.native.config import ModelConfig
 from mengya.model.native.transformer import CausalLM
 from mengya.text.chat import Chat
 from mengya.text.tokenizer import CONFIG, Tokenizer, as_json, json_object, train_tokenizer
-from mengya.train.estimate import measure
 
 from .. import remote_code
 from .conftest import write_animals
@@ -41,9 +36,8 @@ MIXTURE |= dict(n_shared_experts=2, first_k_dense_replace=1, norm_topk_prob=Fals
 
 
 @pytest.fixture
-def data(tmp_path, monkeypatch):
+def data(tmp_path):
     """The files, and a tokenizer of 300 entries."""
-    monkeypatch.setattr("mengya.train.estimate.measure", partial(measure, seconds=0.1))
     write_animals(tmp_path)
     texts = [json.loads(line)["text"] for line in (tmp_path / "text.jsonl").open(encoding="utf-8")]
     return tmp_path, Chat(train_tokenizer(texts, 300, 16), "chatml").tokenizer
@@ -97,19 +91,16 @@ def test_baichuan_goes_on_in_4_bits(data, capsys):
     assert merged.weights()["model.layers.0.self_attn.W_pack.weight"].shape == (96, 32)
 
 
-def test_baichuan_goes_on_in_4_bits_with_deepspeed(data):
+def test_baichuan_goes_on_in_4_bits_with_deepspeed(data, launch_ranks):
     pytest.importorskip("deepspeed", reason="pip install 'mengya[deepspeed]'")
     folder, tokenizer = data
     base = model_of("baichuan", folder, tokenizer)
     keys = [f"pretrain.{key}" for key in SMALL if key.split("=")[0] not in ("dtype", "epochs")]
     keys += [f"corpus.path={path(folder / 'text.jsonl')}", f"tokenize.tokenizer={path(base)}"]
     keys += [f"pretrain.init={path(base)}", "pretrain.micro_batch=1", "evaluate.heldout_bytes=2000"]
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*ranks, "-m", "mengya", "run", "recipes/baichuan/13b-qlora.toml", *keys, "--out", folder / "run"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=RECIPES.parent, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    recipe = RECIPES / "baichuan" / "13b-qlora.toml"
+    ended = launch_ranks("run", recipe, *keys, "--out", folder / "run", cwd=RECIPES.parent).wait()
+    assert [code for code, _ in ended] == [0, 0], "\n".join(text for _, text in ended)
     rows = list(read_jsonl(folder / "run" / "pretrain" / "metrics.jsonl"))
     assert rows[-1]["step"] == 4 and rows[-1]["loss"] < rows[0]["loss"]
     assert (folder / "run" / "pretrain" / "adapter_model.safetensors").is_file()

@@ -1,6 +1,7 @@
 """Text replayed in fine-tuning, through the command line: it is mixed in, measured, and must fit the tokenizer."""
 
 import json
+import shutil
 
 import pytest
 
@@ -47,6 +48,8 @@ def last(path):
 def test_fine_tuning_with_replay_keeps_the_text(project, capsys):
     overrides = [key.format(stage) for stage in ("sft", "dpo") for key in REPLAY]
     assert run(project, "with", *overrides) == 0, capsys.readouterr().err
+    for stage in ("corpus", "tokenizer", "tokenize", "pretrain"):
+        shutil.copytree(project / "with" / stage, project / "without" / stage)
     assert run(project, "without") == 0
     for stage, noun in (("sft", "conversations"), ("dpo", "pairs")):
         with_text = last(project / "with" / stage)

@@ -21,6 +21,8 @@ from mengya.train import checkpoint_storage
 from mengya.train.checkpoint import Checkpoints, read_weights
 from mengya.train.checkpoint_storage import verify
 
+from ..conftest import script
+
 SCRIPT = Path(__file__).parent / "two_ranks.py"
 RANKS = runpy.run_path(str(SCRIPT))
 CONFIG, check_equal = RANKS["CONFIG"], RANKS["check_equal"]
@@ -401,7 +403,7 @@ def two_ranks(launch_ranks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     rng = {"rng.0": torch.full((10,), 9, dtype=torch.uint8)}
     make(folder / "one").save("step-1", 1, RANKS["whole_state"]() | rng, {"from": "one"})
-    codes, shown = zip(*launch_ranks(SCRIPT, folder).wait(100), strict=True)
+    codes, shown = zip(*launch_ranks(cwd=folder, setup=script(SCRIPT, folder)).wait(100), strict=True)
     assert codes == (0, -signal.SIGKILL), "\n".join(shown)
     assert shown[0].count("passing over a damaged checkpoint") == 1 and "step-2" in shown[0]
     assert "passing over" not in shown[1]

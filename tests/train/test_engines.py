@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from mengya.metrics import read_jsonl
 
+from ..conftest import script
+
 missing = importlib.util.find_spec("deepspeed") is None
 pytestmark = pytest.mark.skipif(missing, reason="pip install 'mengya[deepspeed]'")
 
@@ -29,7 +31,7 @@ def folder(launch_ranks, tmp_path_factory):
     folder = tmp_path_factory.mktemp("engines")
     ENGINES["write_shards"](folder)
     train(folder, "chain", None, 1, trouble=False, checkpoint_every=1)
-    ended = launch_ranks(SCRIPT, folder).wait()
+    ended = launch_ranks(cwd=folder, setup=script(SCRIPT, folder)).wait()
     assert [code for code, _ in ended] == [0, 0], "\n".join(text for _, text in ended)
     assert not ended[1][1].strip(), f"rank 1 must be silent: {ended[1][1]}"
     train(folder, "one", None)

@@ -4,24 +4,19 @@ bench/survival.py does the same with more kills, with whole processes and, if as
 """
 
 import importlib.util
-import multiprocessing
+import itertools
 import random
-import runpy
 import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 
+from ..conftest import Command, script
+
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no kill -9")
 
 ROOT = Path(__file__).parents[2]
-PRELOAD = ["mengya.cli", "mengya.stage", "torch._dynamo", "safetensors.torch", "mengya.train.run"]
-PRELOAD += [
-    f"mengya.stages.{name}"
-    for name in ("corpus", "tokenizer", "tokenize", "pretrain", "sft", "dpo", "merge", "evaluate")
-]
-PRELOAD += ["peft"]
 
 
 @pytest.fixture(scope="module")
@@ -34,50 +29,34 @@ def survival():
     return module
 
 
-class Forked:
-    """A process that came from a server which has already imported everything; otherwise like subprocess.Popen."""
+class Process:
+    """A command; like subprocess.Popen."""
 
-    def __init__(self, process):
-        self._process = process
-        self.kill = process.kill
-
-    def poll(self):
-        return self._process.exitcode
+    def __init__(self, command):
+        self._command = command
+        self.poll, self.kill = command.poll, command.kill
 
     def wait(self):
-        self._process.join()
-        return self._process.exitcode
+        return self._command.wait().code
 
 
 @pytest.fixture(scope="module")
-def launch(start):
+def streams(tmp_path_factory):
+    folder, numbers = tmp_path_factory.mktemp("streams"), itertools.count()
+    return lambda: folder / str(next(numbers))
+
+
+@pytest.fixture(scope="module")
+def launch(server, streams):
     """Starts `mengya` in a process of its own."""
-    return lambda arguments: start(["mengya", *arguments], runpy.run_module, "mengya.cli", None, "__main__", True)
+    return lambda arguments: Process(Command(server, arguments, ROOT, streams()))
 
 
 @pytest.fixture(scope="module")
-def launch_on_shim(start, survival):
+def launch_on_shim(server, streams, survival):
     """Starts `mengya` on a disk that loses what was not flushed."""
     shim = survival.power_cut.__file__
-    return lambda arguments: start([shim, *arguments], runpy.run_path, shim, None, "__main__")
-
-
-@pytest.fixture(scope="module")
-def start():
-    """start(argv, function, *arguments): in a process of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOAD)
-
-        def start(argv, function, *arguments):
-            with patch.context() as inner:
-                inner.setattr(sys, "argv", argv)  # handed on to the child
-                process = context.Process(target=function, args=arguments)
-                process.start()
-            return Forked(process)
-
-        yield start
+    return lambda arguments: Process(Command(server, None, ROOT, streams(), script(shim, *arguments)))
 
 
 @pytest.fixture(scope="module")

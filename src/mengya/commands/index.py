@@ -40,6 +40,7 @@ class Config:
 
 def run(config: Config) -> None:
     from mengya.metrics import say
+    from mengya.rag.document import notes_of
     from mengya.rag.store import KnowledgeFolder
     from mengya.rag.vectors import open_embedder
 
@@ -55,10 +56,16 @@ def run(config: Config) -> None:
             raise UserError(f"{config.kb} holds no file {name!r}; --list shows its files")
         say(f"- {name}")
     failed = _add(base, _found(config.files), embedder)
+    for name in _gone(base, config.files):
+        say(f"? {name}  is not in its folder any more; --remove {name} forgets it")
     if config.list_ or not (config.files or config.remove):
         for file in base.files():
             unread = [str(page.number) for page in file.pages if page.state == "unread"]
-            notes = [*file.notes, *([f"pages {', '.join(unread)} could not be read"] if unread else [])]
+            notes = [
+                *file.notes,
+                *notes_of(file.pages),
+                *([f"pages {', '.join(unread)} could not be read"] if unread else []),
+            ]
             say("  ".join([file.name, f"{file.passages} passages", *notes]))
     if failed:
         raise UserError(f"{failed} of the files were not added; the reasons stand above")
@@ -78,10 +85,20 @@ def _found(given: list[str]) -> list[Path]:
     return found
 
 
+def _gone(base: "KnowledgeBase", given: list[str]) -> list[str]:
+    """Files of the base that came from one of these folders, and are not there now: renamed, moved or deleted."""
+    from mengya.rag.reading.names import name_as_text
+
+    folders = [name_as_text(Path(name).as_posix()) + "/" for name in given if Path(name).is_dir()]
+    names = [file.name for file in base.files()]
+    return [name for name in names if name.startswith(tuple(folders)) and not Path(name).exists()]
+
+
 def _add(base: "KnowledgeBase", files: list[Path], embedder: "Embedder | None") -> int:
     """How many could not be added."""
     from mengya.manifest import sha256_of
     from mengya.metrics import say
+    from mengya.rag.document import notes_of
     from mengya.rag.reading.names import name_as_text
     from mengya.rag.reading.worker import read_file
 
@@ -101,7 +118,7 @@ def _add(base: "KnowledgeBase", files: list[Path], embedder: "Embedder | None") 
             say(f"! {error}")
             continue
         say(f"{'+' if change == 'new' else '~'} {name}  {len(base.passages_of(name))} passages")
-        for note in document.notes:
+        for note in (*document.notes, *notes_of(document.pages)):
             say(f"  {note}")
     return failed
 

@@ -29,8 +29,10 @@ PRAGMA user_version = {FORMAT};
 """
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
+def connect(path: Path, *, new: bool = False) -> sqlite3.Connection:
+    """`new`: make the file if there is none."""
+    address = f"{path.absolute().as_uri()}?mode={'rwc' if new else 'rw'}"
+    db = sqlite3.connect(address, uri=True, timeout=BUSY, isolation_level=None)
     db.execute(f"PRAGMA busy_timeout = {round(BUSY * 1000)}")
     mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":

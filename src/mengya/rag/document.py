@@ -1,5 +1,6 @@
 """What reading a file gives: its blocks in reading order, each with its page, and what became of every page."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,3 +43,12 @@ class Document:
     """Every page; empty where the format has none."""
     notes: tuple[str, ...] = ()
     """What was left out or is uncertain, in words for the user."""
+
+
+def notes_of(pages: Iterable[Page]) -> list[str]:
+    """What is to be known of pages, each thing once, with the pages that it is true of."""
+    found: dict[str, list[str]] = {}
+    for page in pages:
+        if page.note:
+            found.setdefault(page.note, []).append(str(page.number))
+    return [f"{', '.join(numbers[:20])}{'…' * (len(numbers) > 20)}: {note}" for note, numbers in found.items()]

@@ -108,7 +108,7 @@ class KnowledgeFolder:
         path = self._path(name)
         with database.told(name):
             self._folder.mkdir(parents=True, exist_ok=True)
-            with closing(database.connect(path)) as db:
+            with closing(database.connect(path, new=True)) as db:
                 if not _version(db):  # one that is there is opened even while another process writes to it
                     _fill(db, name)
         return KnowledgeBase(path)
@@ -269,6 +269,8 @@ class KnowledgeBase:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
+        if not self.path.is_file():  # somebody has removed it
+            raise _unknown(self.name)
         with database.told(self.name), closing(database.connect(self.path)) as db:
             yield db
 

@@ -144,13 +144,18 @@ def _simplified(text: str) -> str:
     return "".join(new if len(new) == 1 else old for old, new in zip(text, single, strict=True))
 
 
+def scripts(text: str) -> set[str]:
+    """A text as it is, in simplified and in traditional characters."""
+    return {text, _opencc().convert(text), _opencc("s2t").convert(text)}
+
+
 @functools.cache
-def _opencc() -> Any:
+def _opencc(direction: str = "t2s") -> Any:
     try:
         from opencc import OpenCC
     except ImportError as error:
         raise UserError(_INSTALL) from error
-    return OpenCC("t2s")
+    return OpenCC(direction)
 
 
 @functools.cache

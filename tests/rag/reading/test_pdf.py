@@ -52,6 +52,46 @@ def test_two_columns_are_read_one_after_the_other(read):
     assert whole == "".join(left + right)
 
 
+def test_three_columns_and_one_that_ends_early(read):
+    """Lines of columns that are taken for rows of a table."""
+
+    def texts_of(name, count):
+        return [f"{name}栏第{n}行的文字写到右边" for n in "一二三四五"[:count]]
+
+    columns = [part for i, name in enumerate("左中右") for part in lines(700, *texts_of(name, 5), x=40 + 185 * i)]
+    assert texts(read(pdf([Page(columns)]), "a.pdf")) == ["".join(texts_of(name, 5)) for name in "左中右"]
+    page = Page([*lines(700, *texts_of("左", 5)), *lines(700, *texts_of("右", 3), x=310)])
+    assert texts(read(pdf([page]), "a.pdf")) == ["".join(texts_of("左", 5)), "".join(texts_of("右", 3))]
+
+
+def test_hyphens_at_the_ends_of_lines(read):
+    """docling#4151, xberg#1543."""
+    page = Page(lines(700, "The contract ends by termi-", "nation; the smell of n-", "tridecanal; the price-", "list."))
+    (text,) = texts(read(pdf([page]), "a.pdf"))
+    assert text == "The contract ends by termination; the smell of n-tridecanal; the pricelist."
+
+
+@pytest.mark.parametrize(
+    "mojibake", ["ÖÐ»ªÈËÃñ¹²ºÍ¹úºÏÍ¬·¨µÚÒ»ÌõÎªÁË±£»¤µ±ÊÂÈË", "!\"#$%&'()*+!\"#$%&'()*+!\"#$%&'()*+1A2B"]
+)
+def test_a_text_layer_that_no_language_has_is_none(read, monkeypatch, mojibake):
+    """firecrawl#3784, docling#2963."""
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    assert read(pdf([Page(lines(700, mojibake))]), "a.pdf").pages[0].state == "unread"
+    fine = "Zażółć gęślą jaźń; où est le château? (Ça ira: déjà vu!)"
+    assert read(pdf([Page(lines(700, fine))]), "a.pdf").pages[0].state == "text"
+
+
+def test_characters_that_a_font_does_not_tell_are_counted(read, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    page = Page(lines(700, "第一条这是可以读的文字在这里写着写满了", "\ue001\ue002\ue003\ue004\ue005\ue006"))
+    (shown,) = read(pdf([page]), "a.pdf").pages
+    assert (shown.state, shown.note) == (
+        "text", "6 characters could not be read: their font does not say what they are"
+    )  # fmt: skip
+    assert not read(pdf([Page(lines(700, "\uf0b7 一项", "\uf0b7 又一项"))]), "a.pdf").pages[0].note
+
+
 def test_vertical_text_goes_from_the_right_to_the_left(read):
     left = [(300, 700 - 14 * i, 12, character) for i, character in enumerate("处处闻啼鸟")]
     right = [(330, 700 - 14 * i, 12, character) for i, character in enumerate("春眠不觉晓")]

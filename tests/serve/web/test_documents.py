@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from mengya.rag.document import Block, Document
+from mengya.rag.document import Block, Document, Page
 from mengya.rag.retrieve import Retriever
 from mengya.rag.store import Embedder, KnowledgeFolder
 
@@ -141,6 +141,24 @@ def test_vectors_find_what_words_do_not(serve):
     a.upload(f"conversation:{view['id']}", "c.txt", b"c")
     (job,) = a.read(f"conversation:{view['id']}")["jobs"]
     assert "has vectors of cars, not of others" in job["error"]
+
+
+def test_what_is_to_be_known_of_pages_is_told(page, monkeypatch):
+    """cherry-studio#19095: a page that was not read as it should be looks fine."""
+    pages = (Page(1, "text"), Page(2, "text", note="vertical text"), Page(3, "text", note="vertical text"))
+    read = Document("a.pdf", "pdf", (Block("text", "字"),), pages, ("it is a form",))
+    monkeypatch.setattr("mengya.serve.web.library.read_file", lambda *arguments: read)
+    a = page.visitor()
+    a.call("make_base", "b")
+    a.upload("base:b", "a.pdf", b"x")
+    assert a.read("base:b")["files"][0]["notes"] == ["it is a form", "2, 3: vertical text"]
+
+
+def test_a_base_needs_a_name(page):
+    a = page.visitor()
+    for name in ("", " ", "\u200b\n"):
+        assert "name is empty" in a.call("make_base", name)
+    assert a.call("bases") == []
 
 
 def test_the_same_file_twice_and_a_changed_one(serve):

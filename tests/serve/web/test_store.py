@@ -84,6 +84,18 @@ def test_search_finds_short_words_and_no_thoughts(store, search, found):
     assert store.all("b", search) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "search"),
+    [("É T É", "é"), ("ＡＢＣ全角", "abc"), ("國際論壇", "国际"), ("国际论坛", "國際")]
+    + [(text, text) for text in ("100%", "a_b", '他说"好"', "🌱", "C:\\temp", "don't", "cafe\u0301")],
+)
+def test_search_finds_every_way_of_writing(store, text, search):
+    """As documents are found (charabia#331)."""
+    made = talk(store, f"一 {text} 二", "答")
+    talk(store, "别的", "话")
+    assert [c.id for c in store.all("a", search)] == [made]
+
+
 def test_deleting_leaves_nothing(store, tmp_path):
     made = talk(store)
     store.delete("a", made)

@@ -5,6 +5,7 @@ the right, y grows downward.
 """
 
 import itertools
+import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -19,6 +20,12 @@ _MARKER = re.compile(r"[(（]?[\d一二三四五六七八九十a-zA-Zivx]{1,3}[)
 _ITEM = re.compile(
     r"[(（]?[一二三四五六七八九十百\d]{1,4}[)）、.．]|第[一二三四五六七八九十百千\d]{1,6}[条款]|[•●○■□◆►【]|[-–] "
 )
+
+
+_CUT = ("\x02", "\xad")
+"""Hyphens at the ends of lines, as PDFium tells them."""
+_OWN_HYPHEN = re.compile(r"(?:\d|\b[^\W\d_]).$")
+"""One that a word has wherever it stands, as x-ray; of others nobody can tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +54,8 @@ def join(left: str, right: str) -> str:
     without a hyphen that only ended a line."""
     if not left or not right:
         return left + right
-    if left.endswith(("\x02", "\xad")):
-        return left[:-1] + right
+    if left.endswith(_CUT):
+        return left[:-1] + "-" * (_OWN_HYPHEN.search(left) is not None or not right[0].islower()) + right
     between = "" if WIDE.match(left[-1]) or WIDE.match(right[0]) or left[-1].isspace() else " "
     return left + between + right
 
@@ -132,8 +139,11 @@ def _regions(segments: list[Segment]) -> list[list[Segment]]:
     for left, right in _cuts([(s.left, s.right) for s in segments], size):
         middle = (left + right) / 2
         sides = [[s for s in segments if s.right <= middle], [s for s in segments if s.right > middle]]
-        if all(map(_is_column, sides)):
+        if all(map(_is_column, sides)) or (_is_column(sides[0]) and _is_short_column(sides[1], sides[0])):
             return [region for side in sides for region in _regions(side)]
+    columns = _columns_of(segments, size)
+    if len(columns) > 2 and all(map(_is_column, columns)):
+        return columns
     for top, bottom in _cuts([(s.top, s.bottom) for s in segments], size * 0.8):
         middle = (top + bottom) / 2
         sides = [[s for s in segments if s.bottom <= middle], [s for s in segments if s.bottom > middle]]
@@ -160,6 +170,24 @@ def _is_column(segments: list[Segment]) -> bool:
     width = max(s.right for s in segments) - min(s.left for s in segments)
     filled = sum(s.right - s.left > 0.6 * width and len(s.text) >= 8 for s in segments)
     return filled * 2 > len(segments)
+
+
+def _is_short_column(segments: list[Segment], beside: list[Segment]) -> bool:
+    """The last column of a text, which ends early: lines of one width, but for the last, from the top of the other."""
+    size, lines = segments[0].size, sorted(segments, key=lambda s: s.top)
+    even = all(abs(s.right - lines[0].right) < size for s in lines[:-1])
+    words = all(len(s.text) >= 10 and sum(map(str.isdigit, s.text)) * 3 < len(s.text) for s in lines[:-1])
+    return len(lines) > 1 and even and words and abs(lines[0].top - min(s.top for s in beside)) < 1.5 * size
+
+
+def _columns_of(segments: list[Segment], size: float) -> list[list[Segment]]:
+    """Cut at every gap that goes from the top to the bottom."""
+    middles = sorted((left + right) / 2 for left, right in _cuts([(s.left, s.right) for s in segments], size))
+    edges = [*middles, math.inf]
+    columns: list[list[Segment]] = [[] for _ in edges]
+    for one in segments:
+        columns[next(i for i, edge in enumerate(edges) if one.right <= edge)].append(one)
+    return columns
 
 
 def _columns(rows: list[Row]) -> list[tuple[float, float]]:
@@ -223,13 +251,18 @@ def _add_paragraphs(draft: Draft, rows: list[Row], number: int, body_size: float
         if above is not None and not level and _goes_on(above, line, left, right, usual):
             paragraph = join(paragraph, line.text)
             continue
-        draft.text(paragraph, number)
+        draft.text(_whole(paragraph), number)
         paragraph = ""
         if level:
-            draft.heading(line.text, level, number)
+            draft.heading(_whole(line.text), level, number)
         else:
             paragraph = line.text
-    draft.text(paragraph, number)
+    draft.text(_whole(paragraph), number)
+
+
+def _whole(text: str) -> str:
+    """With the hyphen of a word whose other part is not there."""
+    return text[:-1] + "-" if text.endswith(_CUT) else text
 
 
 def _goes_on(above: Segment, line: Segment, left: float, right: float, usual: float) -> bool:
@@ -237,7 +270,7 @@ def _goes_on(above: Segment, line: Segment, left: float, right: float, usual: fl
     margin, at the usual distance, in letters of the same size."""
     em = line.size
     return (
-        above.right > right - 2.5 * em
+        (above.right > right - 2.5 * em or above.text.endswith(_CUT))
         and line.left < left + 0.7 * em
         and line.top - above.bottom < min(usual + 0.7, 1.6) * em
         and not (right - left < 15 * em and above.text[-1] in "。！？!?:：")

@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,13 @@ _SAMPLE = 120
 """Characters of a page that show which way it is written: each is compared with each."""
 _FEW = 30
 """Characters of a text layer that do not make a page that is mostly a picture a page of text: a stamp, a number."""
+
+
+_LOST = 5
+"""Characters that could not be read, from which on a page says so."""
+_UNKNOWN = re.compile("[\ufffd\ue000-\uefff\uf100-\uf8ff\x00\x01\x03-\x08\x0e-\x1f]")
+_ACCENTED = re.compile("[\x80-\xa6\xaa\xac\xaf\xb3-\xb5\xb8-\xba\xbc-\xff]")
+_MARKS = re.compile(r"[!\"#$%&'()*+/:;<=>?@\[\\\]^`{|}~]")
 
 
 def read(source: Source, draft: Draft) -> None:
@@ -113,7 +121,10 @@ def _read_page(pdf: Any, index: int, draft: Draft, ocr: Ocr) -> _Page:
         draft.note("slanted text, such as watermarks, was left out")
     text = "".join(glyph.text for glyph in glyphs)
     scanned = pictures.cover > 0.5 and len(text.strip()) < _FEW
-    if text.strip() and not scanned and not _is_rubbish(text):
+    lost = _lost(text)
+    if text.strip() and not scanned and lost * (5 if ocr.available else 3) <= len(text):
+        if lost >= _LOST:
+            read.note = f"{lost:,} characters could not be read: their font does not say what they are"
         for turned in _turned(glyphs):
             _take_text(read, turned)
     else:
@@ -223,11 +234,13 @@ def _segment(run: list[_Glyph]) -> Iterator[Segment]:
         yield Segment("".join(glyph.text for glyph in run), left, top, right, bottom, size)
 
 
-def _is_rubbish(text: str) -> bool:
-    """Fonts without a map to Unicode: private, replaced and control characters instead of text."""
-    shown = [character for character in text if not character.isspace()]
-    bad = sum(c == "\ufffd" or "\ue000" <= c <= "\uf8ff" or c < " " for c in shown)
-    return bad * 3 > len(shown)
+def _lost(text: str) -> int:
+    """Characters that are no text, of fonts without a map to Unicode or with a wrong one: private, replaced and control
+    characters, bullets apart; and all of a text of Latin letters with accents, or of marks, which no language has."""
+    shown = "".join(text.split())
+    if len(_ACCENTED.findall(shown)) * 3 > len(shown) > _FEW or len(_MARKS.findall(shown)) * 2 > len(shown) > _FEW:
+        return len(text)
+    return len(_UNKNOWN.findall(shown))
 
 
 # --- pages without one ------------------------------------------------------------------------------------------------

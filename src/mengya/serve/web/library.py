@@ -15,11 +15,11 @@ from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 from mengya.errors import UserError
-from mengya.rag.document import Document
+from mengya.rag.document import Document, notes_of
 from mengya.rag.passages import text_of
 from mengya.rag.reading.addresses import read_address
 from mengya.rag.reading.limits import Limits
-from mengya.rag.reading.names import name_as_text
+from mengya.rag.reading.names import name_as_text, without_unseen
 from mengya.rag.reading.worker import Progress, read_file
 from mengya.rag.store import Embedder, KnowledgeBase, KnowledgeFolder, StoredFile, UnknownBase
 from mengya.serve.web.fairness import Turns
@@ -85,6 +85,8 @@ class Library:
         return own + [f"shared:{name}" for name in (self._shared.names() if self._shared else ())]
 
     def make(self, owner: str, name: str) -> None:
+        if not without_unseen(name).strip():
+            raise UserError("the name is empty; write one")
         name = name_as_text(name)
         if f"base:{name}" in self.places(owner):
             raise UserError(f"there is a knowledge base {name} already; choose another name")
@@ -261,7 +263,12 @@ class Library:
 def _told(file: StoredFile) -> dict[str, Any]:
     states = [page.state for page in file.pages]
     counts = {state: states.count(state) for state in ("ocr", "blank", "unread")}
-    return {"name": file.name, "passages": file.passages, "pages": len(states), "notes": list(file.notes)} | counts
+    return {
+        "name": file.name,
+        "passages": file.passages,
+        "pages": len(states),
+        "notes": [*file.notes, *notes_of(file.pages)],
+    } | counts
 
 
 def passage_view(base: KnowledgeBase | None, source: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import json
 import secrets
 import sqlite3
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from mengya.errors import UserError
 from mengya.rag.reading.names import without_unseen
+from mengya.rag.terms import scripts
 from mengya.text.thoughts import split_thoughts
 
 State = Literal["done", "answering", "stopped", "error"]
@@ -129,6 +131,7 @@ class Store:
         db = sqlite3.connect(self._path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
         try:
             db.row_factory = sqlite3.Row
+            db.create_function("holds", 2, _holds, deterministic=True)
             mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
             if mode != "wal":
                 raise UserError(f"{self._path} cannot be shared by many readers here ({mode}); use a local disk")
@@ -161,13 +164,12 @@ class Store:
     def all(self, owner: str, search: str = "") -> list[Conversation]:
         """The last written first, without messages; those with all words of `search` in the title or in a message."""
         query, values = "SELECT * FROM conversations c WHERE owner = ?", [owner]
-        for word in search[:_SEARCH].replace("\0", " ").split():
+        for word in _folded(search[:_SEARCH]).replace("\0", " ").split():
             query += (
-                " AND (title LIKE ? ESCAPE '\\' OR EXISTS (SELECT 1 FROM messages m WHERE m.conversation = c.id"
-                " AND coalesce(json_extract(m.info, '$.plain'), m.text) LIKE ? ESCAPE '\\'))"
+                " AND (holds(title, ?) OR EXISTS (SELECT 1 FROM messages m WHERE m.conversation = c.id"
+                " AND holds(coalesce(json_extract(m.info, '$.plain'), m.text), ?)))"
             )
-            pattern = "%" + word.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-            values += [pattern, pattern]
+            values += ["\0".join(scripts(word))] * 2
         return [_conversation(row) for row in self.read(query + " ORDER BY updated DESC, id", *values)]
 
     def get(self, owner: str, conversation: str) -> Conversation:
@@ -253,6 +255,17 @@ def insert(db: sqlite3.Connection, conversation: str, message: Message) -> None:
             _json(info),
         ),
     )  # fmt: skip
+
+
+def _folded(text: str) -> str:
+    """Without what wide letters, large ones and composed ones differ by."""
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def _holds(text: str, words: str) -> bool:
+    """Whether one of the words stands in a text."""
+    folded = _folded(text)
+    return any(word in folded for word in words.split("\0"))
 
 
 def title_of(text: str) -> str:

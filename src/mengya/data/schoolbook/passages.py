@@ -16,15 +16,15 @@ from mengya.data.schoolbook.topics import load_names
 from mengya.text.grounding import CHINESE, sentence_message
 
 QUESTIONS = 300
-READINGS = 14_000
+READINGS = 20_000
 """Conversations about a sentence."""
 _LONGEST = 130
 """Characters of all passages of a question together."""
 _CHANGED = 0.3
 """The share of changed facts."""
-_CHANGED_SENTENCES, _PRONOUNS, _ABSENT, _STRANGERS = 0.2, 0.2, 0.7, 0.3
-"""Of the sentences that are asked about one by one: the shares of changed facts, of pronouns in place of the subject,
-and of conversations with a question that has no answer; and the share of those that ask for another subject."""
+_PRONOUNS, _ABSENT, _FRAMED = 0.2, 0.7, 0.3
+"""Of the sentences that are asked about one by one: the shares of pronouns in place of the subject, of conversations
+with a question that has no answer, and of questions with one of `_ASKING` before them."""
 _ASKING = ("请问", "我想知道，", "请告诉我，", "你知道吗？")
 _SLOT = re.compile(r"\{([^{}]+)\}")
 
@@ -134,9 +134,10 @@ class Maker:
                 return scene
 
     def sentence(self) -> tuple[str, list[tuple[str, str]]]:
-        """A sentence, and (question, answer) of one or two about it."""
+        """A sentence, and (question, answer) of one or two about its subject. Who is asked about is no question for the
+        model: `rag/small.py` shows it sentences that name the subject."""
         rng = self.rng
-        kind = rng.choice(self.changed if rng.random() < _CHANGED_SENTENCES else self.kinds)
+        kind = self._kind()
         attribute = rng.choice(kind.attributes)
         while not (subject := self._subject(kind, [])):
             pass
@@ -144,25 +145,25 @@ class Maker:
         way = rng.choice(attribute.say)
         if kind.pronoun and rng.random() < _PRONOUNS:
             way = re.sub(r"^\{s\}", kind.pronoun, way)
-        turns = [(self._asked(attribute, subject), f"{fact.value}。")]
-        if rng.random() < _ABSENT:
-            others = [other for other in kind.attributes if other is not attribute]
-            strange = "{s}" in way and (not others or rng.random() < _STRANGERS)
-            if strange and (stranger := self._subject(kind, [subject])):
-                turns.append((self._asked(attribute, stranger), CHINESE.refusal))
-            elif others:
-                turns.append((self._asked(rng.choice(others), subject), CHINESE.refusal))
+        turns = [(self._framed(attribute, subject), f"{fact.value}。")]
+        others = [other for other in kind.attributes if other is not attribute]
+        if others and rng.random() < _ABSENT:
+            turns.append((self._framed(rng.choice(others), subject), CHINESE.refusal))
         rng.shuffle(turns)
-        return f"{fact.say(way)}。", [(self._framed(question), said) for question, said in turns]
+        return f"{fact.say(way)}。", turns
 
-    def _framed(self, question: str) -> str:
-        framed = self.rng.random() < 0.3 and not question.startswith(("请", "我"))
+    def _framed(self, attribute: Attribute, subject: str) -> str:
+        question = self._asked(attribute, subject)
+        framed = self.rng.random() < _FRAMED and not question.startswith(("请", "我"))
         return f"{self.rng.choice(_ASKING)}{question}" if framed else question
+
+    def _kind(self) -> Kind:
+        return self.rng.choice(self.changed if self.rng.random() < _CHANGED else self.kinds)
 
     def _scene(self) -> Scene:
         """One to four subjects, mostly of one kind and told the same of."""
         rng = self.rng
-        kind = rng.choice(self.changed if rng.random() < _CHANGED else self.kinds)
+        kind = self._kind()
         count, depth = rng.choices((1, 2, 3, 4), (2, 3, 3, 2))[0], rng.choices((1, 2, 3), (3, 4, 3))[0]
         wanted = self._attributes(kind, depth)
         scene = Scene([], [], [])

@@ -182,10 +182,12 @@ def test_an_interrupt_before_training(project, mengya):
 
 
 def test_a_second_run_in_the_same_directory_is_refused(project, start, mengya):
-    setup = corpus_does("time.sleep(0.5); real(*arguments)")
+    go = project / "go"
+    setup = corpus_does(f"while not module.Path({str(go)!r}).exists(): time.sleep(0.01)\n    real(*arguments)")
     first = start("run", "tiny.toml", "--until", "corpus", "--out", "run", setup=setup)
     wait_for(lambda: (project / "run" / "corpus.partial").exists())
     second = mengya("run", "tiny.toml", "--out", "run")
+    go.touch()
     assert second.code == 2
     assert second.err == "mengya: another run is working in run; wait for it or choose another --out\n"
     assert first.wait().code == 0

@@ -43,6 +43,13 @@ def test_clauses_are_asked_about_by_themselves_and_pronouns_mean_what_was_said_b
     assert found and found.text == "41公里" and TOWNS[1][found.begin : found.end] == "它离省城41公里。"
 
 
+def test_words_of_the_question_are_no_answer_unless_it_offers_them():
+    backend = reader({"白云镇建于1900年": "白云镇。", "白云镇的特产": "蜂蜜。"})
+    assert read(backend, "白云镇有什么特产？", TOWNS) == Read("蜂蜜", 1, 0, 10)
+    found = read(backend, "白云镇的特产是蜂蜜还是鱼汤？", TOWNS)
+    assert found and found.text == "蜂蜜"
+
+
 def test_a_question_that_no_sentence_answers_is_refused():
     assert read(reader({}), "白云镇的镇长是谁？", TOWNS) == Read("")
     backend = reader({})

@@ -1,7 +1,7 @@
 """Answers of a model that is too small to find its way through passages: it is asked about one sentence after another.
 
 The words of the question choose the sentences; the model says what of a sentence is the answer, or that it holds none.
-`data/schoolbook/passages.py` has the conversations that it learns this from.
+It learns this from the conversations that `corpus.reading` adds.
 """
 
 import re
@@ -60,7 +60,8 @@ def read(backend: Backend, question: str, passages: Sequence[str]) -> Read | Non
     said = _said(backend, [sentence_message(question, part.text) for part in parts])
     for part, text in zip(parts, said, strict=True):
         answer = text.strip().rstrip("。")
-        if answer and answer in part.text:
+        asked = answer in question and "还是" not in question
+        if answer and answer in part.text and not asked:
             sentence = part.sentence
             return Read(answer, sentence.passage, sentence.begin, sentence.end)
     refused = sum(text.strip() == CHINESE.refusal for text in said)

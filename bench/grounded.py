@@ -126,6 +126,7 @@ def main() -> None:
     from mengya.infer.backends.opening import open_backend
     from mengya.model.load import load_model
     from mengya.rag.answer import LARGE
+    from mengya.rag.quote import is_quotable
     from mengya.rag.small import read
     from mengya.tasks.grounded import TASK
     from mengya.tasks.task import Question
@@ -154,8 +155,10 @@ def main() -> None:
     def answer(row: Row) -> str:
         """By one sentence after another, or else from all passages."""
         found = read(backend, row["prompt"], row["passages"]) if backend else None
-        if found is not None:
-            return f"{found.text}[{found.passage + 1}]。" if found.text else CHINESE.refusal
+        if found is not None and found.text:
+            return f"{found.text}[{found.passage + 1}]。"
+        if found is not None or (backend and not is_quotable([row["prompt"]], row["passages"])):
+            return CHINESE.refusal
         return ask(model, chat, [Question(TASK, "", row)], max_new_tokens=ANSWER)[0]
 
     rows: list[Row] = []

@@ -6,11 +6,10 @@ It learns this from the conversations that `corpus.reading` adds.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
 
-from mengya.errors import UserError
 from mengya.infer.backends import Backend
 from mengya.infer.backends.listening import awaited
 from mengya.infer.request import Conversation, Piece, Request, Sampling, TooLong
@@ -53,19 +52,20 @@ class _Part:
 
 
 def read(backend: Backend, question: str, passages: Sequence[str]) -> Read | None:
-    """None if the model has not learnt to read, or the question is not in Chinese. UserError if the model fails."""
-    if wording(question) is not CHINESE:
-        return None
+    """None if the model has not learnt to read, the question is not in Chinese, or no sentence has a word of it."""
     parts = _parts(question, passages)
-    said = _said(backend, [sentence_message(question, part.text) for part in parts])
-    for part, text in zip(parts, said, strict=True):
-        answer = text.strip().rstrip("。")
-        asked = answer in question and "还是" not in question
-        if answer and answer in part.text and not asked:
-            sentence = part.sentence
-            return Read(answer, sentence.passage, sentence.begin, sentence.end)
-    refused = sum(text.strip() == CHINESE.refusal for text in said)
-    return Read("") if 2 * refused >= len(said) else None
+    if wording(question) is not CHINESE or not parts:
+        return None
+    for some in (parts[:1], parts[1:]):  # the first answer says whether it is of use to ask about the others
+        said = _said(backend, [sentence_message(question, part.text) for part in some])
+        for part, text in zip(some, said, strict=True):
+            answer = text.rstrip("。")
+            asked = answer in question and "还是" not in question
+            if answer and answer in part.text and not asked:
+                return replace(part.sentence, text=answer)
+        if 2 * said.count(CHINESE.refusal) < len(said):
+            return None
+    return Read("")
 
 
 def _parts(question: str, passages: Sequence[str]) -> list[_Part]:
@@ -92,7 +92,8 @@ def _parts(question: str, passages: Sequence[str]) -> list[_Part]:
 
 
 def _said(backend: Backend, messages: Sequence[str]) -> list[str]:
-    """What the model answers to each, asked at once; nothing to those that do not fit into its context."""
+    """What the model answers to each, asked at once; nothing to those that do not fit into its context, or that it
+    fails at: whoever shows it passages then will see that, too."""
     pieces: SimpleQueue[tuple[int, Piece]] = SimpleQueue()
     texts, tickets = [""] * len(messages), []
 
@@ -111,9 +112,7 @@ def _said(backend: Backend, messages: Sequence[str]) -> list[str]:
             number, piece = awaited(pieces, backend)
             texts[number] += piece.text
             open_requests -= piece.finish is not None
-            if piece.finish == "error":
-                raise UserError(piece.error or "the model failed")
     finally:
         for ticket in tickets:
             ticket.cancel()
-    return texts
+    return [text.strip() for text in texts]

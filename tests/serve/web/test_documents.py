@@ -19,6 +19,8 @@ RULES = "# 停车规定\n\n适用于园区。\n\n## 收费\n\n访客停车每小
 def answer(request, choice):
     """The passage of the question that has a word of it, quoted with its number; else that nothing is said."""
     content = request.prompt.messages[-1]["content"]
+    if content.startswith("资料："):  # it has not learnt to read sentences one by one
+        return ["嗯"]
     found = re.search(r"^\[(\d+)\] .*?每小时收费(..)", content, re.DOTALL | re.MULTILINE)
     if "每小时" in content.splitlines()[-1] and found:
         return ["每小时收费", f"{found[2]}[{found[1]}]", "。"]

@@ -99,9 +99,9 @@ def test_an_answer_cites_the_sentence(base):
     assert (citation.number, citation.file, citation.quote) == (1, "镇志.txt", "白云镇建于1900年。")
 
 
-def test_a_refusal_shows_the_nearest_sentence_if_there_is_one(base):
+def test_where_nothing_is_read_the_nearest_sentence_is_quoted_if_there_is_one(base):
     found = answer(reader({}), [base], "白云镇的特产卖多少钱？")
-    assert found.kind == "refusal" and found.text.startswith("资料中没有提到。最接近的原文：“白云镇的特产是蜂蜜")
+    assert found.kind == "quotation" and found.text.startswith("没有读到答案。最接近的原文：“白云镇的特产是蜂蜜")
     assert [citation.number for citation in found.citations] == [1]
     far = answer(reader({}), [base], "蓝鲸有多长？")
     assert (far.kind, far.text, far.citations) == ("refusal", "资料中没有提到。", ())

@@ -298,8 +298,8 @@ def _refusal(question: str, query: str) -> Answer:
 
 
 def _read(backend: Backend, question: str, query: str, shown: Sequence[Shown]) -> Answer | None:
-    """By a small model that has learnt to read sentences; None of one that has not. Where it finds nothing, the
-    sentence that is nearest to the question says at least where one might look."""
+    """By a small model that has learnt to read sentences; None of one that has not. Where it finds nothing, the nearest
+    sentence is quoted, and often holds the answer: such a model knows few ways of saying things."""
     found = read(backend, query, [each.text for each in shown])
     if found is None:
         return None
@@ -307,9 +307,7 @@ def _read(backend: Backend, question: str, query: str, shown: Sequence[Shown]) -
         citation = _citation(1, shown[found.passage], (found.begin, found.end))
         return Answer(f"{found.text}[1]。", "answer", (citation,), query)
     quoted = _quotation(Prepared(question, query, (), tuple(shown)))
-    if quoted.kind == "refusal":
-        return quoted
-    return replace(quoted, kind="refusal", text=f"{CHINESE.refusal}最接近的{quoted.text}")
+    return quoted if quoted.kind == "refusal" else replace(quoted, text=f"没有读到答案。最接近的{quoted.text}")
 
 
 def _citation(number: int, shown: Shown, span: tuple[int, int]) -> Citation:

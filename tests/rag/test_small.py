@@ -40,6 +40,8 @@ def test_clauses_are_asked_about_by_themselves_and_pronouns_mean_what_was_said_b
     assert read(backend, "青河村住着多少人？", TOWNS) == Read("3012人", 0, 0, 21)
     found = read(backend, "白云镇离省城多远？", TOWNS)
     assert found and found.text == "41公里" and TOWNS[1][found.begin : found.end] == "它离省城41公里。"
+    left_out = reader({"资料：住着88人。": "88人。"})
+    assert read(left_out, "黑石村住着多少人？", ["黑石村在河边，住着88人。"]) == Read("88人", 0, 0, 13)
 
 
 def test_words_of_the_question_are_no_answer_unless_it_offers_them():

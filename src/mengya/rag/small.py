@@ -46,7 +46,8 @@ class _Part:
     text: str
     sentence: Read
     shared: int
-    """Characters of the question's words."""
+    """Characters of the question's words, with what was said before; `own` without that."""
+    own: int
     named: bool
     """Whether it has something that the question names."""
 
@@ -80,15 +81,16 @@ def _parts(question: str, passages: Sequence[str]) -> list[_Part]:
             sentence = Read("", number, begin, end)
             whole = passage[begin:end].rstrip("。！？!?；; ")
             clauses = [clause for clause in _CLAUSE.split(whole) if clause.strip()]
+            before = passage[:begin] if _PRONOUN.match(whole) else ""
             for text in [*clauses, *([whole] if len(clauses) > 1 else [])]:
-                # What a pronoun stands for was said before.
-                told = passage[:begin] + whole if _PRONOUN.match(text) else text
-                shared = sum(map(len, found_in(words, told)))
-                parts.append(_Part(f"{text.strip()}。", sentence, shared, is_named(question, [told])))
+                # What a pronoun stands for, or a clause leaves out, was said before.
+                told = before + whole[: whole.find(text) + len(text)]
+                shared, own = (sum(map(len, found_in(words, each))) for each in (told, text))
+                parts.append(_Part(f"{text.strip()}。", sentence, shared, own, is_named(question, [told])))
     named = [part for part in parts if part.named] or parts
     best = max((part.shared for part in named), default=0)
     near = [part for part in named if part.shared and part.shared >= _SHARE * best]
-    return sorted(near, key=lambda part: -part.shared)[:_MOST]
+    return sorted(near, key=lambda part: (-part.shared, -part.own))[:_MOST]
 
 
 def _said(backend: Backend, messages: Sequence[str]) -> list[str]:

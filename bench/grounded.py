@@ -152,14 +152,22 @@ def main() -> None:
 
     backend = open_backend(str(args.model)) if model.context < LARGE else None
 
-    def answer(row: Row) -> str:
-        """By one sentence after another, or else from all passages."""
+    def by_sentences(row: Row) -> str | None:
+        """By one sentence after another; None: from all passages."""
         found = read(backend, row["prompt"], row["passages"]) if backend else None
         if found is not None and found.text:
             return f"{found.text}[{found.passage + 1}]。"
         if found is not None or (backend and not is_quotable([row["prompt"]], row["passages"])):
             return CHINESE.refusal
-        return ask(model, chat, [Question(TASK, "", row)], max_new_tokens=ANSWER)[0]
+        return None
+
+    def answers(rows: list[Row]) -> list[str]:
+        said = [by_sentences(row) for row in rows]
+        left = [
+            Question(TASK, str(i), row) for i, (row, text) in enumerate(zip(rows, said, strict=True)) if text is None
+        ]
+        rest = iter(ask(model, chat, left, max_new_tokens=ANSWER))
+        return [next(rest) if text is None else text for text in said]
 
     rows: list[Row] = []
     responses: list[str] = []
@@ -169,7 +177,7 @@ def main() -> None:
         found = list(
             schoolbook(args.limit) if book else reading(args.data / FILES[name], args.limit, args.longest, fits)
         )
-        said = [answer(row) for row in found]
+        said = answers(found)
         for row, response in list(zip(found, said, strict=True))[: args.shown]:
             print(f"{grounded_message(row['prompt'], row['passages'])}\n-> {response!r}, right: {row['golds']}\n")
         sets[name] = measured(found, said)

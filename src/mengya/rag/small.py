@@ -54,8 +54,8 @@ class _Part:
 
 def read(backend: Backend, question: str, passages: Sequence[str]) -> Read | None:
     """None if the model has not learnt to read, the question is not in Chinese, or no sentence has a word of it."""
-    parts = _parts(question, passages)
-    if wording(question) is not CHINESE or not parts:
+    parts = _parts(question, passages) if wording(question) is CHINESE else []
+    if not parts:
         return None
     for some in (parts[:1], parts[1:]):  # the first answer says whether it is of use to ask about the others
         said = _said(backend, [sentence_message(question, part.text) for part in some])

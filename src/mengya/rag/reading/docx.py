@@ -249,7 +249,7 @@ class _Reader:
             and _PICTURES not in self._left_out
             and any(self._parts.related(self._parts.main, "image"))
         ):
-            self._draft.note("it holds pictures, whose text is not read; save it as PDF to have it read by OCR")
+            self._draft.note(f"it holds {_PICTURES}")
 
 
 _CHARACTERS = {"tab": "\t", "ptab": "\t", "cr": "\n", "noBreakHyphen": "-"}

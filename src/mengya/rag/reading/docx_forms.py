@@ -32,8 +32,8 @@ def field(begin: Any) -> str:
     data = child(begin, "ffData")
     for one in data if data is not None else ():
         if tag(one) == "checkBox":
-            ticked = one if child(one, "checked") is not None else None
-            return "☑" if is_on(one, "checked" if ticked is not None else "default") else "☐"
+            state = "checked" if child(one, "checked") is not None else "default"
+            return "☑" if is_on(one, state) else "☐"
         if tag(one) == "ddList":
             entries = [attribute(entry, "val") for entry in one if tag(entry) == "listEntry"]
             chosen = next((attribute(entry, "val") for entry in one if tag(entry) == "result"), "0")

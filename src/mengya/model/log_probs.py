@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mengya.batch import IGNORE
+from mengya.model.native.float_products import multiply
 from mengya.model.native.linear import output_gradient, output_projection
 
 UNIT = 256
@@ -88,7 +89,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for part in _chunks(len(x), len(w)):
             loss, gradient = _loss_and_gradient(output_projection(x[part], w), y[part], compiled)
             total += loss
-            torch.mm(gradient, w, out=grad_x[part])
+            multiply(gradient, w, grad_x[part])
             if ctx.needs_input_grad[1]:  # a frozen projection gets no gradient, which would be as large as itself
                 more = output_gradient(gradient, x[part])
                 grad_w = more.float() if grad_w is None else grad_w.add_(more)
@@ -146,7 +147,7 @@ class _TokenLogProbs(torch.autograd.Function):
             gradient = (output_projection(x[part], w).float() - lse[part, None]).exp().neg()
             gradient[_at_labels(y[part])] += 1
             gradient = (gradient * upstream[part, None]).to(x.dtype)
-            torch.mm(gradient, w, out=grad_x[part])
+            multiply(gradient, w, grad_x[part])
             if grad_w is not None:
                 grad_w += output_gradient(gradient, x[part])
         return _placed(grad_x, rows, ctx.size), None if grad_w is None else grad_w.to(weight.dtype), None

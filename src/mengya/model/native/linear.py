@@ -1,15 +1,15 @@
 """Linear layers over float32 weights and activations of another type, and the gradient of their weights.
 
-The forward product and the input's gradient are PyTorch's. The weight's gradient sums over the rows of both
+In bfloat16 the forward product and the input's gradient are PyTorch's. The weight's gradient sums over the rows of both
 factors, which CPU libraries do at half their speed and round to the activations' type; on CPUs with AMX the kernel of
-kernels/weight_gradient.cpp computes it, in float32.
+kernels/weight_gradient.cpp computes it, in float32. All products in float32 are those of float_products.py.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mengya.model.native import kernels
+from mengya.model.native import float_products, kernels
 from mengya.model.native.kernels import Factor, ProductsProblem, WeightGradientProblem
 
 
@@ -55,7 +55,10 @@ def project_joined(x: Tensor, *layers: nn.Linear) -> Tensor:
     if not torch.is_grad_enabled() or not is_plain(*layers):
         return torch.cat(project(x, *layers), dim=-1)
     weights = [m.weight for m in layers]
-    if uses_kernels(x.device.type, x.dtype, x.shape[-1], *(m.out_features for m in layers)):
+    sizes = (x.shape[-1], *(m.out_features for m in layers))
+    if float_products.uses_kernel(x.device.type, x.dtype):
+        out = _FloatProduct.apply(x, *weights)
+    elif uses_kernels(x.device.type, x.dtype, *sizes):
         out = _Product.apply(x, *weights)
     else:
         out = F.linear(x, torch.cat(weights).to(x.dtype))
@@ -78,6 +81,25 @@ class _Product(torch.autograd.Function):
             return grad_x, *(None for _ in ctx.sizes)
         flat = grad_out.reshape(-1, grad_out.shape[-1]), x.reshape(-1, x.shape[-1])
         return grad_x, *(g[0] for g in torch.ops.mengya.weight_gradient(*flat, ctx.sizes, None))
+
+
+class _FloatProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, *weights: Tensor) -> Tensor:
+        weight = torch.cat(weights).to(x.dtype) if len(weights) > 1 else weights[0].to(x.dtype)
+        ctx.save_for_backward(x, weight)
+        ctx.sizes = [len(w) for w in weights]
+        return torch.ops.mengya.product(x.flatten(0, -2), weight.T).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx, grad_out: Tensor):
+        x, weight = ctx.saved_tensors
+        flat = grad_out.reshape(-1, grad_out.shape[-1])
+        grad_x = torch.ops.mengya.product(flat, weight).view(x.shape) if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[1:]):
+            return grad_x, *(None for _ in ctx.sizes)
+        grads = torch.ops.mengya.product(flat.T, x.flatten(0, -2))
+        return grad_x, *grads.split(ctx.sizes)
 
 
 @torch.library.custom_op("mengya::weight_gradient", mutates_args=())
@@ -138,9 +160,9 @@ def multiply_groups(x: Tensor, weight: Tensor, ends: Tensor | None, transposed: 
 
 def output_projection(x: Tensor, weight: Tensor) -> Tensor:
     """x (T, C) times weight (O, C) of the same type: (T, O). Outside autograd."""
-    if not uses_kernels(x.device.type, x.dtype, *weight.shape):
-        return F.linear(x, weight)
     out = x.new_empty(len(x), len(weight))
+    if not uses_kernels(x.device.type, x.dtype, *weight.shape):
+        return float_products.multiply(x, weight.T, out)
     multiply_groups(x.contiguous(), weight.contiguous()[None], None, True, out)
     return out
 
@@ -148,7 +170,7 @@ def output_projection(x: Tensor, weight: Tensor) -> Tensor:
 def output_gradient(grad_y: Tensor, x: Tensor) -> Tensor:
     """The gradient of output_projection's weight, (O, C), float32 if the kernel makes it. grad_y (T, O), x (T, C)."""
     if not uses_kernels(x.device.type, x.dtype, grad_y.shape[1], x.shape[1]):
-        return grad_y.T @ x
+        return float_products.multiply(grad_y.T, x, x.new_empty(grad_y.shape[1], x.shape[1]))
     return weight_gradient(grad_y, x, [grad_y.shape[1]], None)[0][0]
 
 

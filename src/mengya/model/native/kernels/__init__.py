@@ -26,16 +26,26 @@ _AMX = (*_AVX512, "-mavx512bf16")
 _AMX_FEATURES = {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16"}
 
 
-VECTOR = ("vector_attention", "avx2_attention", "generation")
+VECTOR = ("vector_attention", "avx2_attention", "generation", "float_products")
 """As wide as the processor's vectors; avx2_attention, which is vector_attention.cpp, has 32 bytes anywhere."""
 
 
-def _features() -> set[str]:
+def _processor(key: str) -> set[str]:
+    """The words that the system says of the first processor; none where it does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:
         return set()
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
+    return set(next((line for line in lines if line.startswith(key)), "").split())
+
+
+def _features() -> set[str]:
+    return _processor("flags")
+
+
+def is_intel() -> bool:
+    """Whether the processor is of the maker of MKL, the library by which PyTorch multiplies float32."""
+    return "GenuineIntel" in _processor("vendor_id")
 
 
 def has_amx() -> bool:
@@ -187,6 +197,28 @@ class ProductsProblem(ctypes.Structure):
         ("group_stride", ctypes.c_int64),
         *((name, ctypes.c_void_p) for name in ("ends", "rows", "weight", "up_weight", "to", "scale")),
         *((name, ctypes.c_void_p) for name in ("gate_up", "h", "grad_gate_up", "grad_scale")),
+    )
+
+
+class Side(ctypes.Structure):
+    """`struct Side` of float_products.cpp."""
+
+    _fields_ = (("p", ctypes.c_void_p), ("row", ctypes.c_int64), ("column", ctypes.c_int64))
+
+    @classmethod
+    def of(cls, x: torch.Tensor) -> "Side":
+        return cls(x.data_ptr(), *x.stride())
+
+
+class FloatProblem(ctypes.Structure):
+    """`struct Problem` of float_products.cpp."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "depth", "threads")),
+        *((name, Side) for name in ("a", "b")),
+        ("c", ctypes.c_void_p),
+        ("c_row", ctypes.c_int64),
+        *((name, ctypes.c_float) for name in ("alpha", "beta")),
     )
 
 

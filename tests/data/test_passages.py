@@ -93,6 +93,22 @@ def test_invented_subjects_are_told_and_asked_of_in_each_wording():
             assert len(wordings) == len(set(wordings)) >= 10
 
 
+def test_a_fifth_of_held_out_passages_is_told_in_new_words(relations, monkeypatch):
+    told, say = Counter(), passages.Told.say
+
+    def counted(self, way):
+        told[way in self.attribute.told] += bool(self.attribute.told)
+        return say(self, way)
+
+    monkeypatch.setattr(passages.Told, "say", counted)
+    for held_out, least, most in ((False, 0, 0), (True, 0.15, 0.25)):
+        told.clear()
+        maker = passages.Maker(random.Random(7), relations, held_out)
+        for _ in range(200):
+            maker.scene()
+        assert least <= told[True] / told.total() <= most
+
+
 def test_reading_is_written_for_a_seed(tmp_path):
     assert write_reading(tmp_path, 1) == {"reading.jsonl": passages.READINGS}
     lines = (tmp_path / "reading.jsonl").read_text(encoding="utf-8").split("\n")[:-1]

@@ -22,6 +22,8 @@ _LONGEST = 130
 """Characters of all passages of a question together."""
 _CHANGED = 0.3
 """The share of changed facts."""
+_TOLD = 0.2
+"""The share of `Attribute.told` in held-out passages, however many wordings there are for training."""
 _PRONOUNS, _ABSENT, _FRAMED = 0.2, 0.7, 0.3
 """Of the sentences that are asked about one by one: the shares of pronouns in place of the subject, of conversations
 with a question that has no answer, and of plain questions with one of `_ASKING` before them."""
@@ -189,8 +191,8 @@ class Maker:
         rng = self.rng
         sentences = []
         for i, fact in enumerate(facts):
-            ways = fact.attribute.say + self.held_out * fact.attribute.told
-            way = rng.choice(ways)
+            new = self.held_out and fact.attribute.told and rng.random() < _TOLD
+            way = rng.choice(fact.attribute.told if new else fact.attribute.say)
             if i and pronoun and rng.random() < 0.5:
                 way = re.sub(r"^\{s\}", pronoun, way)
             sentences.append(fact.say(way))

@@ -70,6 +70,45 @@ def test_conversations_answer_from_the_sentence_that_is_shown(relations):
     assert min(checked[1], checked[2]) > 100
 
 
+def test_only_plain_questions_get_words_before_them(relations):
+    """Not those that have such words of their own ("请问"), nor requests."""
+    frames = "|".join(passages._ASKING)
+    seen = set()
+    for turns in passages.readings(random.Random(6), relations, 1000):
+        for asked, _ in turns:
+            if framed := re.search(rf"问题：({frames})(.*)", asked):
+                assert framed[2].endswith("？") and not framed[2].startswith(("请", "我", "你", "帮")), asked
+                seen.add(framed[1])
+    assert seen == {*passages._ASKING}
+
+
+def test_invented_subjects_are_told_and_asked_of_in_each_wording():
+    _, kinds = passages.load_kinds()
+    for attribute in (attribute for kind in kinds for attribute in kind.attributes):
+        for told in (*attribute.say, *attribute.told):
+            assert told.count("{s}") == told.count("{a}") == 1 and told[-1] not in "。？", told
+        for asked in (*attribute.ask, *attribute.asked):
+            assert asked.count("{s}") == 1 and "{a}" not in asked and asked.endswith("？"), asked
+        for wordings in (attribute.say, attribute.ask):
+            assert len(wordings) == len(set(wordings)) >= 10
+
+
+def test_a_fifth_of_held_out_passages_is_told_in_new_words(relations, monkeypatch):
+    told, say = Counter(), passages.Told.say
+
+    def counted(self, way):
+        told[way in self.attribute.told] += bool(self.attribute.told)
+        return say(self, way)
+
+    monkeypatch.setattr(passages.Told, "say", counted)
+    for held_out, least, most in ((False, 0, 0), (True, 0.15, 0.25)):
+        told.clear()
+        maker = passages.Maker(random.Random(7), relations, held_out)
+        for _ in range(200):
+            maker.scene()
+        assert least <= told[True] / told.total() <= most
+
+
 def test_reading_is_written_for_a_seed(tmp_path):
     assert write_reading(tmp_path, 1) == {"reading.jsonl": passages.READINGS}
     lines = (tmp_path / "reading.jsonl").read_text(encoding="utf-8").split("\n")[:-1]

@@ -22,10 +22,12 @@ _LONGEST = 130
 """Characters of all passages of a question together."""
 _CHANGED = 0.3
 """The share of changed facts."""
+_TOLD = 0.2
+"""The share of `Attribute.told` in held-out passages, however many wordings there are for training."""
 _PRONOUNS, _ABSENT, _FRAMED = 0.2, 0.7, 0.3
 """Of the sentences that are asked about one by one: the shares of pronouns in place of the subject, of conversations
-with a question that has no answer, and of questions with one of `_ASKING` before them."""
-_ASKING = ("请问", "我想知道，", "请告诉我，", "你知道吗？")
+with a question that has no answer, and of plain questions with one of `_ASKING` before them."""
+_ASKING = ("请问", "我想知道，", "请告诉我，", "你知道吗？", "我想问一下，", "麻烦问一下，", "帮我查一下，")
 _SLOT = re.compile(r"\{([^{}]+)\}")
 
 
@@ -154,8 +156,8 @@ class Maker:
 
     def _framed(self, attribute: Attribute, subject: str) -> str:
         question = self._asked(attribute, subject)
-        framed = self.rng.random() < _FRAMED and not question.startswith(("请", "我"))
-        return f"{self.rng.choice(_ASKING)}{question}" if framed else question
+        plain = question.endswith("？") and not question.startswith(("请", "我", "你"))
+        return f"{self.rng.choice(_ASKING)}{question}" if plain and self.rng.random() < _FRAMED else question
 
     def _kind(self) -> Kind:
         return self.rng.choice(self.changed if self.rng.random() < _CHANGED else self.kinds)
@@ -189,8 +191,8 @@ class Maker:
         rng = self.rng
         sentences = []
         for i, fact in enumerate(facts):
-            ways = fact.attribute.say + self.held_out * fact.attribute.told
-            way = rng.choice(ways)
+            new = self.held_out and fact.attribute.told and rng.random() < _TOLD
+            way = rng.choice(fact.attribute.told if new else fact.attribute.say)
             if i and pronoun and rng.random() < 0.5:
                 way = re.sub(r"^\{s\}", pronoun, way)
             sentences.append(fact.say(way))

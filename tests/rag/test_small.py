@@ -57,7 +57,31 @@ def test_a_question_that_no_sentence_answers_is_refused():
     assert read(backend, "蓝鲸有多长？", TOWNS) is None and not backend.asked
 
 
-@pytest.mark.parametrize("said", ["", "好的，下次再聊！", "1899年。", "。"])
+def test_a_name_that_is_written_a_little_wrong_is_taken_from_the_sentence():
+    backend = reader({"白云镇的特产": "蜂蛇。"})
+    assert read(backend, "白云镇的特产是什么？", TOWNS) is None  # this backend does not say what is likely
+    backend.likes = lambda character: -0.1 if character in "蜂蜜。" else -5.0
+    assert read(backend, "白云镇的特产是什么？", TOWNS) == Read("蜂蜜", 1, 0, 10)
+    backend.likes = lambda character: -0.1 if character in "白云镇。" else -5.0
+    found = read(backend, "白云镇的特产是什么？", TOWNS)
+    assert found and found.text != "白云镇"  # which the question says
+
+
+def test_an_answer_that_stands_in_the_sentence_may_be_long():
+    long = "在河边种茶、养蜂、打鱼和给过路的人撑船"
+    backend = reader({long: f"{long}。"})
+    found = read(backend, "青河村的人靠什么生活？", [f"青河村的人靠{long}生活。"])
+    assert found and found.text == long
+
+
+def test_an_answer_is_whole_words_of_the_sentence():
+    backend = reader({"白云镇建于1900年": "90。"})
+    backend.likes = lambda character: -0.1 if character in "1900年。" else -5.0
+    found = read(backend, "白云镇建于哪一年？", TOWNS)
+    assert found and found.text == "1900年"
+
+
+@pytest.mark.parametrize("said", ["", "好的，下次再聊！", "2345", "。"])
 def test_a_model_that_has_not_learnt_to_read_is_known_by_what_it_says(said):
     assert read(Speaker(lambda _: said, context=512), "白云镇建于哪一年？", TOWNS) is None
 

@@ -74,7 +74,7 @@ class Dialogue:
             )
 
     def _count(self, messages: list[Message]) -> int:
-        return self._backend.count(Conversation(messages)) if self.context else 0
+        return len(self._backend.encode(Conversation(messages))) if self.context else 0
 
     def _answer(self, messages: list[Message]) -> Generator[str, None, None]:
         pieces: SimpleQueue[tuple[float, Piece]] = SimpleQueue()

@@ -237,7 +237,7 @@ class _Room:
         return self._tokens(shown) + self._reserve <= self._backend.context
 
     def _tokens(self, shown: Sequence[Shown]) -> int:
-        return self._backend.count(Conversation(self.messages(shown)))
+        return len(self._backend.encode(Conversation(self.messages(shown))))
 
     def filled(self, best: Sequence[Shown], wanted: Sequence[str]) -> tuple[Shown, ...]:
         """As many of the best passages as fit, or their best sentences. What was said before goes if nothing fits

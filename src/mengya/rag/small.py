@@ -1,7 +1,8 @@
 """Answers of a model that is too small to find its way through passages: it is asked about one sentence after another.
 
 The words of the question choose the sentences; the model says what of a sentence is the answer, or that it holds none.
-It learns this from the conversations that `corpus.reading` adds.
+It learns this from the conversations that `corpus.reading` adds. Where it writes a name that it has never seen a
+little wrong, the piece of the sentence is taken that it finds likeliest.
 """
 
 import re
@@ -9,10 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
+from typing import NamedTuple
 
+from mengya.errors import UserError
 from mengya.infer.backends import Backend
 from mengya.infer.backends.listening import awaited
-from mengya.infer.request import Conversation, Piece, Request, Sampling, TooLong
+from mengya.infer.request import Conversation, LogProb, Piece, Request, Sampling, TooLong
+from mengya.rag import terms
 from mengya.rag.names import is_named
 from mengya.rag.passages import sentences
 from mengya.rag.quote import found_in, words_of
@@ -22,8 +26,14 @@ _SHARE = 0.5
 """Of the characters that the best sentence shares with the question; those with fewer are not asked about."""
 _MOST = 24
 """Sentences that are asked about."""
+_LONGEST = 7
+"""Words of an answer that is chosen among the pieces of a sentence."""
+_NEAR = 0.5
+"""Part of what a model says that must stand in the sentence if it has learnt to read."""
 _ANSWER = Sampling(temperature=0, max_new_tokens=32)
+_SCORE = Sampling(temperature=0, max_new_tokens=1)
 _CLAUSE = re.compile(r"[，,；;：:]")
+_STOPS = frozenset("，。；：？！,;:?! \n")
 _PRONOUN = re.compile("[他她它这那该本其]")
 
 
@@ -60,13 +70,51 @@ def read(backend: Backend, question: str, passages: Sequence[str]) -> Read | Non
     for some in (parts[:1], parts[1:]):  # the first answer says whether it is of use to ask about the others
         said = _said(backend, [sentence_message(question, part.text) for part in some])
         for part, text in zip(some, said, strict=True):
-            answer = text.rstrip("。")
-            asked = answer in question and "还是" not in question
-            if answer and answer in part.text and not asked:
+            if text != CHINESE.refusal and (answer := _answer(backend, question, part.text, text.rstrip("。"))):
                 return replace(part.sentence, text=answer)
         if 2 * said.count(CHINESE.refusal) < len(said):
             return None
     return Read("")
+
+
+def _answer(backend: Backend, question: str, sentence: str, said: str) -> str:
+    """The piece of a sentence that the model means; "" if it means none."""
+    pieces = _pieces(question, sentence)
+    if said in pieces:
+        return said
+    near = sum(character in sentence for character in said) >= _NEAR * len(said)
+    short = [piece for piece, words in pieces.items() if words <= _LONGEST]
+    return _likeliest(backend, sentence_message(question, sentence), short) if said and near and short else ""
+
+
+def _pieces(question: str, sentence: str) -> dict[str, int]:
+    """Words of a sentence that stand together and may be an answer, and how many they are: not those of the question,
+    unless it offers them to choose from."""
+    found: dict[str, int] = {}
+    words = terms.words(sentence)
+    offered = "还是" in question
+    for begin in range(len(words)):
+        for end in range(begin + 1, len(words) + 1):
+            if words[end - 1] in _STOPS:
+                break
+            piece = "".join(words[begin:end]).strip()
+            if piece and (offered or piece not in question):
+                found.setdefault(piece, end - begin)
+    return found
+
+
+def _likeliest(backend: Backend, message: str, pieces: Sequence[str]) -> str:
+    """The answer whose tokens are likeliest on average; "" if this backend does not tell."""
+    try:
+        prompt = backend.encode(_conversation(message))
+        answers = [backend.encode(f"{piece}。") for piece in pieces]
+        answers = [ids[ids[:1] == prompt[:1] :] for ids in answers]  # without what every text begins with
+        asked = [Request(prompt=[*prompt, *ids], sampling=_SCORE, prompt_logprobs=True, logprobs=0) for ids in answers]
+        given = [said.scores[len(prompt) :] for said in _ask(backend, asked)]
+    except UserError:
+        return ""
+    means = [sum(each.logprob or 0.0 for each in scores) / len(scores) if scores else -1e9 for scores in given]
+    return pieces[max(range(len(pieces)), key=means.__getitem__)]
 
 
 def _parts(question: str, passages: Sequence[str]) -> list[_Part]:
@@ -93,18 +141,33 @@ def _parts(question: str, passages: Sequence[str]) -> list[_Part]:
     return sorted(near, key=lambda part: (-part.shared, -part.own))[:_MOST]
 
 
+class _Said(NamedTuple):
+    text: str
+    scores: Sequence[LogProb]
+    """Of the prompt's tokens, if they were asked for."""
+
+
+def _conversation(message: str) -> Conversation:
+    return Conversation([{"role": "user", "content": message}])
+
+
 def _said(backend: Backend, messages: Sequence[str]) -> list[str]:
-    """What the model answers to each, asked at once; nothing to those that do not fit into its context, or that it
-    fails at: whoever shows it passages then will see that, too."""
+    """What the model answers to each."""
+    asked = [Request(prompt=_conversation(message), sampling=_ANSWER) for message in messages]
+    return [said.text.strip() for said in _ask(backend, asked)]
+
+
+def _ask(backend: Backend, requests: Sequence[Request]) -> list[_Said]:
+    """All at once; nothing is said to those that do not fit into the context, or that the model fails at: whoever shows
+    it passages then will see that, too."""
     pieces: SimpleQueue[tuple[int, Piece]] = SimpleQueue()
-    texts, tickets = [""] * len(messages), []
+    found, tickets = [_Said("", ())] * len(requests), []
 
     def deliver(number: int, piece: Piece) -> None:
         pieces.put((number, piece))
 
     try:
-        for number, message in enumerate(messages):
-            request = Request(prompt=Conversation([{"role": "user", "content": message}]), sampling=_ANSWER)
+        for number, request in enumerate(requests):
             try:
                 tickets.append(backend.submit(request, partial(deliver, number)))
             except TooLong:
@@ -112,9 +175,10 @@ def _said(backend: Backend, messages: Sequence[str]) -> list[str]:
         open_requests = len(tickets)
         while open_requests:
             number, piece = awaited(pieces, backend)
-            texts[number] += piece.text
+            text, scores = found[number]
+            found[number] = _Said(text + piece.text, scores or piece.prompt_logprobs)
             open_requests -= piece.finish is not None
     finally:
         for ticket in tickets:
             ticket.cancel()
-    return [text.strip() for text in texts]
+    return found

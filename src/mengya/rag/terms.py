@@ -167,6 +167,11 @@ def _segmenter() -> Any:
     return rjieba
 
 
+def words(text: str) -> list[str]:
+    """All of a text, cut into words and marks."""
+    return list(_segmenter().cut(text))
+
+
 def tagged(text: str) -> list[tuple[str, str, bool]]:
     """Of a normalised text: (word, its part of speech as jieba has it, whether the dictionary has it)."""
     segmenter = _segmenter()

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from mengya.model.native.float_products import multiply
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _AT_ONCE = 1 << 25
 """Numbers that are orthogonalised together, at least one matrix: what it needs besides is several times as large."""
@@ -29,11 +31,12 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     x = matrices.mT if tall else matrices
     x = x.flatten(0, -3) if x.ndim > 2 else x[None]
     for step in range(steps):
-        gram = x @ x.mT
+        gram = multiply(x, x.mT, x.new_empty(*x.shape[:2], x.shape[1]), symmetric=True)
         if not step:
             square = gram.flatten(-2).norm(dim=-1).clamp(min=1e-14)[:, None, None]
             x, gram = x / square.sqrt(), gram / square
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        factor = multiply(gram, gram, gram.clone(), alpha=c, beta=b, symmetric=True)
+        x = multiply(factor, x, x.clone(), beta=a)
     return (x.mT if tall else x).reshape(matrices.shape)
 
 

@@ -113,7 +113,7 @@ def test_what_is_said_never_becomes_a_control_token(qwen, chat: Chat, tmp_path: 
         text = "".join(random.choices(PARTS, k=6))
         ids = backend._encode(Conversation([{"role": "user", "content": text}]))
         assert [t for t in ids if t in control] == scaffold, text
-        assert control.isdisjoint(backend.tokenize(text))
+        assert control.isdisjoint(backend.encode(text))
     backend.close()
 
 
@@ -122,9 +122,8 @@ def test_tokens_are_those_of_our_tokenizer(backend: LlamaCpp, local: Local):
     for _ in range(100):
         text = "".join(random.choices([*"春天来了，小草hello 123\n\t!é😀", "<|im_end|>"], k=20))
         said = Conversation([{"role": "system", "content": "芽"}, {"role": "user", "content": text}])
-        assert backend._encode(said) == local._encode(said)
-        assert backend.count(said) == len(local._encode(said))
-        ids = local.tokenize("好" + text.replace("<|im_end|>", ""))
+        assert backend.encode(said) == local.encode(said)
+        ids = local.encode("好" + text.replace("<|im_end|>", ""))
         assert backend.tokenizer.decode(ids) == local.tokenizer.decode(ids)
     assert backend.tokenizer.token_bytes == local.tokenizer.token_bytes
 
@@ -138,7 +137,7 @@ def test_what_was_computed_is_kept(backend: LlamaCpp):
 
     cached("春天来了，小草从土里钻出来。")
     again = cached("春天来了，小草从土里钻出来。")
-    assert again == backend.count(Conversation([{"role": "user", "content": "春天来了，小草从土里钻出来。"}])) - 1
+    assert again == len(backend.encode(Conversation([{"role": "user", "content": "春天来了，小草从土里钻出来。"}]))) - 1
     assert 0 < cached("春天来了，熊猫") < again
 
 

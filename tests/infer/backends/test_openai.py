@@ -417,8 +417,7 @@ def test_openai_itself_has_another_name_for_the_longest_answer():
 
 def test_what_it_cannot_do_is_told(server: Server, remote: Remote):
     refused = [
-        lambda: remote.count("a"),
-        lambda: remote.tokenize("a"),
+        lambda: remote.encode("a"),
         lambda: remote.embed([[1]]),
         lambda: answer(remote, grammar=lambda: None),
         lambda: answer(remote, prompt_logprobs=True),

@@ -31,10 +31,10 @@ def test_its_vectors_are_those_of_the_library(directory, backend):
     texts = ["春天来了", "花开", "abc"]
     expected = torch.tensor(SentenceTransformer(str(directory), device="cpu").encode(texts, normalize_embeddings=True))
     assert torch.allclose(backend.vectors(texts), expected, atol=1e-5)
-    raw = backend.embed([backend.tokenize(text) for text in texts])
+    raw = backend.embed([backend.encode(text) for text in texts])
     assert torch.allclose(torch.nn.functional.normalize(raw), expected, atol=1e-5)
-    assert (backend.name, backend.context, backend.tokenize("春春")) == ("tiny-embedder", 32, [2, 4, 4, 3])
-    assert len(backend.tokenize("春" * 50)) == 52 and backend.tokenize("") == []
+    assert (backend.name, backend.context, backend.encode("春春")) == ("tiny-embedder", 32, [2, 4, 4, 3])
+    assert len(backend.encode("春" * 50)) == 52 and backend.encode("") == []
 
 
 def test_it_gives_no_answers(backend):

@@ -100,11 +100,11 @@ def end(backend: Vllm) -> int:
 
 
 def test_an_answer(backend: Vllm):
-    ids = backend.tokenize("你好，我叫萌芽。")
+    ids = backend.encode("你好，我叫萌芽。")
     engine(backend).script = [[(ids[:2], None), (ids[2:], None), ([end(backend)], "stop")]]
     said = answer(backend, sampling=Sampling(seed=3, top_k=5, max_new_tokens=30), stop_ids=[9])
     assert (said.text, said.tokens) == ("你好，我叫萌芽。", ids)
-    assert said.last.finish == "stop" and said.last.usage == (backend.count(HELLO), len(ids) + 1, 3)
+    assert said.last.finish == "stop" and said.last.usage == (len(backend.encode(HELLO)), len(ids) + 1, 3)
     prompt, asked, _ = engine(backend).asked[0]
     assert prompt == {"prompt_token_ids": backend._encode(HELLO)}
     wanted = {"seed": 3, "top_k": 5, "max_tokens": 30, "n": 1, "stop": None, "output_kind": "delta"}
@@ -114,7 +114,7 @@ def test_an_answer(backend: Vllm):
 
 
 def test_choices_stop_texts_and_log_probabilities(backend: Vllm):
-    first, second = backend.tokenize("你好。熊猫"), backend.tokenize("春天")
+    first, second = backend.encode("你好。熊猫"), backend.encode("春天")
     engine(backend).script = [[(first, "stop")], [(second, None), ([], "length")]]
     request = Request(prompt="从前", n=2, stop=["。"])
     one, two = answers(backend, request)
@@ -130,14 +130,14 @@ def test_choices_stop_texts_and_log_probabilities(backend: Vllm):
 
 
 def test_cancelling_and_closing_end_the_request_in_vllm(backend: Vllm):
-    engine(backend).script = [[(backend.tokenize("你好"), None)]]
+    engine(backend).script = [[(backend.encode("你好"), None)]]
     pieces: SimpleQueue[Piece] = SimpleQueue()
     ticket = backend.submit(Request(prompt=HELLO), pieces.put)
-    assert ticket.prompt_tokens == backend.count(HELLO)
+    assert ticket.prompt_tokens == len(backend.encode(HELLO))
     assert pieces.get(timeout=PATIENCE).text == "你好"
     ticket.cancel()
     last = finished(pieces)[0].last
-    assert last.finish == "cancelled" and last.usage == (ticket.prompt_tokens, len(backend.tokenize("你好")), 0)
+    assert last.finish == "cancelled" and last.usage == (ticket.prompt_tokens, len(backend.encode("你好")), 0)
     backend.submit(Request(prompt=HELLO), pieces.put)
     assert pieces.get(timeout=PATIENCE).text == "你好" and backend.load().running == 1
     closed = engine(backend).closed

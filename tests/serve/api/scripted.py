@@ -67,11 +67,8 @@ class Scripted:
             return "".join([*told, *(_words(message["content"]) for message in prompt.messages)])
         return "".join(map(chr, prompt))
 
-    def count(self, prompt: Prompt) -> int:
-        return len(self.text(prompt))
-
-    def tokenize(self, text: str) -> list[int]:
-        return list(map(ord, text))
+    def encode(self, prompt: Prompt) -> list[int]:
+        return list(map(ord, self.text(prompt)))
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         return torch.stack([torch.tensor([float(sum(ids)), float(len(ids)), 1.0]) for ids in prompts])

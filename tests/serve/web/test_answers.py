@@ -192,8 +192,8 @@ def test_a_full_context_forgets_the_oldest_turns():
 def test_a_long_conversation_is_not_counted_turn_by_turn():
     """open-webui 23418: minutes went by before the model was asked."""
     backend, counted = Scripted(context=100), []
-    count = backend.count
-    backend.count = lambda prompt: counted.append(1) or count(prompt)
+    encode = backend.encode
+    backend.encode = lambda prompt: counted.append(1) or encode(prompt)
     turns = [{"role": r, "content": "字" * 10} for _ in range(1000) for r in ("user", "assistant")]
     turns.append({"role": "user", "content": "字" * 10})
     assert fitted(backend, "", turns, 10) == turns[-9:] and len(counted) < 20

@@ -52,12 +52,8 @@ class Backend(Protocol):
         cannot be answered: `TooLong`, a template that refuses the conversation, what this backend cannot do."""
         ...
 
-    def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt. UserError if this backend does not know."""
-        ...
-
-    def tokenize(self, text: str) -> list[int]:
-        """UserError if this backend does not know."""
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The token ids of a prompt. UserError if this backend does not know."""
         ...
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> "Tensor":

@@ -62,13 +62,9 @@ class LlamaCpp:
             self._jobs.put(job)
         return job
 
-    def count(self, prompt: Prompt) -> int:
+    def encode(self, prompt: Prompt) -> list[int]:
         with self._open():
-            return len(self._encode(prompt))
-
-    def tokenize(self, text: str) -> list[int]:
-        with self._open():
-            return self.tokenizer.encode(text)
+            return self._encode(prompt)
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         raise UserError(f"{self.name} is a GGUF file, which is only asked for answers; use a model directory")

@@ -50,7 +50,7 @@ class Local:
         self._thread.start()
 
     def submit(self, request: Request, deliver: Deliver) -> "Ticket":
-        prompt = self._encode(request.prompt)
+        prompt = self.encode(request.prompt)
         with self._work:
             if self._closed:
                 raise UserError("the model is being closed; ask again later")
@@ -60,11 +60,8 @@ class Local:
             self._work.notify()
         return Ticket(job)
 
-    def count(self, prompt: Prompt) -> int:
-        return len(self._encode(prompt))
-
-    def tokenize(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text)
+    def encode(self, prompt: Prompt) -> list[int]:
+        return token_ids(prompt, self.tokenizer, self.chat, self.name)
 
     @torch.inference_mode()
     def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -100,9 +97,6 @@ class Local:
             self._closed = True
             self._work.notify()
         self._thread.join()
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        return token_ids(prompt, self.tokenizer, self.chat, self.name)
 
     def _run(self) -> None:
         while True:

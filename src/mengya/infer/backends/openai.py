@@ -31,7 +31,7 @@ _LONGEST = 300
 
 
 class Remote:
-    """`context` and `count` are not known: the server says when a conversation is too long."""
+    """`context` and `encode` are not known: the server says when a conversation is too long."""
 
     context = 0
 
@@ -64,10 +64,7 @@ class Remote:
 
         return self._tasks.submit(begin, request.n, deliver)
 
-    def count(self, prompt: Prompt) -> int:
-        raise self._unknown()
-
-    def tokenize(self, text: str) -> list[int]:
+    def encode(self, prompt: Prompt) -> list[int]:
         raise self._unknown()
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:

@@ -56,9 +56,11 @@ class Sentences:
             )
         return found.float().cpu()
 
-    def tokenize(self, text: str) -> list[int]:
+    def encode(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            raise self._silent()
         with self._lock:
-            return self._model.tokenizer(text, truncation=False, verbose=False)["input_ids"] if text else []
+            return self._model.tokenizer(prompt, truncation=False, verbose=False)["input_ids"] if prompt else []
 
     @torch.inference_mode()
     def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
@@ -71,11 +73,6 @@ class Sentences:
         return torch.stack(found)
 
     def submit(self, request: Request, deliver: Deliver) -> Ticket:
-        raise self._silent()
-
-    def count(self, prompt: Prompt) -> int:
-        if isinstance(prompt, str):
-            return len(self.tokenize(prompt))
         raise self._silent()
 
     def grammar(self, schema: Mapping[str, Any]) -> GrammarMaker:

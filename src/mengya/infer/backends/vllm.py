@@ -68,7 +68,7 @@ class Vllm:
     def submit(self, request: Request, deliver: Deliver) -> Ticket:
         if request.grammar is not None:
             raise UserError("vLLM does not take our grammars; leave it out, or use our engine")
-        prompt = self._encode(request.prompt)
+        prompt = self.encode(request.prompt)
         check_tokens(request, prompt, self.context, self.tokenizer.vocab_size)
         parameters = self._parameters(**self._asked(request))
 
@@ -78,11 +78,8 @@ class Vllm:
 
         return self._tasks.submit(begin, request.n, deliver, len(prompt))
 
-    def count(self, prompt: Prompt) -> int:
-        return len(self._encode(prompt))
-
-    def tokenize(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text)
+    def encode(self, prompt: Prompt) -> list[int]:
+        return token_ids(prompt, self.tokenizer, self.chat, self.name)
 
     def embed(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         raise UserError("vLLM's engine is only asked for answers here; use our engine for embeddings")
@@ -103,9 +100,6 @@ class Vllm:
     async def _start(self, arguments: Any) -> Any:
         """In the loop that will use it."""
         return self._engine_class.from_engine_args(arguments)
-
-    def _encode(self, prompt: Prompt) -> list[int]:
-        return token_ids(prompt, self.tokenizer, self.chat, self.name)
 
     def _asked(self, request: Request) -> dict[str, Any]:
         """The arguments of vLLM's SamplingParams."""

@@ -56,8 +56,8 @@ def project_joined(x: Tensor, *layers: nn.Linear) -> Tensor:
         return torch.cat(project(x, *layers), dim=-1)
     weights = [m.weight for m in layers]
     sizes = (x.shape[-1], *(m.out_features for m in layers))
-    if float_products.uses_kernel(x.device.type, x.dtype):
-        out = _FloatProduct.apply(x, *weights)
+    if float_products.uses_kernel(x.device.type, x.dtype, *(w.dtype for w in weights)):
+        out = float_products.Linear.apply(x.flatten(0, -2), *weights).view(*x.shape[:-1], -1)
     elif uses_kernels(x.device.type, x.dtype, *sizes):
         out = _Product.apply(x, *weights)
     else:
@@ -81,25 +81,6 @@ class _Product(torch.autograd.Function):
             return grad_x, *(None for _ in ctx.sizes)
         flat = grad_out.reshape(-1, grad_out.shape[-1]), x.reshape(-1, x.shape[-1])
         return grad_x, *(g[0] for g in torch.ops.mengya.weight_gradient(*flat, ctx.sizes, None))
-
-
-class _FloatProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, *weights: Tensor) -> Tensor:
-        weight = torch.cat(weights).to(x.dtype) if len(weights) > 1 else weights[0].to(x.dtype)
-        ctx.save_for_backward(x, weight)
-        ctx.sizes = [len(w) for w in weights]
-        return torch.ops.mengya.product(x.flatten(0, -2), weight.T).view(*x.shape[:-1], -1)
-
-    @staticmethod
-    def backward(ctx, grad_out: Tensor):
-        x, weight = ctx.saved_tensors
-        flat = grad_out.reshape(-1, grad_out.shape[-1])
-        grad_x = torch.ops.mengya.product(flat, weight).view(x.shape) if ctx.needs_input_grad[0] else None
-        if not any(ctx.needs_input_grad[1:]):
-            return grad_x, *(None for _ in ctx.sizes)
-        grads = torch.ops.mengya.product(flat.T, x.flatten(0, -2))
-        return grad_x, *grads.split(ctx.sizes)
 
 
 @torch.library.custom_op("mengya::weight_gradient", mutates_args=())
@@ -177,6 +158,9 @@ def output_gradient(grad_y: Tensor, x: Tensor) -> Tensor:
 def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> Tensor:
     """down(silu(gate(x)) * up(x)), as Shazeer 2020 (arXiv:2002.05202)."""
     fused = torch.is_grad_enabled() and is_plain(gate, up, down) and gate.bias is None
+    if fused and float_products.uses_kernel(x.device.type, x.dtype, *(m.weight.dtype for m in (gate, up, down))):
+        out = float_products.SwiGLU.apply(x.flatten(0, -2), gate.weight, up.weight, down.weight)
+        return out.view(*x.shape[:-1], -1)
     if fused and uses_kernels(x.device.type, x.dtype, x.shape[-1], gate.out_features, down.out_features):
         out = swiglu_groups(x.flatten(0, -2), [gate.weight[None], up.weight[None]], down.weight[None])
         return out.view(*x.shape[:-1], out.shape[-1])

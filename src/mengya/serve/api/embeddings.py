@@ -51,7 +51,7 @@ async def embed(service: Service, request: Request, body: EmbeddingBody) -> Resp
 
 def _vectors(backend: Backend, inputs: Sequence[str] | Sequence[list[int]]) -> tuple[list[list[int]], Tensor]:
     """The tokens of each input, and (inputs, C) vectors."""
-    prompts = [backend.tokenize(given) if isinstance(given, str) else given for given in inputs]
+    prompts = [backend.encode(given) if isinstance(given, str) else given for given in inputs]
     for number, prompt in enumerate(prompts):
         if not prompt:
             raise ApiError(400, f"input[{number}] is empty; give a text", param="input")

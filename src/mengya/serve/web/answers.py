@@ -256,7 +256,7 @@ def fitted(backend: Backend, system: str, messages: Messages, longest: int) -> M
     room = backend.context - min(longest, max(1, backend.context // 4))
 
     def used(dropped: int) -> int:
-        return backend.count(Conversation([*before, *messages[2 * dropped :]]))
+        return len(backend.encode(Conversation([*before, *messages[2 * dropped :]])))
 
     if used(0) <= room:
         return [*before, *messages]

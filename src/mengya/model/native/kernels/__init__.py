@@ -214,11 +214,12 @@ class FloatProblem(ctypes.Structure):
     """`struct Problem` of float_products.cpp."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("rows", "columns", "depth", "threads")),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "depth", "threads", "symmetric")),
         *((name, Side) for name in ("a", "b")),
         ("c", ctypes.c_void_p),
         ("c_row", ctypes.c_int64),
         *((name, ctypes.c_float) for name in ("alpha", "beta")),
+        *((name, ctypes.c_void_p) for name in ("gate_up", "h")),
     )
 
 

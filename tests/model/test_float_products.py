@@ -132,3 +132,17 @@ def test_large_gates_stay_finite():
     (F.silu(plain) * plain).sum().backward()
     torch.testing.assert_close(out.double(), F.silu(plain) * plain, rtol=1e-6, atol=1e-25)
     torch.testing.assert_close(x.grad.double(), plain.grad, rtol=1e-5, atol=1e-25)
+
+
+def test_custom_operators_pass_torch_checks():
+    x, gate, up, down = torch.randn(9, 20), torch.randn(24, 20), torch.randn(24, 20), torch.randn(20, 24)
+    operators, checks = torch.ops.mengya, ("test_schema", "test_autograd_registration", "test_faketensor")
+    asked = [
+        (operators.float_outputs, (x, [gate, up])),
+        (operators.float_input_gradient, (torch.randn(9, 48), [gate, up])),
+        (operators.float_weight_gradient, (torch.randn(9, 24), x)),
+        (operators.float_gated, (x, gate, up)),
+        (operators.float_gated_gradients, (x, down, torch.randn(9, 48))),
+    ]
+    for operator, arguments in asked:
+        torch.library.opcheck(operator, arguments, test_utils=checks)

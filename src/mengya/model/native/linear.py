@@ -2,7 +2,8 @@
 
 In bfloat16 the forward product and the input's gradient are PyTorch's. The weight's gradient sums over the rows of both
 factors, which CPU libraries do at half their speed and round to the activations' type; on CPUs with AMX the kernel of
-kernels/weight_gradient.cpp computes it, in float32. All products in float32 are those of float_products.py.
+kernels/weight_gradient.cpp computes it, in float32. In float32, all products that have gradients are those of
+float_products.py.
 """
 
 import torch
@@ -57,7 +58,7 @@ def project_joined(x: Tensor, *layers: nn.Linear) -> Tensor:
     weights = [m.weight for m in layers]
     sizes = (x.shape[-1], *(m.out_features for m in layers))
     if float_products.uses_kernel(x.device.type, x.dtype, *(w.dtype for w in weights)):
-        out = float_products.Linear.apply(x.flatten(0, -2), *weights).view(*x.shape[:-1], -1)
+        out = float_products.Linear.apply(x.flatten(0, -2), *weights).view(*x.shape[:-1], sum(sizes[1:]))
     elif uses_kernels(x.device.type, x.dtype, *sizes):
         out = _Product.apply(x, *weights)
     else:
@@ -160,7 +161,7 @@ def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> Tensor
     fused = torch.is_grad_enabled() and is_plain(gate, up, down) and gate.bias is None
     if fused and float_products.uses_kernel(x.device.type, x.dtype, *(m.weight.dtype for m in (gate, up, down))):
         out = float_products.SwiGLU.apply(x.flatten(0, -2), gate.weight, up.weight, down.weight)
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], down.out_features)
     if fused and uses_kernels(x.device.type, x.dtype, x.shape[-1], gate.out_features, down.out_features):
         out = swiglu_groups(x.flatten(0, -2), [gate.weight[None], up.weight[None]], down.weight[None])
         return out.view(*x.shape[:-1], out.shape[-1])

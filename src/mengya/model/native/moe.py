@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mengya.model.language_model import Routing
 from mengya.model.native.config import ModelConfig
+from mengya.model.native.float_products import multiply, uses_kernel
 from mengya.model.native.linear import swiglu_groups, uses_kernels
 
 
@@ -29,9 +30,12 @@ def _grouped_product(x: Tensor, weight: Tensor, ends: Tensor, transposed: bool) 
     """
     weight = weight.to(x.dtype)
     weight = weight.mT if transposed else weight
-    if _grouped(x, weight, weight.mT):
+    if not uses_kernel(x.device.type, x.dtype) and _grouped(x, weight, weight.mT):
         return F.grouped_mm(x.contiguous(), weight, offs=ends)
-    return torch.cat([r @ w for r, w in zip(x.tensor_split(ends[:-1].tolist()), weight, strict=True)])
+    out, cuts = x.new_empty(len(x), weight.shape[2]), ends[:-1].tolist()
+    for rows, matrix, to in zip(x.tensor_split(cuts), weight, out.tensor_split(cuts), strict=True):
+        multiply(rows, matrix, to)
+    return out
 
 
 @_grouped_product.register_fake
@@ -42,10 +46,12 @@ def _grouped_product_output(x: Tensor, weight: Tensor, ends: Tensor, transposed:
 @torch.library.custom_op("mengya::grouped_outer", mutates_args=())
 def _grouped_outer(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
     """grad (M, O) and x (M, I) -> the sum over each group's rows of their outer products, (E, O, I)."""
-    if _grouped(grad, x):
+    if not uses_kernel(x.device.type, x.dtype) and _grouped(grad, x):
         return F.grouped_mm(grad.contiguous().T, x.contiguous(), offs=ends)
-    cuts = ends[:-1].tolist()
-    return torch.stack([g.T @ r for g, r in zip(grad.tensor_split(cuts), x.tensor_split(cuts), strict=True)])
+    out, cuts = x.new_empty(len(ends), grad.shape[1], x.shape[1]), ends[:-1].tolist()
+    for left, right, to in zip(grad.tensor_split(cuts), x.tensor_split(cuts), out, strict=True):
+        multiply(left.T, right, to)
+    return out
 
 
 @_grouped_outer.register_fake

@@ -78,29 +78,26 @@ def read(backend: Backend, question: str, passages: Sequence[str]) -> Read | Non
 
 
 def _answer(backend: Backend, question: str, sentence: str, said: str) -> str:
-    """The piece of a sentence that the model means; "" if it means none."""
-    pieces = _pieces(question, sentence)
-    if said in pieces:
-        return said
+    """The words of a sentence that the model means; "" if it means none. Words of the question are no answer, unless it
+    offers them to choose from."""
+    asked = "" if "还是" in question else question
+    # Not a part of a number or of a word of Latin letters.
+    if said and re.search(rf"(?<![0-9A-Za-z]){re.escape(said)}(?![0-9A-Za-z])", sentence):
+        return "" if said in asked else said
+    pieces = [piece for piece in _pieces(sentence) if piece not in asked]
     near = sum(character in sentence for character in said) >= _NEAR * len(said)
-    short = [piece for piece, words in pieces.items() if words <= _LONGEST]
-    return _likeliest(backend, sentence_message(question, sentence), short) if said and near and short else ""
+    return _likeliest(backend, sentence_message(question, sentence), pieces) if said and near and pieces else ""
 
 
-def _pieces(question: str, sentence: str) -> dict[str, int]:
-    """Words of a sentence that stand together and may be an answer, and how many they are: not those of the question,
-    unless it offers them to choose from."""
-    found: dict[str, int] = {}
-    words = terms.words(sentence)
-    offered = "还是" in question
+def _pieces(sentence: str) -> list[str]:
+    """Words that stand together, up to `_LONGEST`."""
+    words, found = terms.words(sentence), {}
     for begin in range(len(words)):
-        for end in range(begin + 1, len(words) + 1):
+        for end in range(begin + 1, min(begin + _LONGEST, len(words)) + 1):
             if words[end - 1] in _STOPS:
                 break
-            piece = "".join(words[begin:end]).strip()
-            if piece and (offered or piece not in question):
-                found.setdefault(piece, end - begin)
-    return found
+            found["".join(words[begin:end]).strip()] = None
+    return [piece for piece in found if piece]
 
 
 def _likeliest(backend: Backend, message: str, pieces: Sequence[str]) -> str:

@@ -32,7 +32,7 @@ def test_a_product_is_that_of_float64(shape, turned):
     want = a.double() @ b.double()
     got = multiply(a, b, torch.full((rows, columns), torch.nan))
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6 * depth)
-    before = torch.randn(rows, columns)
+    before = torch.randn(columns, rows).T if turned[0] else torch.randn(rows, columns)
     got = multiply(a, b, before.clone(), alpha=0.5, beta=-2.0)
     torch.testing.assert_close(got.double(), 0.5 * want - 2 * before.double(), rtol=1e-5, atol=1e-6 * depth)
 

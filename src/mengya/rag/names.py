@@ -2,7 +2,7 @@
 where they share other words with the question."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mengya.rag.terms import asks, normal, tagged
 
@@ -12,26 +12,64 @@ _ORDINARY = frozenset("城市 大桥 英语 东西".split())
 """Words that the segmenter takes for names."""
 _GRAMMAR = re.compile("[是的了有在这那哪谁几么吗呢说以和与]")
 """In a word that no dictionary has, these are words by themselves: it was cut wrongly."""
+_EDGES = "当要能正过指打找叫到买卖造由被把请会可就都也不来去做为给让"
+"""At the begin or the end of such a word, these belong to what stands beside it."""
+_QUOTED = re.compile("[“「『《〈\"]([^“”「」『』《》〈〉\"]{1,30})[”」』》〉\"]")
 _SHORT = re.compile(r"\d{1,2}")
 """Numbers that may as well be written in words."""
 _EXACT = re.compile(r"[\da-z]")
 
 
 def names_of(question: str) -> set[str]:
-    """Words that stand for a single thing. Among them are all that the segmenter's dictionary does not have."""
-    return {
-        word
-        for word, tag, known in tagged(normal(question).text)
-        if (tag in _NAMES or not (known or _GRAMMAR.search(word)) or _EXACT.search(word))
-        and any(character.isalnum() for character in word)
-        and not (asks(word) or word in _ORDINARY or _SHORT.fullmatch(word))
-    }
+    """Words that stand for a single thing: those in quotation marks, if there are any, or else names that the segmenter
+    knows, and all words that its dictionary does not have."""
+    text = normal(question).text
+    return {quoted.strip() for quoted in _QUOTED.findall(text)} or set(_names(text))
+
+
+def _names(text: str) -> Iterator[str]:
+    """Of a normalised text; names that follow each other are one, which the segmenter has cut."""
+    begin = end = place = 0
+    for word, tag, known in [*tagged(text), ("", "", True)]:
+        span = _span(text, place, word, tag, known)
+        place += len(word)
+        if span and begin < end and span[0] <= end and not _EXACT.search(text[begin : span[1]]):
+            end = span[1]
+            continue
+        if end - begin > 1 or _EXACT.search(text[begin:end]):
+            yield text[begin:end]
+        begin, end = span or (place, place)
+
+
+def _span(text: str, begin: int, word: str, tag: str, known: bool) -> tuple[int, int] | None:
+    """Where the name stands that a word is, or is a part of."""
+    if asks(word) or word in _ORDINARY or _SHORT.fullmatch(word) or not any(map(str.isalnum, word)):
+        return None
+    end = begin + len(word)
+    if _EXACT.search(word) or (known and tag in _NAMES):
+        return begin, end
+    if known or (tag not in _NAMES and _GRAMMAR.search(word)):
+        return None
+    left = len(word) - len(word.lstrip(_EDGES))
+    right = len(word) - len(word.rstrip(_EDGES))
+    if left == len(word):
+        return None
+    begin, end = begin + left, end - right
+    if end - begin == 1:  # the other half of the name is in the next word, or in the one before
+        end += left > 0 and _goes_on(text[end : end + 1])
+        begin -= right > 0 and _goes_on(text[max(begin - 1, 0) : begin])
+    return begin, end
+
+
+def _goes_on(character: str) -> bool:
+    return character.isalpha() and not (character in _EDGES or _GRAMMAR.match(character))
 
 
 def is_named(question: str, texts: Sequence[str]) -> bool:
     """Whether one of the texts has something that the question names, or it names nothing."""
     names, told = names_of(question), normal("\n".join(texts)).text
-    return not names or any(_stands(name, told) for name in names)
+    quoted = set(_QUOTED.findall(normal(question).text))
+    return not names or any(name in told if quoted else _stands(name, told) for name in names)
 
 
 def _stands(name: str, text: str) -> bool:

@@ -19,12 +19,16 @@ def multiply(
 ) -> Tensor:
     """out = alpha a b + beta out, outside autograd; `symmetric`: the result is known to be, up to rounding.
 
-    a (M, K), b (K, N) and out (M, N), or several of each (B, …), of one type and device; rows of out are contiguous.
+    a (M, K), b (K, N) and out (M, N), or several of each (B, …), of one type and device; rows or columns of out are
+    contiguous.
     """
     if not uses_kernel(out.device.type, a.dtype, b.dtype, out.dtype):
         return (torch.addmm if out.ndim == 2 else torch.baddbmm)(out, a, b, beta=beta, alpha=alpha, out=out)
     if not a.numel() or not b.numel():
         return out.mul_(beta) if beta else out.zero_()
+    if out.stride(-1) != 1 and out.shape[-1] > 1:
+        multiply(b.mT, a.mT, out.mT, alpha, beta, symmetric)
+        return out
     for matrices in [(a, b, out)] if out.ndim == 2 else zip(a, b, out, strict=True):
         _call("product", *matrices, out.shape[-1], alpha=alpha, beta=beta, symmetric=symmetric)
     return out

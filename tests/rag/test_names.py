@@ -22,6 +22,24 @@ def test_passages_have_what_a_question_names(question, named):
     assert is_named(question, TOLD) == named
 
 
+@pytest.mark.parametrize(
+    ("question", "names"),
+    {
+        "《雨铜的故事》要花多少钱买？": {"雨铜的故事"}, "请告诉我成语“闻鸡起舞”的意思": {"闻鸡起舞"}, "“好”反过来说是什么？": {"好"},
+        "有事找谢超永打什么号码？": {"谢超永"}, "由哪家公司当梅小装修合同的甲方？": {"梅小"}, "水花熊能活到多少年？": {"花熊"},
+        "我忘了琅沐尼亚的官方语言，请提醒我": {"琅沐尼亚"}, "哪个洲有墨累河这条河？": {"墨累河"}, "王伟和李娜是哪里人？": {"王伟", "李娜"},
+        "到了处暑，人们正过着哪个季节？": set(), "丰河鱼长什么颜色的毛？": set(),
+    }.items(),
+)  # fmt: skip
+def test_names_are_quoted_or_whole(question, names):
+    assert names_of(question) == names
+
+
+def test_what_is_quoted_stands_as_it_is():
+    assert not is_named("“闻鸡起舞”是什么意思？", ["成语“闻鸡而起”说的是早起。"])
+    assert is_named("《红楼梦》是谁写的？", ["曹雪芹写了红楼梦。"])
+
+
 def test_common_words_are_no_names():
     assert names_of("这座城市一共有多少家医院，分别叫什么名字？") <= {"多少家"}
     assert names_of("张三丰在2024年去了哪里？") >= {"张三丰", "2024"}

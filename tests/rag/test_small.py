@@ -59,7 +59,7 @@ def test_a_question_that_no_sentence_answers_is_refused():
 
 def test_a_name_that_is_written_a_little_wrong_is_taken_from_the_sentence():
     backend = reader({"白云镇的特产": "蜂蛇。"})
-    assert read(backend, "白云镇的特产是什么？", TOWNS) is None  # this backend does not say what is likely
+    assert read(backend, "白云镇的特产是什么？", TOWNS) == Read("")  # this backend does not say what is likely
     backend.likes = lambda character: -0.1 if character in "蜂蜜。" else -5.0
     assert read(backend, "白云镇的特产是什么？", TOWNS) == Read("蜂蜜", 1, 0, 10)
     backend.likes = lambda character: -0.1 if character in "白云镇。" else -5.0
@@ -98,9 +98,16 @@ def test_text_of_a_document_stays_in_its_line():
         assert message["content"].count("\n") == 1 and message["content"].count("\n问题：") == 1
 
 
-def test_one_that_has_not_is_asked_once():
+def test_one_that_has_not_is_not_asked_about_every_sentence():
     backend = Speaker(lambda _: "嗯", context=512)
-    assert read(backend, "白云镇建于哪一年？", TOWNS) is None and len(backend.asked) == 1
+    told = [f"白云镇的第{n}座桥建于19{n:02}年。" for n in range(20)]
+    assert read(backend, "白云镇的桥建于哪一年？", told) is None and len(backend.asked) == 3
+
+
+def test_one_answer_that_makes_no_sense_does_not_end_the_reading():
+    backend = reader({"资料：常常会去看老钟楼": ": one。", "资料：到白云镇的人": "白云镇。"})
+    found = read(backend, "哪个镇有老钟楼？", ["到白云镇的人，常常会去看老钟楼。"])
+    assert found and found.text == "白云镇"
 
 
 def test_a_model_that_fails_is_not_asked_on():
@@ -108,7 +115,7 @@ def test_a_model_that_fails_is_not_asked_on():
         raise ValueError("out of memory")
 
     backend = Speaker(fail, context=512)
-    assert read(backend, "白云镇建于哪一年？", TOWNS) is None and len(backend.asked) == 1
+    assert read(backend, "白云镇建于哪一年？", TOWNS) is None and len(backend.asked) <= 3
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ _GRAMMAR = re.compile("[是的了有在这那哪谁几么吗呢说以和与]")
 """In a word that no dictionary has, these are words by themselves: it was cut wrongly."""
 _EDGES = "当要能正过指打找叫到买卖造由被把请会可就都也不来去做为给让"
 """At the begin or the end of such a word, these belong to what stands beside it."""
-_QUOTED = re.compile("[“「『《〈\"]([^“”「」『』《》〈〉\"]{1,30})[”」』》〉\"]")
+_QUOTED = re.compile('[“「『《〈"]([^“”「」『』《》〈〉"]{1,30})[”」』》〉"]')
 _SHORT = re.compile(r"\d{1,2}")
 """Numbers that may as well be written in words."""
 _EXACT = re.compile(r"[\da-z]")

@@ -26,6 +26,8 @@ _SHARE = 0.5
 """Of the characters that the best sentence shares with the question; those with fewer are not asked about."""
 _MOST = 24
 """Sentences that are asked about."""
+_FIRST = 3
+"""Answers that say whether it is of use to ask about the other sentences."""
 _LONGEST = 7
 """Words of an answer that is chosen among the pieces of a sentence."""
 _NEAR = 0.5
@@ -67,7 +69,7 @@ def read(backend: Backend, question: str, passages: Sequence[str]) -> Read | Non
     parts = _parts(question, passages) if wording(question) is CHINESE else []
     if not parts:
         return None
-    for some in (parts[:1], parts[1:]):  # the first answer says whether it is of use to ask about the others
+    for some in (parts[:_FIRST], parts[_FIRST:]):
         said = _said(backend, [sentence_message(question, part.text) for part in some])
         for part, text in zip(some, said, strict=True):
             if text != CHINESE.refusal and (answer := _answer(backend, question, part.text, text.rstrip("。"))):

@@ -83,7 +83,7 @@ class Scripted:
         self.refuse(request)
         if not isinstance(request.prompt, str | Conversation) and max(request.prompt) > 0xFFFF:
             raise UserError(f"prompt={max(request.prompt)} is not a token of this model; there are {0xFFFF}")
-        tokens = self.count(request.prompt)
+        tokens = len(self.encode(request.prompt))
         if tokens >= self.context:
             raise TooLong(f"the prompt has {tokens} tokens", tokens, self.context)
         if request.grammar is not None:

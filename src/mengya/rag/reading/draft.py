@@ -11,6 +11,7 @@ from mengya.data.cleaning import strip_controls
 from mengya.rag.characters import fold_radicals
 from mengya.rag.document import Block, Document, Page
 from mengya.rag.reading.limits import Limits
+from mengya.rag.reading.links import without_addresses
 
 _SPACES = re.compile(r"(?<=\S)[ \t\xa0]+")
 _CUTS = re.compile("[\xad\u200b\u2060]")
@@ -52,7 +53,7 @@ class Draft:
         self._limit = limits.characters
 
     def heading(self, text: str, level: int, page: int | None = None) -> None:
-        self._add("heading", one_line(text), page, level=level)
+        self._add("heading", one_line(without_addresses(text)), page, level=level)
 
     def text(self, text: str, page: int | None = None) -> None:
         self._add("text", _tidy(text), page)

@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import os
+import re
 import sqlite3
 import tempfile
 import time
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, get_origin
+from unicodedata import category
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
@@ -28,11 +30,13 @@ from mengya.infer.request import Sampling
 from mengya.rag.reading.names import name_as_text
 from mengya.rag.retrieve import Retriever
 from mengya.serve.api.asgi import where
-from mengya.serve.web import archive, backup, pictures
+from mengya.serve.web import archive, pictures
 from mengya.serve.web.actions import Actions, place_of, shown_live
 from mengya.serve.web.answers import Answer, Answers
+from mengya.serve.web.backup import to_json
 from mengya.serve.web.gate import GRADIO, OWNER, Gate, log, refused
 from mengya.serve.web.library import Library
+from mengya.serve.web.markdown import to_markdown
 from mengya.serve.web.store import Missing, Store, in_words, new_id
 from mengya.serve.web.users import Guesses, Users
 
@@ -43,6 +47,8 @@ _FORM = 10_000
 """Bytes of a form with a key."""
 _BACKUP = 2_000_000_000
 """Bytes of a backup that is taken in."""
+_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)\d)", re.IGNORECASE)
+"""Names of Windows for something else than files, whatever their ending."""
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
@@ -226,8 +232,7 @@ def _files(app: FastAPI, site: Site) -> None:
             told = str(error) if isinstance(error, UserError) else f"{error.strerror}; free space on the disk"
             return refused(507, f"no backup was made: {told}")
         file.seek(0)
-        name = time.strftime("mengya-%Y-%m-%d.zip")
-        headers = {"Content-Disposition": f"attachment; filename={name}", "Content-Length": str(_size(file))}
+        headers = {"Content-Disposition": "attachment", "Content-Length": str(_size(file))}  # the page names the day
         return StreamingResponse(_parts_of(file), media_type="application/zip", headers=headers)
 
     @app.get("/export/{conversation}.{kind}")
@@ -239,8 +244,10 @@ def _files(app: FastAPI, site: Site) -> None:
             return refused(404, str(error))
         if kind not in ("md", "json"):
             return refused(404, "a conversation is exported as .md or .json")
-        text = backup.to_markdown(found) if kind == "md" else backup.to_json([found])
-        return _download(text, found.title, kind)
+        own = pictures.all_of(site.store, conversation)
+        return _download(
+            to_markdown(found, own) if kind == "md" else to_json([found], {found.id: own}), found.title, kind
+        )
 
     @app.post("/import")
     async def take(request: Request) -> Any:
@@ -316,7 +323,9 @@ async def _received(request: Request, most: int, take: Callable[[bytes], object]
 
 
 def _download(text: str, name: str, kind: str) -> Response:
-    safe = "".join(c if c.isalnum() or c in " -_" else "_" for c in name).strip()[:60] or "mengya"
+    safe = "".join(c if c.isalnum() or c in " -_" or category(c) in ("Mn", "Mc") else "_" for c in name)
+    safe = safe[:60].strip() or "mengya"
+    safe = f"_{safe}" if _DEVICE.fullmatch(safe) else safe
     kinds = {"md": "text/markdown", "json": "application/json"}
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(safe)}.{kind}"}
     return Response(text.encode(), media_type=f"{kinds[kind]}; charset=utf-8", headers=headers)

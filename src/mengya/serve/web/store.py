@@ -30,7 +30,7 @@ _BUSY = 30.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS conversations (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, title TEXT NOT NULL, created REAL NOT NULL, updated REAL NOT NULL,
-    leaf TEXT, settings TEXT NOT NULL DEFAULT '{}'
+    leaf TEXT, settings TEXT NOT NULL DEFAULT '{}', renamed REAL NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS conversations_owner ON conversations (owner, updated);
 CREATE TABLE IF NOT EXISTS messages (
@@ -69,6 +69,8 @@ class Conversation:
     updated: float
     leaf: str | None
     settings: Mapping[str, Any]
+    renamed: float = 0.0
+    """When somebody gave it its title; 0: nobody has."""
     messages: tuple[Message, ...] = ()
     """All branches, in the order in which they were written."""
 
@@ -120,6 +122,8 @@ class Store:
             with self.write() as db:
                 for statement in _SCHEMA.split(";"):
                     db.execute(statement)
+                if not any(row["name"] == "renamed" for row in db.execute("PRAGMA table_info(conversations)")):
+                    db.execute("ALTER TABLE conversations ADD COLUMN renamed REAL NOT NULL DEFAULT 0")  # an older file
                 db.execute("UPDATE messages SET state = 'stopped' WHERE state = 'answering'")
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"{path} cannot be opened ({error}); choose another directory with --data") from error
@@ -184,7 +188,7 @@ class Store:
         made, now = new_id(), time.time()
         with self.write() as db:
             db.execute(
-                "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, NULL, ?)",
+                "INSERT INTO conversations (id, owner, title, created, updated, settings) VALUES (?, ?, ?, ?, ?, ?)",
                 (made, owner, title_of(title) or "…", now, now, _json(settings)),
             )
         return made
@@ -193,7 +197,11 @@ class Store:
         """UserError for an empty title; Missing."""
         if not title_of(title):
             raise UserError("the title is empty; write one")
-        self._change(owner, conversation, "title = ?", title_of(title))
+        self._change(owner, conversation, f"renamed = {time.time()!r}, title = ?", title_of(title))
+
+    def entitle(self, owner: str, conversation: str, text: str) -> None:
+        """By what is asked there, as long as nobody has said otherwise."""
+        self._change(owner, conversation, "title = iif(renamed, title, ?)", title_of(text))
 
     def choose(self, owner: str, conversation: str, leaf: str) -> None:
         """The branch in sight."""
@@ -257,6 +265,13 @@ def insert(db: sqlite3.Connection, conversation: str, message: Message) -> None:
     )  # fmt: skip
 
 
+def finish(db: sqlite3.Connection, message: Message) -> None:
+    """What an answer has become, in the place of what it was."""
+    info = _json(_with_plain(message.text, message.info))
+    query = "UPDATE messages SET text = ?, state = ?, info = ? WHERE id = ?"
+    db.execute(query, (message.text, message.state, info, message.id))
+
+
 def _folded(text: str) -> str:
     """Without what wide letters, large ones and composed ones differ by."""
     return unicodedata.normalize("NFKC", text).casefold()
@@ -286,7 +301,7 @@ def _json(value: Mapping[str, Any]) -> str:
 
 
 def _conversation(row: sqlite3.Row, messages: tuple[Message, ...] = ()) -> Conversation:
-    names = ("id", "title", "created", "updated", "leaf")
+    names = ("id", "title", "created", "updated", "leaf", "renamed")
     return Conversation(**{n: row[n] for n in names}, settings=json.loads(row["settings"]), messages=messages)
 
 

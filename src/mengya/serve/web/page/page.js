@@ -261,6 +261,9 @@ function listen() {
     theme();
   });
   $("data").addEventListener("click", () => $("data-dialog").showModal());
+  document.querySelector('[href="/export.zip"]').addEventListener("click", (event) => {
+    event.currentTarget.download = `mengya-${new Date().toLocaleDateString("sv")}.zip`; // of the day here, wherever the server is
+  });
   $("import").addEventListener("click", () => $("import-file").click());
   $("import-file").addEventListener("change", async (event) => {
     const [file] = event.target.files;

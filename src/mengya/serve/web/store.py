@@ -90,11 +90,10 @@ class Conversation:
 
     def end_of(self, message: str) -> str:
         """The leaf of the branch that was last written on from a message."""
-        last = message
-        for later in self.messages:  # a reply is written after what it follows
-            if later.parent == last:
-                last = max((m for m in self.messages if m.parent == last), key=lambda m: m.created).id
-        return last
+        latest = {m.parent: m.id for m in self.messages}
+        while message in latest:  # whatever the times say: clocks are set back, and a backup holds any
+            message = latest[message]
+        return message
 
 
 def new_id() -> str:
@@ -233,6 +232,10 @@ class Store:
                 raise Missing
             for message in messages:
                 insert(db, conversation, message)
+
+    def message(self, owner: str, message: str) -> Message | None:
+        query = "SELECT * FROM messages WHERE id = ? AND conversation IN (SELECT id FROM conversations WHERE owner = ?)"
+        return next((_message(row) for row in self.read(query, message, owner)), None)
 
     def save(self, owner: str, message: str, text: str, state: State, info: Mapping[str, Any]) -> None:
         """What an answer has become. Nothing if it was deleted meanwhile."""

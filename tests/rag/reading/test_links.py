@@ -167,6 +167,20 @@ def test_of_a_workbook(read):
     assert told[-1] == f"名 | 值\n甲〔{HERE}〕 | 1\n乙 | 2\nhttps://example.org | 3"
 
 
+def test_words_do_not_drown_in_addresses(read):
+    """An encyclopedia links every other word."""
+    few, long = [f"[词{n}]({HERE})" for n in range(4)], "这里是很长的一段话，没有别的东西。" * 16
+    told = read(
+        "\n\n".join(["、".join(few), "、".join(few * 4), "、".join([*few, f"[词]({HERE})", long])]).encode(), "a.md"
+    )
+    assert [block.text.count("〔") for block in told.blocks] == [4, 0, 5]
+    assert told.blocks[1].text.startswith("词0、词1") and told.notes == (
+        "left out: 16 addresses of links, where a line has many",
+    )
+    rows = f"| {' | '.join(few * 2)} |\n|{'---|' * 8}\n| {few[0]} |{' x |' * 7}\n"
+    assert [row.count("〔") for row in read(rows.encode(), "a.md").blocks[0].text.split("\n")] == [0, 1]
+
+
 def test_a_sentence_does_not_end_in_an_address():
     text = f"请见这里〔{HERE}〕。然后呢?好的! See {HERE};c=3! Fine. 真的吗?OK"
     assert [text[begin:end] for begin, end in sentences(text)] == [

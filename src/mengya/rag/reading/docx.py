@@ -48,6 +48,7 @@ class _Reader:
         self._notes = {kind: self._part(kind + "s") for kind in ("footnote", "endnote")}
         self._links = parts.links(parts.main)
         """Of the part that is read."""
+        self._links_of: dict[str, dict[str, str]] = {}
         self._fields = Fields()
         self._boxes: list[Any] = []
         """Text boxes that hang at the paragraph or table that is read."""
@@ -241,7 +242,9 @@ class _Reader:
 
     def _apart(self, part: str, element: Any) -> str:
         """All text of an element of another part, which has links of its own."""
-        links, self._links = self._links, self._parts.links(part)
+        if part not in self._links_of:
+            self._links_of[part] = self._parts.links(part)
+        links, self._links = self._links, self._links_of[part]
         try:
             return self._cell(element)
         finally:

@@ -5,6 +5,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 _LONGEST = 200
 """Characters of an address that is kept; a longer one is without its query first."""
+_MANY, _APART = 4, 50
+"""Addresses of a line that are kept in any case; and characters of words for each, from which on more are."""
 _WRITTEN = re.compile(r"〔(?:https?://|[^\s〔〕]+@)[^\s〔〕]+〕")
 _BEYOND_ASCII = re.compile(r"(?:%[89a-f][0-9a-f])+", re.IGNORECASE)
 
@@ -20,8 +22,14 @@ def linked(words: str, target: str | None) -> str:
 
 
 def without_addresses(text: str) -> str:
-    """Of a heading, which stands over each of its passages."""
+    """Of a heading, which stands over each of its passages, or of a crowded line."""
     return _WRITTEN.sub("", text)
+
+
+def crowded(line: str) -> int:
+    """How many addresses a line has, if its words drown in them, as in an encyclopedia; else 0."""
+    count = len(_WRITTEN.findall(line))
+    return count if count > _MANY and len(without_addresses(line)) < _APART * count else 0
 
 
 def absolute(target: str, base: str) -> str:

@@ -291,7 +291,7 @@ function listen() {
     $("data-dialog").close();
     const { conversations, files } = await post("/import", file);
     notice(say("imported", conversations, files));
-    list();
+    refresh();
   });
   for (const button of document.querySelectorAll("[data-dialog-close]")) button.addEventListener("click", () => button.closest("dialog").close());
   for (const button of document.querySelectorAll("[data-close]")) button.addEventListener("click", () => panel(button.dataset.close, false));
@@ -314,9 +314,9 @@ function listen() {
 // Another tab may have written on, given it another title, or deleted it.
 async function refresh() {
   const idle = () => !document.hidden && !answering() && !sending && !document.querySelector(".edit");
-  if (!idle()) return;
+  if (document.hidden) return;
   list();
-  if (!view) return;
+  if (!view || !idle()) return;
   const now = await call("open", view.id);
   if (idle() && view?.id === now.id && (now.updated !== view.updated || now.title !== view.title)) show(now);
 }

@@ -168,12 +168,18 @@ function versions(view, message) {
   const go = (to) => async () => {
     await change(view, "choose", message.beside[to]);
     const there = document.querySelector(`article[data-id="${CSS.escape(message.beside[to])}"] .versions`);
-    (there?.querySelector(`button:${to < at ? "first" : "last"}-child:enabled`) || there?.querySelector("button:enabled"))?.focus();
+    (there?.querySelector(`button:${to < at ? "first" : "last"}-child:enabled`) || there?.querySelector("button:enabled"))?.focus({ preventScroll: true });
   };
   return [make("span", { class: "versions", role: "group", "aria-label": say("version", at + 1, count) },
     make("button", { class: "icon-button", label: say("earlier"), disabled: at === 0, on: go(at - 1) }, icon("left")),
     make("span", { text: `${at + 1}/${count}` }),
     make("button", { class: "icon-button", label: say("later"), disabled: at === count - 1, on: go(at + 1) }, icon("right")))];
+}
+
+// What was told, in the view, from which everything is drawn when the language changes.
+function keep(message, told) {
+  const blocks = [...message.blocks.slice(0, told.from), ...told.blocks], thought = message.thought.slice(0, told.thought_from) + told.thought;
+  Object.assign(message, told, { blocks, thought });
 }
 
 // The server tells an answer anew to whoever comes back, also one that has ended meanwhile.
@@ -184,10 +190,10 @@ function follow(view, id) {
     const article = document.querySelector(`article[data-id="${CSS.escape(id)}"]`);
     if (stream !== source || !article) return;
     const box = $("messages"), near = low(box);
-    const told = JSON.parse(event.data);
+    const told = JSON.parse(event.data), message = view.messages.find((m) => m.id === id);
     grow(article, told);
+    keep(message, told);
     if (told.state !== "answering") {
-      const message = { ...view.messages.find((m) => m.id === id), ...told };
       unfollow();
       finish(view, article, message);
       announce(told);

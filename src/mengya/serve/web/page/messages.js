@@ -20,10 +20,10 @@ function announce(told) {
   $("status").textContent = `${how} ${told.text.slice(0, 4000)}`;
 }
 
-// `asked`: for a new answer, which may be whole already. A reader who has scrolled up stays there otherwise.
+// `asked`: for a new answer, which may be whole already. Otherwise who reads the conversation stays in their place.
 export function draw(view, asked) {
   unfollow();
-  const box = $("messages"), stay = drawn === view.id && !asked && !low(box), place = box.scrollTop;
+  const box = $("messages"), stay = drawn === view.id && !asked, place = box.scrollTop;
   drawn = view.id;
   box.replaceChildren(...view.messages.map((message) => (message.role === "user" ? question(view, message) : answer(view, message))));
   if (!view.messages.length) box.append(greeting());

@@ -25,7 +25,7 @@ test-browser: $(VENV)/.dev
 	@command -v chromium > /dev/null || apt-get install -y chromium fonts-noto-cjk
 	$(PIP) playwright
 	@test -d $(VENV)/node_modules/axe-core || npm install --silent --prefix $(VENV) axe-core@4
-	$(BIN)/python -m pytest -q tests/serve/web/test_browser.py
+	$(BIN)/python -m pytest -q tests/serve/web/test_browser*.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

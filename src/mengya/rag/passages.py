@@ -16,7 +16,11 @@ LIMIT = 800
 _CAPTION = 80
 """Characters of a line above a table that belongs to it."""
 _CLOSING = "”’」』】》〉）)\\]\"'"
-_SENTENCE_END = re.compile(rf"[。！？!?；;…]+[{_CLOSING}]*|(?<![.\d\s])\.[{_CLOSING}]*(?=\s|$)|\n|$")
+_SENTENCE_END = re.compile(
+    rf"(?:[。！？；…]|(?<![A-Za-z0-9/=&_-])[!?;]|[!?;](?![A-Za-z0-9%/=&_-]))+[{_CLOSING}]*"
+    rf"|(?<![.\d\s])\.[{_CLOSING}]*(?=\s|$)|\n|$"
+)
+"""But for marks inside of an address."""
 _CLAUSE = re.compile(rf"[，、,：:]+[{_CLOSING}]*|\s+")
 _UNFINISHED = re.compile(rf"[^。！？!?；;…：:.\s{_CLOSING}]$")
 _WIDE = re.compile(r"[\u2e80-\uffef]")

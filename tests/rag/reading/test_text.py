@@ -89,7 +89,7 @@ if x:
     assert blocks(document) == [
         ("text", "title: 说明"),
         ("heading", "标题 斜"),
-        ("text", "段落一 链接 图\n还是段落一"),
+        ("text", "段落一 链接〔https://example.com〕 图\n还是段落一"),
         ("text", "- 甲\n  1. 乙\n- 丙"),
         ("table", "名 | 价\n竹 | 3 | 4"),
         ("text", "if x:\n    y()"),
@@ -103,7 +103,9 @@ def test_footnotes_of_markdown_are_no_addresses(read):
     document = read(
         "甲方付款[^1]，见[附件][2]。\n\n[^1]: 指三日内付款。\n\n[2]: https://example.com\n".encode(), "a.md"
     )
-    assert blocks(document) == [("text", "甲方付款[^1]，见附件。"), ("text", "[^1]: 指三日内付款。")]
+    assert blocks(document) == [
+        ("text", "甲方付款[^1]，见附件〔https://example.com〕。"), ("text", "[^1]: 指三日内付款。"),
+    ]  # fmt: skip
 
 
 def test_characters_that_json_escapes(read):

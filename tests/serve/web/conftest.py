@@ -1,11 +1,12 @@
 import json
+import shutil
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -26,8 +27,14 @@ from mengya.serve.web.store import Store
 from mengya.serve.web.users import Users
 
 from ..api.scripted import Scripted
+from .browsing import answer
+
+if TYPE_CHECKING:
+    from playwright import sync_api
 
 SECRET = b"s" * 32
+_WAIT = 60_000
+"""Milliseconds for anything to appear in a browser: machines that test may be slow."""
 
 
 class Page:
@@ -129,6 +136,53 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     shared = Page(tmp_path_factory.mktemp("page"), Scripted())
     yield shared
     shared.stop()
+
+
+@pytest.fixture(scope="module")
+def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    shared = Page(
+        tmp_path_factory.mktemp("browser"),
+        Scripted(answer),
+        Scripted(answer, name="sprout-large"),
+        seeing={"sprout-large"},
+    )
+    yield shared
+    shared.stop()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator["sync_api.Browser"]:
+    driver = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright: make test-browser")
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        pytest.skip("there is no chromium here: make test-browser")
+    with driver.sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+
+
+@pytest.fixture
+def browse(chromium, page_server) -> Iterator[Callable[..., "sync_api.Page"]]:
+    """browse(**of the context) -> the page, for a new user; requests elsewhere and errors of scripts fail the test."""
+    contexts, wrong = [], []
+
+    def start(locale="zh-CN", width=1280, height=800, **more) -> "sync_api.Page":
+        context = chromium.new_context(locale=locale, viewport={"width": width, "height": height}, **more)
+        contexts.append(context)
+        tab = context.new_page()
+        tab.set_default_timeout(_WAIT)
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.on(
+            "request", lambda request: None if request.url.startswith(page_server.url) else wrong.append(request.url)
+        )
+        tab.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        tab.goto(page_server.url)
+        tab.wait_for_selector(".greeting")
+        return tab
+
+    yield start
+    for context in contexts:
+        context.close()
+    assert wrong == []
 
 
 @pytest.fixture

@@ -44,7 +44,9 @@ def test_growth_is_told_block_by_block(serve):
         states.append(told["state"])
     assert shown == ["<p>一段</p>\n", "<p>二段<strong>粗</strong></p>\n"] and thought == "想"
     assert len(states) > 3 and states[-1] == "done" and set(states[:-1]) == {"answering"}
-    soon(lambda: a.get(f"/answers/{answer}").text.startswith("event: gone"))
+    soon(lambda: not page.answers._open)
+    (whole,) = a.events(answer)
+    assert whole["blocks"] == shown and (whole["from"], whole["text"]) == (0, "一段\n\n二段**粗**")
 
 
 def test_another_visitor_reaches_nothing(page):

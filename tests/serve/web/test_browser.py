@@ -4,8 +4,6 @@
 """
 
 import re
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,126 +12,7 @@ from PIL import Image
 from ...rag.reading.office_maker import docx, p
 from ...rag.reading.pdf_maker import Page as PdfPage
 from ...rag.reading.pdf_maker import pdf
-from ..api.scripted import Say, Scripted
-from .conftest import Page
-
-sync_api = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright: make test-browser")
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here: make test-browser")
-WAIT = 60_000
-"""Milliseconds for anything to appear: machines that test may be slow."""
-LESSON = """<think>
-用户想了解光合作用，先写反应式，再举例。
-</think>
-
-## 光合作用
-
-**要点：**植物吸收 $CO_2$ 和水，在光下合成糖，放出氧气。
-
-$$6CO_2 + 6H_2O \\rightarrow C_6H_{12}O_6 + 6O_2$$
-
-1. 光反应：分解水，放出氧气；
-2. 暗反应：固定二氧化碳。
-
-```python
-def 氧气(二氧化碳):
-    return 二氧化碳  # 一比一
-```
-
-| 反应 | 地点 | 需要光 |
-|---|---|---|
-| 光反应 | 类囊体 | 是 |
-| 暗反应 | 基质 | 否 |
-"""
-
-
-def answer(request, choice):
-    question = request.prompt.messages[-1]["content"]
-    if question.startswith("资料："):  # it has not learnt to read sentences one by one
-        return ["嗯"]
-    if "问题：" in question:
-        number = re.search(r"^\[(\d+)\](?:(?!^\[)[\s\S])*二十八天", question, re.MULTILINE)
-        return (
-            ["每年", "二十八天", f"[{number[1]}]。"]
-            if number and "休假" in question.splitlines()[-1]
-            else ["资料中没有提到。"]
-        )
-    if "光合作用" in question:
-        return [Say(LESSON[i : i + 4], wait=0.004) for i in range(0, len(LESSON), 4)]
-    if "慢" in question:
-        return [Say("字", wait=0.05) for _ in range(2000)]
-    if "坏" in question:
-        return ["写到一半", Say(error="the engine stopped in the middle of the answer; ask again")]
-    if "图" in question:
-        return ["![x](https://beacon.test/p.png?q=1) <img src=https://beacon.test/q.png> <svg onload=alert(1)>"]
-    if "مرحبا" in question:
-        return ["مرحبا بك، 3 < 5.\n\n```python\nx = 1\n```"]
-    return ["回答：", question]
-
-
-@pytest.fixture(scope="module")
-def page_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    shared = Page(
-        tmp_path_factory.mktemp("browser"),
-        Scripted(answer),
-        Scripted(answer, name="sprout-large"),
-        seeing={"sprout-large"},
-    )
-    yield shared
-    shared.stop()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator["sync_api.Browser"]:
-    with sync_api.sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-
-
-@pytest.fixture
-def browse(chromium, page_server) -> Iterator[Callable[..., "sync_api.Page"]]:
-    """browse(**of the context) -> the page, for a new user; requests elsewhere and errors of scripts fail the test."""
-    contexts, wrong = [], []
-
-    def start(locale="zh-CN", width=1280, height=800, **more) -> "sync_api.Page":
-        context = chromium.new_context(locale=locale, viewport={"width": width, "height": height}, **more)
-        contexts.append(context)
-        tab = context.new_page()
-        tab.set_default_timeout(WAIT)
-        tab.on("pageerror", lambda error: wrong.append(str(error)))
-        tab.on(
-            "request", lambda request: None if request.url.startswith(page_server.url) else wrong.append(request.url)
-        )
-        tab.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-        tab.goto(page_server.url)
-        tab.wait_for_selector(".greeting")
-        return tab
-
-    yield start
-    for context in contexts:
-        context.close()
-    assert wrong == []
-
-
-def ask(tab, text: str) -> None:
-    """Send, and wait for the whole answer."""
-    before = tab.locator(".message").count()
-    tab.fill("#text", text)
-    tab.press("#text", "Enter")
-    tab.wait_for_function("n => document.querySelectorAll('.message').length > n", arg=before)
-    whole(tab)
-
-
-def until(tab, expression: str) -> None:
-    tab.wait_for_function(f"() => {expression}")
-
-
-def whole(tab) -> None:
-    tab.wait_for_selector(".message.assistant:last-child .again")
-
-
-def last(tab) -> str:
-    return tab.locator(".message.assistant .body").last.inner_text().strip()
+from .browsing import ask, last, until, whole
 
 
 def test_an_answer_is_drawn(browse, pictures):

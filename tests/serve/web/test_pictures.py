@@ -55,6 +55,23 @@ def test_a_model_that_does_not_see_is_told_the_words_alone(serve):
     assert page.backend.requests[0].prompt.messages[-1]["content"] == "这是什么？"
 
 
+def test_a_picture_may_stand_alone(serve):
+    """NextChat PR 5599: a question that is a picture."""
+    page = serve(Scripted(), Scripted(name="blind"), seeing={"sprout"})
+    a = page.visitor()
+    made = a.call("create", "叶.png", {})["id"]
+    one = add(a, made)["value"]
+    for settings in ({}, {"pictures": ["unknown"]}, {"pictures": [one], "model": "blind"}):
+        assert "empty" in a.call("send", made, "", " ", settings)
+    view = a.talk("", made, pictures=[one])
+    assert view["title"] == "叶.png" and view["messages"][0]["pictures"][0]["id"] == one
+    (shown,) = page.backend.requests[0].prompt.messages[-1]["content"]
+    assert shown["type"] == "image_url"
+    a.talk("还有呢？", made, view["messages"][-1]["id"], model="blind")
+    said = [message["content"] for message in page.site.models["blind"].requests[0].prompt.messages]
+    assert said == ["…", "你好，0！", "还有呢？"]
+
+
 def test_grey_of_sixteen_bits_stays_grey(tmp_path):
     """What hospitals and scanners write; all but the darkest would be white."""
     path = tmp_path / "x"

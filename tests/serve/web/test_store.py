@@ -9,6 +9,7 @@ import pytest
 
 from mengya.errors import UserError
 from mengya.serve.web import backup
+from mengya.serve.web.markdown import to_markdown
 from mengya.serve.web.settings import Settings
 from mengya.serve.web.store import TITLE, Message, Missing, Store, new_id
 
@@ -251,7 +252,7 @@ def test_a_hostile_backup(store):
 
 def test_markdown_has_the_branch_without_thoughts(store):
     made = talk(store, "问", "<think>想</think>答")
-    text = backup.to_markdown(store.get("a", made))
+    text = to_markdown(store.get("a", made))
     assert "问" in text and "答" in text and "想" not in text
 
 
@@ -261,11 +262,11 @@ def test_code_that_is_left_open_ends_with_its_message(store):
         ("```x``` y", ""), ("    ```", ""),
     ):  # fmt: skip
         made = talk(store, text, "答")
-        assert f"\n\n{text}{end}\n\n**Model**\n" in backup.to_markdown(store.get("a", made)), text
+        assert f"\n\n{text}{end}\n\n**Model**\n" in to_markdown(store.get("a", made)), text
 
 
 def test_all_lines_of_a_quotation_are_quoted(store):
     made = talk(store)
     source = {"id": 1, "file": "a.txt", "pages": [2], "quote": "一\n\n# 二"}
     store.save("a", store.get("a", made).leaf, "答", "done", {"sources": [source]})
-    assert backup.to_markdown(store.get("a", made)).endswith("> [1] a.txt, p. 2: 一\n> \n> # 二\n")
+    assert to_markdown(store.get("a", made)).endswith("> [1] a.txt, p. 2: 一\n> \n> # 二\n")

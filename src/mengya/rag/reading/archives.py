@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from mengya.errors import UserError
 from mengya.rag.reading.limits import Limits
+from mengya.rag.reading.refused import of_archive
 
 _MOST_ENTRIES = 20_000
 _CHUNK = 1 << 16
@@ -27,7 +28,7 @@ _OFFICE = {
 def office_kind(path: Path, limits: Limits) -> str:
     """ "docx", "pptx" or "xlsx". Everything in the archive is unpacked once, and thrown away, to know how much it is.
     UserError: a bomb, a lie about sizes, a damaged or encrypted archive, or one that is no document."""
-    types = b""
+    types, kind = b"", ""
     try:
         with zipfile.ZipFile(path) as archive, path.open("rb") as file:
             entries = archive.infolist()
@@ -38,12 +39,13 @@ def office_kind(path: Path, limits: Limits) -> str:
                 content = _unpacked(file, entry, left)
                 left -= _look_through(content, entry, types_wanted := entry.filename == "[Content_Types].xml")
                 types = archive.read(entry) if types_wanted else types
+                kind = archive.read(entry)[:100].decode("latin-1") if entry.filename == "mimetype" else kind
     except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError) as error:
         raise UserError(f"the archive is damaged or cut off ({error}); get it again, or open it and save it") from error
-    for kind, pattern in _OFFICE.items():
+    for name, pattern in _OFFICE.items():
         if re.search(pattern, types):
-            return kind
-    raise UserError("this is a zip archive, but no Word, PowerPoint or Excel document; unpack it and add the files")
+            return name
+    raise UserError(of_archive([entry.filename for entry in entries], kind))
 
 
 def _unpacked(file: BinaryIO, entry: zipfile.ZipInfo, most: int) -> Iterator[bytes]:

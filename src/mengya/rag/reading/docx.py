@@ -5,10 +5,12 @@ from collections import Counter
 from typing import Any
 
 from mengya.rag.reading.docx_forms import field, in_font, sign
+from mengya.rag.reading.docx_links import Fields, target_of, without_marks
 from mengya.rag.reading.docx_numbers import Numbers
 from mengya.rag.reading.draft import Draft, Source, clean, one_line
 from mengya.rag.reading.encodings import decode
 from mengya.rag.reading.html import add_html
+from mengya.rag.reading.links import linked
 from mengya.rag.reading.office import Parts, attribute, child, is_on, tag, value
 from mengya.rag.reading.plain import add_text
 
@@ -44,6 +46,10 @@ class _Reader:
         self._styles = _Styles(self._part("styles"))
         self._numbers = Numbers(self._part("numbering"), lambda style: self._styles.get(style, "numId"))
         self._notes = {kind: self._part(kind + "s") for kind in ("footnote", "endnote")}
+        self._links = parts.links(parts.main)
+        """Of the part that is read."""
+        self._links_of: dict[str, dict[str, str]] = {}
+        self._fields = Fields()
         self._boxes: list[Any] = []
         """Text boxes that hang at the paragraph or table that is read."""
         self._left_out: Counter[str] = Counter()
@@ -139,7 +145,7 @@ class _Reader:
         properties = child(paragraph, "pPr")
         style = value(properties, "pStyle") if properties is not None else None
         style = style or self._styles.default
-        text = self._inline(paragraph)
+        text = without_marks(self._inline(paragraph))
         if text.strip() and self._styles.is_hidden(style):
             self._left_out["hidden passages"] += 1
             text = ""
@@ -183,8 +189,15 @@ class _Reader:
             return "" if attribute(one, "type") in ("page", "column") else "\n"
         if name == "sym":
             return sign(attribute(one, "font"), int(attribute(one, "char", "0") or "0", 16))
+        if name == "hyperlink":
+            return linked(self._inline(one), self._links.get(attribute(one, "id")))
+        if name == "fldSimple":
+            return linked(self._inline(one), target_of(attribute(one, "instr")))
+        if name == "instrText":
+            self._fields.instruct(one.text or "")
+            return ""
         if name == "fldChar":
-            return field(one)
+            return self._fields.mark(one) + field(one)
         if name in ("footnoteReference", "endnoteReference"):
             return self._note(name.removesuffix("Reference"), attribute(one, "id"))
         if name in ("del", "moveFrom"):
@@ -222,10 +235,20 @@ class _Reader:
     def _note(self, kind: str, number: str) -> str:
         for one in self._notes[kind] if self._notes[kind] is not None else ():
             if attribute(one, "id") == number:
-                text = self._cell(one)
+                text = self._apart(next(self._parts.related(self._parts.main, kind + "s"), ""), one)
                 return f"〔注：{one_line(text)}〕" if text.strip() else ""
         self._left_out["footnotes that the file lacks"] += 1
         return ""
+
+    def _apart(self, part: str, element: Any) -> str:
+        """All text of an element of another part, which has links of its own."""
+        if part not in self._links_of:
+            self._links_of[part] = self._parts.links(part)
+        links, self._links = self._links, self._links_of[part]
+        try:
+            return self._cell(element)
+        finally:
+            self._links = links
 
     # --- what stands around -------------------------------------------------------------------------------------------
 
@@ -234,7 +257,7 @@ class _Reader:
         seen = set()
         for kind in ("header", "footer"):
             for name in self._parts.related(self._parts.main, kind):
-                text = self._cell(self._parts.xml(name))
+                text = self._apart(name, self._parts.xml(name))
                 boxes, self._boxes = self._boxes, []
                 for part in (text, *map(self._cell, boxes)):
                     if part.strip() and part not in seen and not _PAGE_NUMBER.fullmatch(part):

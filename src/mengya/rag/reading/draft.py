@@ -11,6 +11,7 @@ from mengya.data.cleaning import strip_controls
 from mengya.rag.characters import fold_radicals
 from mengya.rag.document import Block, Document, Page
 from mengya.rag.reading.limits import Limits
+from mengya.rag.reading.links import crowded, without_addresses
 
 _SPACES = re.compile(r"(?<=\S)[ \t\xa0]+")
 _CUTS = re.compile("[\xad\u200b\u2060]")
@@ -48,19 +49,21 @@ class Draft:
         self.blocks: list[Block] = []
         self.pages: list[Page] = []
         self.notes: list[str] = []
+        self._addresses = 0
+        """Of links that were left out."""
         self._left = limits.characters
         self._limit = limits.characters
 
     def heading(self, text: str, level: int, page: int | None = None) -> None:
-        self._add("heading", one_line(text), page, level=level)
+        self._add("heading", one_line(without_addresses(text)), page, level=level)
 
     def text(self, text: str, page: int | None = None) -> None:
-        self._add("text", _tidy(text), page)
+        self._add("text", "\n".join(self._thinned([line])[0] for line in _tidy(text).split("\n")), page)
 
     def table(self, rows: Sequence[Sequence[str]], page: int | None = None) -> None:
         """Rows of any lengths; empty ones at the end, and empty columns on the right, are left out."""
         tidy = [[one_line(cell) for cell in row] for row in rows]
-        tidy = [row for row in tidy if any(row)]
+        tidy = [self._thinned(row) for row in tidy if any(row)]
         width = max((max(i + 1 for i, cell in enumerate(row) if cell) for row in tidy), default=0)
         cells = tuple(tuple((row + [""] * width)[:width]) for row in tidy)
         self._add("table", "\n".join(" | ".join(row) for row in cells), page, rows=cells)
@@ -95,6 +98,12 @@ class Draft:
         self._left -= len(text)
         self.blocks.append(Block(kind, text, page, level, rows))
 
+    def _thinned(self, cells: list[str]) -> list[str]:
+        """Of a line: without addresses if it has too many."""
+        many = crowded(" | ".join(cells))
+        self._addresses += many
+        return [without_addresses(cell) for cell in cells] if many else cells
+
     def page(self, number: int, state: State, label: str = "", note: str = "") -> None:
         self.pages.append(Page(number, state, one_line(label), note))
 
@@ -105,6 +114,8 @@ class Draft:
     def finish(self, name: str, kind: str) -> Document:
         if not self.blocks:
             self.note("no text was found")
+        if self._addresses:
+            self.note(f"left out: {self._addresses:,} addresses of links, where a line has many")
         return Document(name, kind, tuple(self.blocks), tuple(self.pages), tuple(self.notes))
 
 

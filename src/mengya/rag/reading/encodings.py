@@ -5,6 +5,7 @@ import codecs
 import re
 
 from mengya.errors import UserError
+from mengya.rag.reading.refused import READ
 
 _MARKS = (  # longest first: the mark of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -37,7 +38,7 @@ _FOREIGN = {
 _MIXED_CASE = re.compile("[а-яё][А-ЯЁ]")
 _PUNCTUATION = re.compile("[\u2014\u2018-\u201d\u2026\u3000-\u3011\uff01-\uff5e·]")
 _CONTROLS = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")
-_BINARY = "this is binary data, neither text nor a format that is read here; convert it to PDF or text"
+_BINARY = f"this is binary data, neither text nor a format that is read here; convert it to PDF or text: {READ}"
 _SAMPLE = 200_000
 """Bytes that decide. An encoding does not change within a file."""
 _ENOUGH = 0.3

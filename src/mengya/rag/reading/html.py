@@ -7,6 +7,7 @@ from typing import Any
 
 from mengya.rag.reading.draft import Draft, Source
 from mengya.rag.reading.encodings import decode
+from mengya.rag.reading.links import absolute
 from mengya.rag.reading.page_blocks import add_blocks
 
 _UNREAD = ("script", "style", "noscript", "template", "iframe", "object", "embed", "svg", "canvas", "link", "meta")
@@ -30,11 +31,11 @@ _SENTENCE = re.compile(r"[。！？；]|[.!?](\s|$)")
 
 
 def read(source: Source, draft: Draft) -> None:
-    add_html(draft, source.path.read_bytes())
+    add_html(draft, source.path.read_bytes(), source.name)
 
 
-def add_html(draft: Draft, data: bytes) -> None:
-    """A whole page."""
+def add_html(draft: Draft, data: bytes, name: str = "") -> None:
+    """A whole page. `name`: its address, perhaps."""
     from lxml import html
 
     text, notes = _decoded(data)
@@ -43,6 +44,7 @@ def add_html(draft: Draft, data: bytes) -> None:
     text = _PROLOG.sub("", text, count=1).replace("\0", "")
     root = html.document_fromstring(text or "<p></p>", parser=html.HTMLParser(remove_comments=True, remove_pis=True))
     title = " ".join((root.findtext(".//title") or "").split())
+    _see_from(root, name)
     left_out: Counter[str] = Counter()
     _drop_unseen(root, left_out)
     body = root.find("body")
@@ -53,6 +55,15 @@ def add_html(draft: Draft, data: bytes) -> None:
     for what, count in left_out.items():
         if count:
             draft.note(f"left out: {count:,} {what}")
+
+
+def _see_from(root: Any, name: str) -> None:
+    """Links of the page as they are seen from elsewhere, if it tells its own address, or has it as its name."""
+    told = [one.get("href") for one in root.iter("base")] + [name]
+    told += [one.get("href") for one in root.iter("link") if one.get("rel") == "canonical"]
+    base = next((one for one in told if one and one.startswith(("http://", "https://"))), "")
+    for link in root.iter("a") if base else ():
+        link.set("href", absolute(link.get("href") or "", base))
 
 
 def add_fragment(draft: Draft, text: str) -> None:

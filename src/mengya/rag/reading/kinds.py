@@ -11,6 +11,7 @@ from mengya.rag.reading.archives import office_kind
 from mengya.rag.reading.draft import Draft, Full, Source
 from mengya.rag.reading.encodings import decode
 from mengya.rag.reading.names import ending_of
+from mengya.rag.reading.refused import READ, known, of_old_office
 
 _READERS = {
     "pdf": "pdf",
@@ -36,15 +37,6 @@ _ENDINGS = {
     "image": "png jpg jpeg gif bmp tif tiff webp",
 }
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*")
-_REFUSED = (
-    (b"{\\rtf", "an RTF file; save it as docx"),
-    (b"\x1f\x8b", "a compressed file; unpack it and add what is inside"),
-    (b"BZh91AY", "a compressed file; unpack it and add what is inside"),
-    (b"7z\xbc\xaf", "a 7z archive; unpack it and add the files inside"),
-    (b"Rar!\x1a", "a rar archive; unpack it and add the files inside"),
-    (b"\x7fELF", "a program, not a document"),
-    (b"SQLite format 3\0", "a database, not a document; export what you need as csv"),
-)
 _OLD_OFFICE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _HTML = re.compile(
     r"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL
@@ -90,23 +82,13 @@ def kind_of(source: Source) -> str:
     if head.startswith(b"PK\x03\x04") or head.startswith(b"PK\x05\x06"):
         return office_kind(source.path, source.limits)
     if head.startswith(_OLD_OFFICE):
-        raise UserError(_old_office(source))
+        raise UserError(of_old_office(source.path.read_bytes()))
     bitmap = head.startswith(b"BM") and head[6:10] == bytes(4)  # a text may begin with these letters
     if bitmap or head.startswith(_IMAGES) or (head.startswith(b"RIFF") and head[8:12] == b"WEBP"):
         return "image"
-    if head[4:8] == b"ftyp":
-        raise UserError("a video, or a picture as HEIC or AVIF; save a picture as PNG or JPEG")
-    for mark, what in _REFUSED:
-        if head.startswith(mark):
-            raise UserError(f"this is {what}")
+    if what := known(head, ending_of(source.name)):
+        raise UserError(f"this is {what}: {READ}")
     return _kind_of_text(source)
-
-
-def _old_office(source: Source) -> str:
-    # An encrypted docx is a file of the old format that holds a stream of this name, in UTF-16.
-    if "EncryptedPackage".encode("utf-16-le") in source.path.read_bytes():
-        return "it is encrypted; open it with its password and save it without"
-    return "this is a file of an old Office format (doc, xls, ppt); save it as docx, xlsx or pptx"
 
 
 def _kind_of_text(source: Source) -> str:

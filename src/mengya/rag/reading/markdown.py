@@ -10,6 +10,7 @@ from markdown_it.token import Token
 from mengya.rag.reading.draft import Draft, Source, clean
 from mengya.rag.reading.encodings import decode
 from mengya.rag.reading.html import add_fragment
+from mengya.rag.reading.links import linked
 
 _FRONT = re.compile(
     r"\A(?:---[ \t]*\n(?=(?:#[^\n]*\n)*[\w\"'][^\n]*:)(.*?)\n(?:---|\.\.\.)|\+\+\+[ \t]*\n(.*?)\n\+\+\+)"
@@ -18,6 +19,7 @@ _FRONT = re.compile(
 )
 """What stands before a text about it, in YAML or TOML; two lines across the page around a text are none."""
 _TABLE = re.compile(r"<table\b.*?</table\s*>", re.DOTALL | re.IGNORECASE)
+_LINK = re.compile(r"""<a\s(?:[^>]*\s)?href\s*=\s*["']?([^"'\s>]+)""", re.IGNORECASE)
 _TAG = re.compile(r"<!--.*?-->|</?[a-zA-Z][^<>]*>", re.DOTALL)
 
 
@@ -106,13 +108,21 @@ class _Blocks:
 
 
 def _text(token: Token) -> str:
-    """What a reader sees of it: words of links, descriptions of pictures, no marks of emphasis."""
+    """What a reader sees of it: links, descriptions of pictures, no marks of emphasis."""
     if token.children is None:
         return token.content
-    parts = []
+    parts: list[str] = []
+    opened: list[tuple[int, str]] = []  # where the words of each link begin that is open, and where it leads
     for child in token.children:
         if child.type in ("softbreak", "hardbreak"):
             parts.append("\n")
+        elif child.type == "link_open":
+            opened.append((len(parts), str(child.attrs.get("href"))))
+        elif child.type == "html_inline" and (found := _LINK.match(child.content)):
+            opened.append((len(parts), found[1]))
+        elif opened and (child.type == "link_close" or (child.type, child.content) == ("html_inline", "</a>")):
+            begin, target = opened.pop()
+            parts[begin:] = [linked("".join(parts[begin:]), target)]
         elif child.type == "html_inline":
             parts.append("\n" if child.content.startswith("<br") else "")
         else:

@@ -35,6 +35,16 @@ class Parts:
                 found[attribute(relation, "Id")] = kind, target
         return found
 
+    def links(self, part: str) -> dict[str, str]:
+        """Id -> address, of what a part links to outside of the file."""
+        folder, name = posixpath.split(part)
+        root = self.xml(posixpath.join(folder, "_rels", f"{name}.rels"))
+        return {
+            attribute(one, "Id"): attribute(one, "Target")
+            for one in (root if root is not None else ())
+            if attribute(one, "TargetMode") == "External" and attribute(one, "Type").endswith("/hyperlink")
+        }
+
     def xml(self, name: str) -> Any:
         """The root of a part; None where there is no such part."""
         from lxml import etree

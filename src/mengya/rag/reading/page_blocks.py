@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from mengya.rag.reading.draft import Draft
+from mengya.rag.reading.links import linked
 
 _INLINE = frozenset(
     "a abbr acronym b bdi bdo big cite code data del dfn em font i img ins kbd label mark q rb ruby s samp small span "
@@ -44,6 +45,10 @@ class _Blocks:
             self._line += _collapsed(one.get("alt"))
         elif name in ("rt", "rp", ""):
             pass  # how a character is read, beside it
+        elif name == "a" and not any(map(_is_block, one.iterdescendants())):
+            before, self._line = self._line, ""
+            self.add(one)
+            self._line = before + linked(self._line, one.get("href"))
         elif name in _INLINE or "-" in name:
             self.add(one)
         else:
@@ -72,6 +77,11 @@ def _collapsed(text: str | None) -> str:
     return _SPACES.sub(" ", text or "")
 
 
+def _is_block(element: Any) -> bool:
+    name = element.tag if isinstance(element.tag, str) else "br"
+    return not (name in _INLINE or name in ("br", "img", "rt", "rp") or "-" in name)
+
+
 def inline(element: Any) -> str:
     """All text below, on lines that its blocks and breaks make."""
     parts = [_collapsed(element.text)]
@@ -83,7 +93,7 @@ def inline(element: Any) -> str:
             parts.append(_collapsed(one.get("alt")))
         elif name not in ("rt", "rp", ""):
             around = "" if name in _INLINE or "-" in name else "\n"
-            parts.append(around + inline(one) + around)
+            parts.append(around + linked(inline(one), one.get("href") if name == "a" else None) + around)
         parts.append(_collapsed(one.tail))
     return _BREAKS.sub("\n", "".join(parts)).strip()
 

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mengya.rag.reading.draft import Draft, Source, State, one_line
+from mengya.rag.reading.links import linked
 from mengya.rag.reading.office import Parts, attribute, child, tag
 from mengya.rag.reading.sheet_formats import shown
 
 Cells = dict[int, dict[int, str]]
 """Row -> column -> text, both from 1; only those with text."""
+_LINK = re.compile(r'(?:_xlfn\.)?HYPERLINK\("([^"]+)"', re.IGNORECASE)
+"""A formula."""
 _COLUMNS = 16_384
 """As many as a sheet may have."""
 
@@ -81,10 +84,12 @@ class _Reader:
             self._formats = [(number, own.get(number)) for number in ids]
 
     def sheet(self, part: str) -> _Sheet:
-        sheet, number, hidden, merged = _Sheet(), 0, set(), []
-        for one in self._parts.each(part, "col", "row", "mergeCell"):
+        sheet, number, hidden, merged, links = _Sheet(), 0, set(), [], self._parts.links(part)
+        for one in self._parts.each(part, "col", "row", "mergeCell", "hyperlink"):
             if tag(one) == "mergeCell":
                 merged.append(attribute(one, "ref"))
+            elif tag(one) == "hyperlink":
+                _link(sheet.cells, attribute(one, "ref"), links.get(attribute(one, "id")))
             elif tag(one) == "row":
                 number = int(attribute(one, "r", str(number + 1)))
                 self._add_row(sheet, one, number)
@@ -109,7 +114,9 @@ class _Reader:
             text = self._shown(cell) if len(cell) else ""  # a format alone: there may be a million of them
             sheet.formulas += text is None
             if text and text.strip():
-                sheet.cells[number][column] = text
+                formula = child(cell, "f")
+                link = _LINK.match(formula.text or "") if formula is not None else None
+                sheet.cells[number][column] = linked(text, link[1]) if link else text
 
     def _comments(self, part: str) -> Iterator[tuple[str, str]]:
         """(cell, what somebody wrote beside it)."""
@@ -182,6 +189,14 @@ def _repeat(cells: Cells, reference: str, end: int) -> None:
         for row in range(first + 1, min(last, end) + 1) if text else ():
             if row in cells:
                 cells[row][column] = text or ""
+
+
+def _link(cells: Cells, reference: str, target: str | None) -> None:
+    """A link of a cell, or of several, behind the words of the first."""
+    place = re.match(r"([A-Z]+)(\d+)", reference)
+    row = cells.get(int(place[2]), {}) if place else {}
+    if place and (column := _column(place[1])) in row:
+        row[column] = linked(row[column], target)
 
 
 def _add(draft: Draft, cells: Cells, number: int) -> None:

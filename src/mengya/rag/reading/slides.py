@@ -1,11 +1,13 @@
 """PowerPoint files: a page a slide, with tables, grouped shapes, diagrams and the speaker's notes."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 from mengya.rag.reading.draft import Draft, Source
+from mengya.rag.reading.links import linked
 from mengya.rag.reading.office import Parts, attribute, child, tag
 
 _SAME_HEIGHT = 45_720
@@ -30,6 +32,7 @@ class _Slide:
     def __init__(self, parts: Parts, name: str, draft: Draft, number: int) -> None:
         self._parts, self._name, self._draft, self._number = parts, name, draft, number
         self._pictures = 0
+        self._links = parts.links(name)
 
     def add(self) -> None:
         root = self._parts.xml(self._name)
@@ -40,9 +43,10 @@ class _Slide:
         for shape in shapes:
             self._add_shape(shape)
         for notes in self._parts.related(self._name, "notesSlide"):
+            links = self._parts.links(notes)
             for shape in self._parts.xml(notes).iter("{*}sp"):
                 if _placeholder(shape) == "body":
-                    self._draft.text(_text(child(shape, "txBody")), self._number)
+                    self._draft.text(_text(child(shape, "txBody"), links), self._number)
         found = len(self._draft.blocks) > before
         note = "hidden slide" if attribute(root, "show") in ("0", "false") else ""
         if self._pictures and not found:
@@ -103,14 +107,16 @@ class _Slide:
             if _is_title(shape):
                 self._draft.heading(_text(child(shape, "txBody")), 1, self._number)
             elif _placeholder(shape) not in ("sldNum", "dt", "ftr"):
-                self._draft.text(_text(child(shape, "txBody")), self._number)
+                pressed = next((one for one in shape.iter("{*}cNvPr")), None)
+                text = _text(child(shape, "txBody"), self._links)
+                self._draft.text(linked(text, _target(pressed, self._links)), self._number)
         elif name == "graphicFrame":
             self._add_frame(shape)
 
     def _add_frame(self, frame: Any) -> None:
         table = next(frame.iter("{*}tbl"), None)
         if table is not None:
-            self._draft.table(_rows(table), self._number)
+            self._draft.table(_rows(table, self._links), self._number)
         for kind in ("diagramData", "chart"):
             for name in self._parts.related(self._name, kind):
                 if any(self._parts.relations(self._name)[i][1] == name for i in _references(frame)):
@@ -144,25 +150,33 @@ def _is_title(shape: Any) -> bool:
     return tag(shape) == "sp" and _placeholder(shape) in ("title", "ctrTitle")
 
 
-def _text(body: Any) -> str:
-    """Of a shape or a cell: a line a paragraph."""
+def _text(body: Any, links: Mapping[str, str] | None = None) -> str:
+    """Of a shape or a cell: a line a paragraph, with where `links` lead, by id."""
     lines = []
     for paragraph in body.iter("{*}p") if body is not None else ():
         pieces = []
         for one in paragraph.iter("{*}t", "{*}br", "{*}tab"):
-            pieces.append(one.text or "" if tag(one) == "t" else "\n" if tag(one) == "br" else "\t")
-        lines.append("".join(pieces))
+            text = one.text or "" if tag(one) == "t" else "\n" if tag(one) == "br" else "\t"
+            pieces.append((text, _target(child(one.getparent(), "rPr"), links or {})))
+        runs = [(target, "".join(text for text, _ in group)) for target, group in groupby(pieces, lambda one: one[1])]
+        lines.append("".join(linked(text, target) for target, text in runs))
     return "\n".join(filter(None, lines))
 
 
-def _rows(table: Any) -> list[list[str]]:
+def _target(properties: Any, links: Mapping[str, str]) -> str:
+    """Where one comes who presses it; "" if nowhere, or to another slide."""
+    pressed = child(properties, "hlinkClick")
+    return "" if pressed is None else links.get(attribute(pressed, "id"), "")
+
+
+def _rows(table: Any, links: Mapping[str, str]) -> list[list[str]]:
     """A cell that is merged downward is repeated in each row."""
     rows: list[list[str]] = []
     for row in table.iter("{*}tr"):
         cells: list[str] = []
         for cell in (one for one in row if tag(one) == "tc"):
             goes_on = attribute(cell, "vMerge") in ("1", "true") and rows and len(cells) < len(rows[-1])
-            cells.append(rows[-1][len(cells)] if goes_on else _text(child(cell, "txBody")))
+            cells.append(rows[-1][len(cells)] if goes_on else _text(child(cell, "txBody"), links))
         rows.append(cells)
     return rows
 

@@ -84,18 +84,19 @@ class Actions:
     def send(self, owner: str, conversation: str, parent: str, text: str, settings: dict[str, Any]) -> dict[str, Any]:
         """Ask, after the message `parent` ("": at the beginning), in a conversation ("": a new one). "pictures" in the
         settings: ids of those that go with the question."""
-        text = text.strip()
-        if not title_of(text):
+        text, how = text.strip(), self._settings(settings)
+        found = self._store.get(owner, conversation) if conversation or parent else None
+        wanted = list(settings.get("pictures") or ())[: pictures.MOST]
+        shown = pictures.named(self._store, conversation, wanted) if found else []
+        if not title_of(text) and not (shown and how.model in self._seeing):
             raise UserError("the message is empty; write one")
         if len(text) > _LONGEST:
             raise UserError(f"the message has {len(text)} characters; at most {_LONGEST} are taken")
-        how = self._settings(settings)
-        if parent:
-            _message(self._store.get(owner, conversation), parent)
-        elif conversation and not self._store.get(owner, conversation).messages:  # made for a file, whose name it has
-            self._store.rename(owner, conversation, text)
+        if found and parent:
+            _message(found, parent)
+        elif found and not found.messages and title_of(text):  # made for a file, whose name it has
+            self._store.entitle(owner, conversation, text)
         made = conversation or self._store.create(owner, text, how.kept())
-        shown = pictures.named(self._store, made, list(settings.get("pictures") or ())[: pictures.MOST])
         info = {"pictures": shown} if shown else {}
         question = Message(new_id(), parent or None, "user", text, "done", time.time(), info)
         self._ask(owner, made, how, question, [question])
@@ -138,9 +139,13 @@ class Actions:
             if how.model in self._seeing and any(message.info.get("pictures") for message in asked):
                 return Ask(fitted(backend, how.system, turns(asked, self._seen(owner)), how.sampling.max_new_tokens))
             said = turns(asked)
-            if bases := self._bases(owner, conversation, how, going):
-                return self._grounded(backend, bases, how, said)
-            return Ask(fitted(backend, how.system, said, how.sampling.max_new_tokens))
+            while True:
+                bases, left = self._bases(owner, conversation, how, going)
+                if not bases:
+                    asking = fitted(backend, how.system, said, how.sampling.max_new_tokens)
+                    return Ask(asking, functools.partial(_with, kept=left) if left else None)
+                with suppress(UnknownBase):  # it was removed while it was searched
+                    return self._grounded(backend, bases, how, said, left)
 
         try:
             self._answers.begin(answer, backend, how.sampling, prepare)
@@ -156,19 +161,32 @@ class Actions:
 
     def _bases(
         self, owner: str, conversation: str, how: Settings, going: Callable[[], bool]
-    ) -> dict[str, KnowledgeBase]:
-        """Those that have files, by place; of the conversation, once its files are read."""
+    ) -> tuple[dict[str, KnowledgeBase], dict[str, list[str]]]:
+        """Those that have files, by place; and what is left out: names of chosen bases that are "absent" or empty, and
+        of their files that are still "unread". Those of the conversation, or of a base without any other, are waited
+        for."""
         own = f"conversation:{conversation}"
-        self._library.wait(owner, own, going)
         found: dict[str, KnowledgeBase] = {}
+        absent, unread = [], []
         for place in (own, *(place for place in how.bases if place.startswith(("base:", "shared:")))):
-            with suppress(UnknownBase):
-                base = self._library.base(owner, place)
-                found |= {place: base} if base.files() else {}
-        return found
+            if place == own or not self._library.filled(owner, place):
+                self._library.wait(owner, place, going)
+            unread += [job.name for job in self._library.jobs(owner, place) if job.state != "error"]
+            if base := self._library.filled(owner, place):
+                found[place] = base
+            elif place != own:
+                absent.append(place.partition(":")[2])
+        return found, ({"absent": absent} if absent else {}) | ({"unread": unread} if unread else {})
 
-    def _grounded(self, backend: Backend, bases: Mapping[str, KnowledgeBase], how: Settings, said: Messages) -> Ask:
-        """The last question, asked about documents."""
+    def _grounded(
+        self,
+        backend: Backend,
+        bases: Mapping[str, KnowledgeBase],
+        how: Settings,
+        said: Messages,
+        left: Mapping[str, list[str]],
+    ) -> Ask:
+        """The last question, asked about documents. `left`: what is kept with the answer, besides."""
         *before, question = said
         prepared = grounded.prepare(
             backend, list(bases.values()), question["content"], [*preamble(how.system), *before],
@@ -179,7 +197,7 @@ class Actions:
         def conclude(text: str) -> tuple[str, dict[str, Any]]:
             answer = grounded.conclude(prepared, text)
             sources = [cited.as_json() | {"place": places[cited.base]} for cited in answer.citations]
-            return answer.text, {"kind": answer.kind, "query": answer.query, "sources": sources}
+            return answer.text, {"kind": answer.kind, "query": answer.query, "sources": sources} | dict(left)
 
         return Ask(prepared.messages, conclude)
 
@@ -238,6 +256,10 @@ class Actions:
             return told | {"text": message.text, "pictures": message.info.get("pictures") or []}
         live = self._answers.get(owner, message.id)
         return told | (shown_live(live) if live else shown_saved(message))
+
+
+def _with(text: str, kept: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    return text, kept
 
 
 def place_of(store: Store, owner: str, place: str) -> str:

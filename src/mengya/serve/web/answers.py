@@ -228,7 +228,7 @@ def _grow(answer: Answer, piece: Piece, seconds: float) -> None:
     answer.version += 1
 
 
-def turns(branch: Sequence[Message], write: Callable[[Message], Any] = lambda message: message.text) -> Messages:
+def turns(branch: Sequence[Message], write: Callable[[Message], Any] = lambda message: message.text or "…") -> Messages:
     """What was said, as a model is told: without thoughts, and without questions that got no answer. `write`: what of a
     question is told."""
     told: Messages = []

@@ -9,6 +9,7 @@ import inspect
 import json
 import math
 import os
+import re
 import sqlite3
 import tempfile
 import time
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, get_origin
+from unicodedata import category
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
@@ -28,11 +30,13 @@ from mengya.infer.request import Sampling
 from mengya.rag.reading.names import name_as_text
 from mengya.rag.retrieve import Retriever
 from mengya.serve.api.asgi import where
-from mengya.serve.web import archive, backup, pictures
-from mengya.serve.web.actions import Actions, place_of, shown_live
+from mengya.serve.web import archive, pictures
+from mengya.serve.web.actions import Actions, place_of, shown_live, shown_saved
 from mengya.serve.web.answers import Answer, Answers
+from mengya.serve.web.backup import to_json
 from mengya.serve.web.gate import GRADIO, OWNER, Gate, log, refused
 from mengya.serve.web.library import Library
+from mengya.serve.web.markdown import to_markdown
 from mengya.serve.web.store import Missing, Store, in_words, new_id
 from mengya.serve.web.users import Guesses, Users
 
@@ -43,6 +47,8 @@ _FORM = 10_000
 """Bytes of a form with a key."""
 _BACKUP = 2_000_000_000
 """Bytes of a backup that is taken in."""
+_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)\d)", re.IGNORECASE)
+"""Names of Windows for something else than files, whatever their ending."""
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 
@@ -104,9 +110,11 @@ def _endpoint(method: Callable[..., Any], request_type: type) -> Callable[..., d
 
 
 def _outcome(function: Callable[[], Any]) -> dict[str, Any]:
-    """{"value": …}, or {"error": what the user should know}."""
+    """{"value": …}, or {"error": what the user should know}, with "missing" if the conversation is not there."""
     try:
         return {"value": function()}
+    except Missing as error:
+        return {"error": str(error), "missing": True}
     except UserError as error:
         return {"error": str(error)}
     except sqlite3.Error as error:
@@ -173,18 +181,37 @@ def _field(form: str, name: str) -> str:
 def _streams(app: FastAPI, site: Site) -> None:
     @app.get("/answers/{message}")
     async def follow(request: Request, message: str) -> Response:
-        """What an answer has grown by, as it grows; nothing if it is not being written: then the store has it."""
-        answer = site.answers.get(request.scope[OWNER], message)
-        events = _growth(answer) if answer else _nothing()
+        events = _followed(site, request.scope[OWNER], message)
         return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
-async def _nothing() -> AsyncIterator[str]:
-    yield "event: gone\ndata: {}\n\n"
+async def _followed(site: Site, owner: str, message: str) -> AsyncIterator[str]:
+    """An answer as it grows; the whole of one that has ended; or that it is gone."""
+    while True:
+        live, last = site.answers.get(owner, message), None
+        if live is not None:
+            async for told in _growth(live):
+                if told is not None and told["state"] != "answering":
+                    last = told
+                else:
+                    yield _event(told) if told else ": still here\n\n"
+        saved = await asyncio.to_thread(site.store.message, owner, message)
+        if saved is None:  # it may have ended because it was deleted
+            yield "event: gone\ndata: {}\n\n"
+            return
+        if last or saved.state != "answering":
+            yield _event(last or shown_saved(saved) | {"from": 0, "thought_from": 0})
+            return
+        await asyncio.sleep(_EVERY)  # it is about to begin
 
 
-async def _growth(answer: Answer) -> AsyncIterator[str]:
-    """Blocks that have changed, from the first one that has; what was thought, from where it was."""
+def _event(told: Mapping[str, Any]) -> str:
+    return f"data: {json.dumps(told, ensure_ascii=False)}\n\n"
+
+
+async def _growth(answer: Answer) -> AsyncIterator[dict[str, Any] | None]:
+    """What an answer has grown by, until it ends: blocks that have changed, from the first one that has; what was
+    thought, from where it was. None, now and then, as long as there is nothing new."""
     seen, thought, wait, quiet = -1, 0, _EVERY, 0.0
     shown: list[str] = []
     while True:
@@ -192,7 +219,7 @@ async def _growth(answer: Answer) -> AsyncIterator[str]:
             await asyncio.sleep(wait)
             quiet += wait
             if quiet > 15:
-                yield ": still here\n\n"
+                yield None
                 quiet = 0.0
             continue
         seen, quiet, began = answer.version, 0.0, time.perf_counter()
@@ -204,9 +231,7 @@ async def _growth(answer: Answer) -> AsyncIterator[str]:
         told |= {"thought": view["thought"][thought:], "thought_from": thought, "thinking": view["thinking"]}
         shown, thought = new, len(view["thought"])
         ended = view["state"] != "answering"
-        if ended:
-            told["text"] = view["text"]
-        yield f"data: {json.dumps(told, ensure_ascii=False)}\n\n"
+        yield told | ({"text": view["text"]} if ended else {})
         if ended:
             return
         wait = max(_EVERY, 4 * (time.perf_counter() - began))  # a long answer is drawn less often
@@ -226,8 +251,7 @@ def _files(app: FastAPI, site: Site) -> None:
             told = str(error) if isinstance(error, UserError) else f"{error.strerror}; free space on the disk"
             return refused(507, f"no backup was made: {told}")
         file.seek(0)
-        name = time.strftime("mengya-%Y-%m-%d.zip")
-        headers = {"Content-Disposition": f"attachment; filename={name}", "Content-Length": str(_size(file))}
+        headers = {"Content-Disposition": "attachment", "Content-Length": str(_size(file))}  # the page names the day
         return StreamingResponse(_parts_of(file), media_type="application/zip", headers=headers)
 
     @app.get("/export/{conversation}.{kind}")
@@ -239,8 +263,10 @@ def _files(app: FastAPI, site: Site) -> None:
             return refused(404, str(error))
         if kind not in ("md", "json"):
             return refused(404, "a conversation is exported as .md or .json")
-        text = backup.to_markdown(found) if kind == "md" else backup.to_json([found])
-        return _download(text, found.title, kind)
+        own = pictures.all_of(site.store, conversation)
+        return _download(
+            to_markdown(found, own) if kind == "md" else to_json([found], {found.id: own}), found.title, kind
+        )
 
     @app.post("/import")
     async def take(request: Request) -> Any:
@@ -316,7 +342,9 @@ async def _received(request: Request, most: int, take: Callable[[bytes], object]
 
 
 def _download(text: str, name: str, kind: str) -> Response:
-    safe = "".join(c if c.isalnum() or c in " -_" else "_" for c in name).strip()[:60] or "mengya"
+    safe = "".join(c if c.isalnum() or c in " -_" or category(c) in ("Mn", "Mc") else "_" for c in name)
+    safe = safe[:60].strip() or "mengya"
+    safe = f"_{safe}" if _DEVICE.fullmatch(safe) else safe
     kinds = {"md": "text/markdown", "json": "application/json"}
     headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quote(safe)}.{kind}"}
     return Response(text.encode(), media_type=f"{kinds[kind]}; charset=utf-8", headers=headers)

@@ -5,11 +5,9 @@ the place in the list. Only these names are asked for, and nothing is unpacked t
 to its end before anything changes.
 """
 
-import io
 import json
 import re
 import time
-import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -25,8 +23,9 @@ from mengya.rag.passages import cut
 from mengya.rag.reading.names import name_as_text
 from mengya.rag.store import UnknownBase
 from mengya.serve.web import backup, pictures
-from mengya.serve.web.backup import Merged, Picture
+from mengya.serve.web.backup import Merged
 from mengya.serve.web.library import Library
+from mengya.serve.web.pictures import Picture
 from mengya.serve.web.store import Conversation, Store
 
 FORMAT = "mengya-backup-1"
@@ -102,18 +101,13 @@ def _counts(conversations: int, files: int) -> dict[str, int]:
 
 
 def _index(archive: zipfile.ZipFile) -> tuple[list[Conversation], list[_Shown], list[_File]]:
+    given, conversations = backup.index(_read(archive, _INDEX, _TEXT), FORMAT)
     try:
-        given = backup.parsed(_read(archive, _INDEX, _TEXT))
-        if given["format"] != FORMAT:
-            raise UserError(f"this backup is of another format; this program reads {FORMAT}")
-        conversations = [backup.read_conversation(row) for row in given["conversations"]]
         known = {conversation.id for conversation in conversations}
-        shown = [_picture(number, row, known) for number, row in enumerate(given["pictures"])]
-        files = [_file(number, row, known) for number, row in enumerate(given["files"])]
-    except UserError:
-        raise
+        shown = [_picture(number, row, known) for number, row in enumerate(given.get("pictures") or ())]
+        files = [_file(number, row, known) for number, row in enumerate(given.get("files") or ())]
     except backup.NO_BACKUP:
-        raise UserError("this is no backup of conversations; give a file that was exported here") from None
+        raise UserError("a list in this backup is damaged; export it again") from None
     return conversations, shown, files
 
 
@@ -141,26 +135,12 @@ def _look_through(archive: zipfile.ZipFile, shown: list[_Shown], files: list[_Fi
     for picture in shown:
         data = _read(archive, picture.entry, min(left, _PICTURE))
         left -= len(data)
-        _check_picture(data, picture.name)
+        pictures.check(data, picture.name)
     for file in files:
         data = _read(archive, file.entry, min(left, _TEXT))
         left -= len(data)
         if not cut(_document(data, file)):
             raise UserError(f"{file.name} in the backup has no text")
-
-
-def _check_picture(data: bytes, name: str) -> None:
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its size is looked at next
-            with Image.open(io.BytesIO(data), formats=("JPEG",)) as picture:
-                if max(picture.size) > pictures.SIDE:
-                    raise ValueError("size")
-                picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name[:60]} in the backup is no picture that was exported here") from error
 
 
 def _document(data: bytes, file: _File) -> Document:

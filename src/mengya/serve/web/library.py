@@ -102,12 +102,19 @@ class Library:
         with self._alone(owner, place):
             return folder.open(name)
 
+    def filled(self, owner: str, place: str) -> KnowledgeBase | None:
+        """One that has files."""
+        with suppress(UnknownBase):
+            base = self.base(owner, place)
+            return base if base.files() else None
+        return None
+
     def remove(self, owner: str, place: str) -> None:
         """A whole base. Nothing if there is none."""
         for job in self.jobs(owner, place):
             self.cancel(owner, job.id)
         folder, name = self._at(owner, place)
-        with suppress(UnknownBase):
+        with self._alone(owner, place), suppress(UnknownBase):
             folder.remove(name)
 
     def _alone(self, owner: str, place: str) -> threading.Lock:
@@ -249,6 +256,8 @@ class Library:
     def _made(self, job: Job) -> KnowledgeBase:
         folder, name = self._at(job.owner, job.place)
         with self._alone(job.owner, job.place):
+            if job.cancelled:  # with its place, which stays deleted
+                raise _Cancelled
             return folder.open_or_create(name)
 
     def _keep(self, job: Job, base: KnowledgeBase, document: Document, digest: str, progress: Progress) -> None:
@@ -272,7 +281,7 @@ def _told(file: StoredFile) -> dict[str, Any]:
 
 
 def passage_view(base: KnowledgeBase | None, source: dict[str, Any]) -> dict[str, Any]:
-    """What a citation opens: the page, or what stands around it, in paragraphs of [text, whether it is cited]. If the
+    """What a citation opens: its pages, or what stands around it, in paragraphs of [text, whether it is cited]. If the
     file is gone or another now: the passage as it was kept with the answer."""
     shown = {name: source.get(name) for name in ("file", "headings", "pages")}
     document = base.document(str(source.get("file"))) if base else None
@@ -281,12 +290,12 @@ def passage_view(base: KnowledgeBase | None, source: dict[str, Any]) -> dict[str
         places = [(p["begin"], p["end"]) for p in source.get("places", ())]
         cited = "".join(text[begin:end] for begin, end in places)
         if places and _letters(cited) == _letters(str(source.get("quote"))):
-            page = source["places"][0]["page"]
+            pages = {place.get("page") for place in source["places"]} - {None}
             paragraphs, begin = [], 0
             for block in document.blocks:
                 end = begin + len(block.text)
                 near = begin < places[-1][1] + _AROUND and end > places[0][0] - _AROUND
-                if block.page == page if page is not None else near:
+                if block.page in pages if pages else near:
                     paragraphs.append({"kind": block.kind, "parts": _parts(block.text, begin, places)})
                 begin = end + 1
             return shown | {"gone": False, "paragraphs": paragraphs}

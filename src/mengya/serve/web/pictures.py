@@ -5,17 +5,22 @@ import io
 import sqlite3
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mengya.errors import UserError
 from mengya.rag.reading.limits import Limits
-from mengya.serve.web.backup import Picture
 from mengya.serve.web.store import Store, new_id
 
 SIDE = 1568
 """Pixels of the longer side that are kept."""
 MOST = 8
 """Pictures of one question."""
+
+
+class Picture(NamedTuple):
+    id: str
+    name: str
+    data: bytes
 
 
 def drawn(path: Path, limits: Limits) -> bytes:
@@ -44,6 +49,21 @@ def drawn(path: Path, limits: Limits) -> bytes:
     buffer = io.BytesIO()
     white.convert("RGB").save(buffer, "JPEG", quality=88)
     return buffer.getvalue()
+
+
+def check(data: bytes, name: str) -> None:
+    """UserError unless it is a picture as `drawn` gives."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # its size is looked at next
+            with Image.open(io.BytesIO(data), formats=("JPEG",)) as picture:
+                if max(picture.size) > SIDE:
+                    raise ValueError("size")
+                picture.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name[:60]} in the backup is no picture that was exported here") from error
 
 
 def keep(store: Store, owner: str, conversation: str, name: str, data: bytes) -> str:
@@ -77,4 +97,5 @@ def parts(store: Store, owner: str, text: str, pictures: list[dict[str, str]]) -
     """A message as OpenAI's protocol has it: the text, and the pictures that are still there."""
     found = [data for picture in pictures if (data := data_of(store, owner, picture["id"])) is not None]
     urls = ["data:image/jpeg;base64," + base64.b64encode(data).decode() for data in found]
-    return [{"type": "text", "text": text}, *({"type": "image_url", "image_url": {"url": url}} for url in urls)]
+    said = [{"type": "text", "text": text}] if text else []  # some servers refuse an empty one
+    return [*said, *({"type": "image_url", "image_url": {"url": url}} for url in urls)]

@@ -30,7 +30,7 @@ _BUSY = 30.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS conversations (
     id TEXT PRIMARY KEY, owner TEXT NOT NULL, title TEXT NOT NULL, created REAL NOT NULL, updated REAL NOT NULL,
-    leaf TEXT, settings TEXT NOT NULL DEFAULT '{}'
+    leaf TEXT, settings TEXT NOT NULL DEFAULT '{}', renamed REAL NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS conversations_owner ON conversations (owner, updated);
 CREATE TABLE IF NOT EXISTS messages (
@@ -69,6 +69,8 @@ class Conversation:
     updated: float
     leaf: str | None
     settings: Mapping[str, Any]
+    renamed: float = 0.0
+    """When somebody gave it its title; 0: nobody has."""
     messages: tuple[Message, ...] = ()
     """All branches, in the order in which they were written."""
 
@@ -88,11 +90,10 @@ class Conversation:
 
     def end_of(self, message: str) -> str:
         """The leaf of the branch that was last written on from a message."""
-        last = message
-        for later in self.messages:  # a reply is written after what it follows
-            if later.parent == last:
-                last = max((m for m in self.messages if m.parent == last), key=lambda m: m.created).id
-        return last
+        latest = {m.parent: m.id for m in self.messages}
+        while message in latest:  # whatever the times say: clocks are set back, and a backup holds any
+            message = latest[message]
+        return message
 
 
 def new_id() -> str:
@@ -120,6 +121,8 @@ class Store:
             with self.write() as db:
                 for statement in _SCHEMA.split(";"):
                     db.execute(statement)
+                if not any(row["name"] == "renamed" for row in db.execute("PRAGMA table_info(conversations)")):
+                    db.execute("ALTER TABLE conversations ADD COLUMN renamed REAL NOT NULL DEFAULT 0")  # an older file
                 db.execute("UPDATE messages SET state = 'stopped' WHERE state = 'answering'")
         except (OSError, sqlite3.Error) as error:
             raise UserError(f"{path} cannot be opened ({error}); choose another directory with --data") from error
@@ -184,7 +187,7 @@ class Store:
         made, now = new_id(), time.time()
         with self.write() as db:
             db.execute(
-                "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, NULL, ?)",
+                "INSERT INTO conversations (id, owner, title, created, updated, settings) VALUES (?, ?, ?, ?, ?, ?)",
                 (made, owner, title_of(title) or "…", now, now, _json(settings)),
             )
         return made
@@ -193,7 +196,11 @@ class Store:
         """UserError for an empty title; Missing."""
         if not title_of(title):
             raise UserError("the title is empty; write one")
-        self._change(owner, conversation, "title = ?", title_of(title))
+        self._change(owner, conversation, f"renamed = {time.time()!r}, title = ?", title_of(title))
+
+    def entitle(self, owner: str, conversation: str, text: str) -> None:
+        """By what is asked there, as long as nobody has said otherwise."""
+        self._change(owner, conversation, "title = iif(renamed, title, ?)", title_of(text))
 
     def choose(self, owner: str, conversation: str, leaf: str) -> None:
         """The branch in sight."""
@@ -226,6 +233,10 @@ class Store:
             for message in messages:
                 insert(db, conversation, message)
 
+    def message(self, owner: str, message: str) -> Message | None:
+        query = "SELECT * FROM messages WHERE id = ? AND conversation IN (SELECT id FROM conversations WHERE owner = ?)"
+        return next((_message(row) for row in self.read(query, message, owner)), None)
+
     def save(self, owner: str, message: str, text: str, state: State, info: Mapping[str, Any]) -> None:
         """What an answer has become. Nothing if it was deleted meanwhile."""
         with self.write() as db:
@@ -257,6 +268,13 @@ def insert(db: sqlite3.Connection, conversation: str, message: Message) -> None:
     )  # fmt: skip
 
 
+def finish(db: sqlite3.Connection, message: Message) -> None:
+    """What an answer has become, in the place of what it was."""
+    info = _json(_with_plain(message.text, message.info))
+    query = "UPDATE messages SET text = ?, state = ?, info = ? WHERE id = ?"
+    db.execute(query, (message.text, message.state, info, message.id))
+
+
 def _folded(text: str) -> str:
     """Without what wide letters, large ones and composed ones differ by."""
     return unicodedata.normalize("NFKC", text).casefold()
@@ -286,7 +304,7 @@ def _json(value: Mapping[str, Any]) -> str:
 
 
 def _conversation(row: sqlite3.Row, messages: tuple[Message, ...] = ()) -> Conversation:
-    names = ("id", "title", "created", "updated", "leaf")
+    names = ("id", "title", "created", "updated", "leaf", "renamed")
     return Conversation(**{n: row[n] for n in names}, settings=json.loads(row["settings"]), messages=messages)
 
 

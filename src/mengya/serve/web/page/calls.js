@@ -11,7 +11,13 @@ export function notice(text) {
   if (text) noticeTimer = setTimeout(() => ($("notice").textContent = ""), 9000);
 }
 
-export class Refused extends Error {}
+// `missing`: what was asked about is not there any more.
+export class Refused extends Error {
+  constructor(message, missing = false) {
+    super(message);
+    this.missing = missing;
+  }
+}
 
 async function answerOf(response) {
   let body = {};
@@ -19,15 +25,20 @@ async function answerOf(response) {
     body = await response.json();
   } catch { /* not ours: a proxy's page */ }
   const told = body.data ? body.data[0] : body;
-  if (!response.ok || told.error) throw new Refused(told.error || `HTTP ${response.status}`);
+  if (!response.ok || told.error) throw new Refused(told.error || `HTTP ${response.status}`, told.missing);
   return told.value;
 }
 
-// The value, or a Refused that was shown already.
+// The value, or a Refused that was shown already. A conversation that is missing is told to the page, too.
 export async function call(name, ...values) {
-  return asked(() => fetch(`/gradio/gradio_api/run/${name}`, {
-    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ data: values }),
-  }));
+  try {
+    return await asked(() => fetch(`/gradio/gradio_api/run/${name}`, {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ data: values }),
+    }));
+  } catch (error) {
+    if (error.missing) dispatchEvent(new CustomEvent("missing", { detail: String(values[0]).replace(/^conversation:/, "") }));
+    throw error;
+  }
 }
 
 export async function post(path, body, headers = {}) {

@@ -8,7 +8,7 @@ let hooks = {}; // {conversation(): id or "", begin(title): a new one, panel(id,
 let chosen = new Set(); // places of the bases that are asked
 const nameOf = (place) => place.slice(place.indexOf(":") + 1);
 let timer = 0;
-let pictures = []; // that go with the next question: {id, name}
+const pictures = {}; // conversation -> those that go with its next question: {id, name}
 
 export function connectDocuments(given) {
   hooks = given;
@@ -24,10 +24,17 @@ export function connectDocuments(given) {
   $("new-address").classList.toggle("hidden", !given.addresses);
   $("new-address").addEventListener("submit", async (event) => {
     event.preventDefault();
-    if (!here()) await hooks.begin($("address").value);
-    await call("add_address", here(), $("address").value);
+    const url = $("address").value, conversation = hooks.conversation() || await hooks.begin(url);
+    await call("add_address", `conversation:${conversation}`, url);
     $("address").value = "";
     refreshFiles();
+  });
+  $("text").addEventListener("paste", (event) => {
+    const pasted = [...event.clipboardData.files];
+    if (!pasted.length || event.clipboardData.types.includes("text/plain")) return; // of a text processor: a picture of the text, too
+    event.preventDefault();
+    const now = new Date().toTimeString().slice(0, 8).replaceAll(":", ".");
+    addHere(pasted.map((file) => (file.name === "image.png" ? new File([file], `image ${now}.png`, { type: file.type }) : file))); // all have that name
   });
   let inside = 0;
   const files = (event) => [...(event.dataTransfer?.types || [])].includes("Files");
@@ -56,19 +63,18 @@ export function chooseBases(places) {
 async function addHere(files) {
   const fit = sized(files);
   if (!fit.length) return;
-  if (!here()) await hooks.begin(fit[0].name);
+  const conversation = hooks.conversation() || await hooks.begin(fit[0].name); // whichever is in sight when all are sent
   const seen = hooks.sees() ? fit.filter((file) => file.type.startsWith("image/")) : [];
   for (const file of seen) {
-    const id = await post(`/pictures?${new URLSearchParams({ conversation: hooks.conversation(), name: file.name })}`, file).catch(() => ""); // why is shown
-    if (id) pictures.push({ id, name: file.name });
+    const id = await post(`/pictures?${new URLSearchParams({ conversation, name: file.name })}`, file).catch(() => ""); // why is shown
+    if (id) (pictures[conversation] ??= []).push({ id, name: file.name });
   }
-  await upload(here(), fit.filter((file) => !seen.includes(file)));
+  await upload(`conversation:${conversation}`, fit.filter((file) => !seen.includes(file)));
 }
 
-export const pending = () => pictures.map((picture) => picture.id);
-export function clearPictures() {
-  pictures = [];
-}
+const mine = () => pictures[hooks.conversation()] || [];
+export const pending = () => mine().map((picture) => picture.id);
+export const clearPictures = (conversation) => delete pictures[conversation];
 
 const add = (place, files) => upload(place, sized(files));
 
@@ -104,8 +110,8 @@ async function chips() {
   $("chips").replaceChildren(
     ...found.files.map((file) => entry(file.name, pagesOf(file), say("remove", file.name), () => call("remove_file", place, file.name))),
     ...found.jobs.map((job) => entry(job.name, job.error || progress(job), say("cancel_file", job.name), () => call("cancel_file", job.id), job.state === "error" ? "failed" : "busy")),
-    ...pictures.map((picture) => {
-      const chip = entry(picture.name, "", say("remove", picture.name), async () => { pictures = pictures.filter((p) => p !== picture); });
+    ...mine().map((picture) => {
+      const chip = entry(picture.name, "", say("remove", picture.name), async () => { mine().splice(mine().indexOf(picture), 1); });
       chip.querySelector("svg").replaceWith(make("img", { src: `/pictures/${picture.id}`, alt: "" }));
       return chip;
     }),

@@ -1,11 +1,12 @@
 // The messages of a conversation: drawn from what the server says, and grown while an answer is written.
 
-import { $, call, copy, icon, make } from "./calls.js";
+import { $, call, copy, icon, make, notice } from "./calls.js";
 import { say } from "./words.js";
 
 let source = null; // of the answer that is followed
 let followed = null; // its id
-let hooks = {}; // {show(view, asked), ended(), settings(), here(id)}
+let hooks = {}; // {show(view, asked), ended(), gone(), settings(), here(id)}
+let drawn = null; // the conversation whose messages are shown
 
 export function connect(given) {
   hooks = given;
@@ -19,19 +20,44 @@ function announce(told) {
   $("status").textContent = `${how} ${told.text.slice(0, 4000)}`;
 }
 
-// `asked`: for a new answer, which may be whole already.
+// `asked`: for a new answer, which may be whole already. Otherwise who reads the conversation stays in their place.
 export function draw(view, asked) {
   unfollow();
-  const box = $("messages");
+  const box = $("messages"), stay = drawn === view.id && !asked, place = box.scrollTop;
+  drawn = view.id;
   box.replaceChildren(...view.messages.map((message) => (message.role === "user" ? question(view, message) : answer(view, message))));
   if (!view.messages.length) box.append(greeting());
-  box.scrollTop = box.scrollHeight;
+  box.scrollTop = stay ? place : box.scrollHeight;
   const last = view.messages.at(-1);
-  if (last?.state === "answering") follow(view, last.id);
-  else if (asked) announce(last);
+  if (last?.state === "answering") {
+    $("status").textContent = say("answering");
+    follow(view, last.id);
+  } else if (asked) announce(last);
 }
 
-export function greeting() {
+const low = (box) => box.scrollHeight - box.scrollTop - box.clientHeight < 120;
+
+export function clear() {
+  unfollow();
+  drawn = null;
+  $("messages").replaceChildren(greeting());
+}
+
+// Ask for a change of the conversation, once however often it is pressed, and show what becomes of it, unless another is
+// in sight by then.
+let changing = false;
+async function change(view, name, ...values) {
+  if (changing) return;
+  changing = true;
+  try {
+    const given = await call(name, view.id, ...values);
+    if (hooks.here(view.id)) hooks.show(given, name !== "choose");
+  } finally {
+    changing = false;
+  }
+}
+
+function greeting() {
   return make("div", { class: "greeting" }, make("img", { src: "/page/sprout.svg", alt: "", width: 64, height: 64 }),
     make("p", { text: say("hello") }));
 }
@@ -51,8 +77,8 @@ function edit(view, message, article) {
   area.value = message.text;
   const back = () => { article.replaceWith(question(view, message)); };
   const send = async () => {
-    if (!area.value.trim()) return;
-    hooks.show(await call("send", view.id, message.parent, area.value, { ...hooks.settings(), pictures: message.pictures.map((p) => p.id) }), true);
+    if (!area.value.trim() && !message.pictures.length) return;
+    await change(view, "send", message.parent, area.value, { ...hooks.settings(), pictures: message.pictures.map((p) => p.id) });
     $("text").focus();
   };
   area.addEventListener("keydown", (event) => {
@@ -81,9 +107,12 @@ function answer(view, message) {
 
 function grow(article, told) {
   const body = article.querySelector(".body");
-  while (body.children.length > told.from) body.lastChild.remove();
-  for (const html of told.blocks) {
+  while (body.children.length > told.from + told.blocks.length) body.lastChild.remove();
+  for (const [number, html] of told.blocks.entries()) {
+    const before = body.children[told.from + number];
+    if (before?.html === html) continue; // told anew, to one who comes back: what is read stays
     const block = make("div", { class: "block", dir: "auto" });
+    block.html = html;
     block.innerHTML = html; // made by the server, which lets nothing of the answer become a tag
     for (const button of block.querySelectorAll(".copy-code")) {
       button.append(icon("copy"));
@@ -94,7 +123,8 @@ function grow(article, told) {
       button.setAttribute("aria-label", say("open_source", button.textContent, source?.file || ""));
     }
     for (const region of block.querySelectorAll(".table")) region.setAttribute("aria-label", say("table"));
-    body.append(block);
+    if (before) before.replaceWith(block);
+    else body.append(block);
   }
   const thought = article.querySelector(".thought"), text = thought.querySelector(".thought-text");
   text.textContent = text.textContent.slice(0, told.thought_from) + told.thought;
@@ -111,6 +141,7 @@ function grow(article, told) {
 function state(told) {
   const parts = [];
   if (["quotation", "refusal"].includes(told.info.kind)) parts.push(make("p", { class: "quiet", text: say(told.info.kind) }));
+  for (const name of ["absent", "unread"]) if (told.info[name]) parts.push(make("p", { class: "quiet", text: say(name, told.info[name]) }));
   if (told.state === "stopped") parts.push(make("p", { class: "quiet", text: say("stopped") }));
   if (told.info.error) parts.push(make("p", { class: "error" }, make("strong", { text: say("failed") }), ` ${told.info.error}`));
   else if (told.state === "done" && !told.blocks.length && !told.from && !told.thought) parts.push(make("p", { class: "quiet", text: say("nothing") }));
@@ -128,33 +159,41 @@ function meta(info) {
 function finish(view, article, message) {
   article.querySelector(".tools").replaceChildren(...versions(view, message),
     make("button", { class: "icon-button", label: say("copy"), on: (e) => copy(message.text, e.currentTarget) }, icon("copy")),
-    make("button", { class: "icon-button again", label: say("again"), on: async () => {
-      hooks.show(await call("again", view.id, message.id, hooks.settings()), true);
-    } }, icon("again")), meta(message.info));
+    make("button", { class: "icon-button again", label: say("again"), on: () => change(view, "again", message.id, hooks.settings()) }, icon("again")), meta(message.info));
 }
 
 function versions(view, message) {
   const at = message.beside.indexOf(message.id), count = message.beside.length;
   if (count < 2) return [];
-  const go = (to) => async () => hooks.show(await call("choose", view.id, message.beside[to]));
+  const go = (to) => async () => {
+    await change(view, "choose", message.beside[to]);
+    const there = document.querySelector(`article[data-id="${CSS.escape(message.beside[to])}"] .versions`);
+    (there?.querySelector(`button:${to < at ? "first" : "last"}-child:enabled`) || there?.querySelector("button:enabled"))?.focus({ preventScroll: true });
+  };
   return [make("span", { class: "versions", role: "group", "aria-label": say("version", at + 1, count) },
     make("button", { class: "icon-button", label: say("earlier"), disabled: at === 0, on: go(at - 1) }, icon("left")),
     make("span", { text: `${at + 1}/${count}` }),
     make("button", { class: "icon-button", label: say("later"), disabled: at === count - 1, on: go(at + 1) }, icon("right")))];
 }
 
+// What was told, in the view, from which everything is drawn when the language changes.
+function keep(message, told) {
+  const blocks = [...message.blocks.slice(0, told.from), ...told.blocks], thought = message.thought.slice(0, told.thought_from) + told.thought;
+  Object.assign(message, told, { blocks, thought });
+}
+
+// The server tells an answer anew to whoever comes back, also one that has ended meanwhile.
 function follow(view, id) {
   followed = id;
-  $("status").textContent = say("answering");
   const stream = source = new EventSource(`/answers/${encodeURIComponent(id)}`);
   stream.addEventListener("message", (event) => {
     const article = document.querySelector(`article[data-id="${CSS.escape(id)}"]`);
     if (stream !== source || !article) return;
-    const box = $("messages"), near = box.scrollHeight - box.scrollTop - box.clientHeight < 120;
-    const told = JSON.parse(event.data);
+    const box = $("messages"), near = low(box);
+    const told = JSON.parse(event.data), message = view.messages.find((m) => m.id === id);
     grow(article, told);
+    keep(message, told);
     if (told.state !== "answering") {
-      const message = { ...view.messages.find((m) => m.id === id), ...told };
       unfollow();
       finish(view, article, message);
       announce(told);
@@ -162,16 +201,19 @@ function follow(view, id) {
     }
     if (near) box.scrollTop = box.scrollHeight;
   });
-  const look = async () => { // what the store has
+  stream.addEventListener("gone", () => {
     if (stream !== source) return;
     unfollow();
-    const saved = await call("open", view.id);
-    if (saved.messages.at(-1)?.state === "answering") setTimeout(() => hooks.here(view.id) && hooks.show(saved), 1000);
-    else if (hooks.here(view.id)) hooks.show(saved);
-  };
-  stream.addEventListener("gone", look); // it has ended
-  stream.addEventListener("error", () => { // a browser tries again by itself, but not after an answer of a proxy
-    if (stream.readyState === EventSource.CLOSED) setTimeout(() => look().catch(() => {}), 2000);
+    hooks.gone();
+  });
+  stream.addEventListener("error", () => {
+    if (stream !== source) return;
+    notice(say("lost"));
+    if (stream.readyState !== EventSource.CLOSED) return; // a browser tries again by itself
+    setTimeout(async () => { // but not after an answer of a proxy, or of a server that wants a key
+      if (stream === source) await call("open", view.id).catch(() => {}); // why is shown
+      if (stream === source) follow(view, id);
+    }, 2000);
   });
 }
 

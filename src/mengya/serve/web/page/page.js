@@ -1,8 +1,8 @@
 // The page: conversations at the side, the one in sight, how it is answered.
 
-import { $, call, copy, icon, make, notice, post } from "./calls.js";
+import { $, Refused, call, copy, icon, make, notice, post } from "./calls.js";
 import { bases, chooseBases, clearPictures, connectDocuments, openSource, pending, refreshFiles } from "./documents.js";
-import { answering, composing, connect, draw, greeting, unfollow } from "./messages.js";
+import { answering, clear, composing, connect, draw } from "./messages.js";
 import { say, switchLanguage, translate } from "./words.js";
 
 const NUMBERS = ["temperature", "top_p", "repetition_penalty", "top_k", "max_new_tokens", "seed"];
@@ -64,9 +64,13 @@ function entry(c) {
   return make("li", {}, open, make("button", { class: "icon-button", label: say("more", c.title), on: () => manage(c) }, icon("more")));
 }
 
+let going = 0; // who chooses twice wants the second, whichever comes first
 async function go(id) {
+  const number = ++going;
   side(false);
-  show(await call("open", id));
+  const found = await call("open", id);
+  if (number !== going) return;
+  show(found);
   recall();
   $("text").focus();
 }
@@ -84,19 +88,29 @@ function show(given, asked = false) {
 }
 
 function fresh() {
-  unfollow();
-  clearPictures();
+  going++;
   view = null;
   history.replaceState(null, "", location.pathname);
   title("");
   setSettings({ ...lastSettings(), bases: [] });
-  $("messages").replaceChildren(greeting());
+  clear();
   buttons();
   list();
   refreshFiles();
   recall();
   side(false);
   $("text").focus();
+}
+
+// It was deleted, in another tab perhaps. What is not sent yet goes along to a new one.
+function gone() {
+  const text = $("text").value;
+  sessionStorage.removeItem(draft(view.id));
+  fresh();
+  $("text").value = [text, $("text").value].filter(Boolean).join("\n\n");
+  remember();
+  fit();
+  notice(say("gone"));
 }
 
 function title(text) {
@@ -154,13 +168,18 @@ function made(given, asked) {
 }
 
 async function send() {
-  const text = $("text").value;
-  if (answering() || sending || !text.trim()) return;
+  const text = $("text").value, from = view;
+  if (answering() || sending || !(text.trim() || pending().length)) return;
   sending = true;
   try {
     const parent = view?.messages.at(-1)?.id || "";
     const given = await call("send", view?.id || "", parent, text, { ...settings(), pictures: pending() });
-    clearPictures();
+    clearPictures(from?.id);
+    if (view !== from) { // another is in sight by now, with what is written there
+      sessionStorage.removeItem(draft(from?.id));
+      list();
+      return;
+    }
     $("text").value = "";
     fit();
     made(given, true);
@@ -261,6 +280,9 @@ function listen() {
     theme();
   });
   $("data").addEventListener("click", () => $("data-dialog").showModal());
+  document.querySelector('[href="/export.zip"]').addEventListener("click", (event) => {
+    event.currentTarget.download = `mengya-${new Date().toLocaleDateString("sv")}.zip`; // of the day here, wherever the server is
+  });
   $("import").addEventListener("click", () => $("import-file").click());
   $("import-file").addEventListener("change", async (event) => {
     const [file] = event.target.files;
@@ -269,7 +291,7 @@ function listen() {
     $("data-dialog").close();
     const { conversations, files } = await post("/import", file);
     notice(say("imported", conversations, files));
-    list();
+    refresh();
   });
   for (const button of document.querySelectorAll("[data-dialog-close]")) button.addEventListener("click", () => button.closest("dialog").close());
   for (const button of document.querySelectorAll("[data-close]")) button.addEventListener("click", () => panel(button.dataset.close, false));
@@ -280,16 +302,23 @@ function listen() {
     if (cite && view) openSource(view.id, cite.closest("[data-id]").dataset.id, Number(cite.dataset.source), cite);
   });
   document.addEventListener("visibilitychange", refresh);
+  addEventListener("missing", (event) => {
+    $("conversation-dialog").close();
+    if (view?.id === event.detail) gone();
+    else list();
+  });
+  addEventListener("unhandledrejection", (event) => { if (event.reason instanceof Refused) event.preventDefault(); }); // it was shown
   addEventListener("hashchange", () => { if (location.hash.slice(1) && location.hash.slice(1) !== view?.id) go(location.hash.slice(1)); });
 }
 
-// Another tab may have written on.
+// Another tab may have written on, given it another title, or deleted it.
 async function refresh() {
-  if (document.hidden || answering() || document.querySelector(".edit")) return;
+  const idle = () => !document.hidden && !answering() && !sending && !document.querySelector(".edit");
+  if (document.hidden) return;
   list();
-  if (!view) return;
+  if (!view || !idle()) return;
   const now = await call("open", view.id);
-  if (view?.id === now.id && now.updated !== view.updated) show(now);
+  if (idle() && view?.id === now.id && (now.updated !== view.updated || now.title !== view.title)) show(now);
 }
 
 async function begin() {
@@ -299,10 +328,14 @@ async function begin() {
   usual = known.settings;
   $("model").replaceChildren(...models.map((m) => make("option", { value: m.name, text: m.name })));
   $("sign-out").classList.toggle("hidden", !known.signed_in);
-  connect({ show, settings, here: (id) => view?.id === id, ended: () => { buttons(); list(); } });
+  connect({ show, settings, here: (id) => view?.id === id, gone, ended: () => { buttons(); list(); } });
   connectDocuments({
     most: known.file_bytes, addresses: known.addresses, sees: () => Boolean(models.find((m) => m.name === $("model").value)?.sees), panel, changed: rememberSettings, conversation: () => view?.id || "",
-    begin: async (title) => made(await call("create", title, settings())),
+    begin: async (title) => {
+      const given = await call("create", title, settings());
+      made(given);
+      return given.id;
+    },
   });
   listen();
   const id = location.hash.slice(1);

@@ -106,7 +106,7 @@ def test_an_answer(backend: Vllm):
     assert (said.text, said.tokens) == ("你好，我叫萌芽。", ids)
     assert said.last.finish == "stop" and said.last.usage == (len(backend.encode(HELLO)), len(ids) + 1, 3)
     prompt, asked, _ = engine(backend).asked[0]
-    assert prompt == {"prompt_token_ids": backend._encode(HELLO)}
+    assert prompt == {"prompt_token_ids": backend.encode(HELLO)}
     wanted = {"seed": 3, "top_k": 5, "max_tokens": 30, "n": 1, "stop": None, "output_kind": "delta"}
     assert wanted.items() <= asked.items()
     assert asked["stop_token_ids"] == sorted({9, *backend._ends})

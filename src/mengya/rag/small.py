@@ -93,7 +93,8 @@ def _answer(backend: Backend, question: str, sentence: str, said: str) -> str:
 
 def _pieces(sentence: str) -> list[str]:
     """Words that stand together, up to `_LONGEST`."""
-    words, found = terms.words(sentence), {}
+    words = terms.words(sentence)
+    found: dict[str, None] = {}
     for begin in range(len(words)):
         for end in range(begin + 1, min(begin + _LONGEST, len(words)) + 1):
             if words[end - 1] in _STOPS:

@@ -29,8 +29,8 @@ def multiply(
     if out.stride(-1) != 1 and out.shape[-1] > 1:
         multiply(b.mT, a.mT, out.mT, alpha, beta, symmetric)
         return out
-    for matrices in [(a, b, out)] if out.ndim == 2 else zip(a, b, out, strict=True):
-        _call("product", *matrices, out.shape[-1], alpha=alpha, beta=beta, symmetric=symmetric)
+    for left, right, to in [(a, b, out)] if out.ndim == 2 else zip(a, b, out, strict=True):
+        _call("product", left, right, to, out.shape[-1], alpha=alpha, beta=beta, symmetric=symmetric)
     return out
 
 

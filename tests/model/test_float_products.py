@@ -9,6 +9,8 @@ from mengya.model.native import kernels
 from mengya.model.native.float_products import multiply, uses_kernel
 from mengya.model.native.linear import project, swiglu
 
+from .differentiating import gradients
+
 pytestmark = pytest.mark.skipif(
     kernels.library("float_products") is None, reason="no AVX2 or no C++ compiler on this machine"
 )
@@ -79,16 +81,6 @@ def test_what_is_not_a_number_is_not_hidden():
     a[3, 7], a[5, 2] = torch.nan, torch.inf
     got = multiply(a, torch.ones(20, 40), torch.empty(8, 40))
     assert got[3].isnan().all() and got[5].isinf().all() and got[[0, 1, 2, 4, 6, 7]].isfinite().all()
-
-
-def gradients(function, x: torch.Tensor, modules: list[nn.Linear]) -> list[torch.Tensor]:
-    x = x.clone().requires_grad_()
-    for module in modules:
-        module.zero_grad()
-    out = function(x, *modules)
-    out = torch.cat(out, -1) if isinstance(out, list) else out
-    out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out.dtype))
-    return [out.detach(), x.grad, *(p.grad for module in modules for p in module.parameters())]
 
 
 @pytest.mark.parametrize(("bias", "compiled"), [(False, False), (True, False), (False, True)])

@@ -8,6 +8,8 @@ from torch import nn
 from mengya.model.native import kernels, linear
 from mengya.model.native.linear import project, swiglu, weight_gradient
 
+from .differentiating import gradients
+
 needs_kernels = pytest.mark.skipif(
     not kernels.has_amx() or kernels.library("weight_gradient") is None, reason="no AMX or no C++ compiler here"
 )
@@ -59,17 +61,6 @@ def test_weight_gradient_has_the_same_bits_for_every_number_of_threads():
 def layers(*shapes: tuple[int, int], bias: bool = False) -> list[nn.Linear]:
     torch.manual_seed(1)
     return [nn.Linear(*shape, bias=bias) for shape in shapes]
-
-
-def gradients(function, x: torch.Tensor, modules: list[nn.Linear]) -> list[torch.Tensor]:
-    """The output of function(x, *modules), and the gradients of x and all parameters."""
-    x = x.clone().requires_grad_()
-    for module in modules:
-        module.zero_grad()
-    out = function(x, *modules)
-    out = torch.cat(out, -1) if isinstance(out, list) else out
-    out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out.dtype))
-    return [out.detach(), x.grad, *(p.grad for module in modules for p in module.parameters())]
 
 
 FUNCTIONS = {

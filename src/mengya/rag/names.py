@@ -24,7 +24,11 @@ def names_of(question: str) -> set[str]:
     """Words that stand for a single thing: those in quotation marks, if there are any, or else names that the segmenter
     knows, and all words that its dictionary does not have."""
     text = normal(question).text
-    return {quoted.strip() for quoted in _QUOTED.findall(text)} or set(_names(text))
+    return _quoted(text) or set(_names(text))
+
+
+def _quoted(text: str) -> set[str]:
+    return {quoted.strip() for quoted in _QUOTED.findall(text)}
 
 
 def _names(text: str) -> Iterator[str]:
@@ -67,9 +71,11 @@ def _goes_on(character: str) -> bool:
 
 def is_named(question: str, texts: Sequence[str]) -> bool:
     """Whether one of the texts has something that the question names, or it names nothing."""
-    names, told = names_of(question), normal("\n".join(texts)).text
-    quoted = set(_QUOTED.findall(normal(question).text))
-    return not names or any(name in told if quoted else _stands(name, told) for name in names)
+    asked, told = normal(question).text, normal("\n".join(texts)).text
+    if quoted := _quoted(asked):
+        return any(name in told for name in quoted)
+    names = set(_names(asked))
+    return not names or any(_stands(name, told) for name in names)
 
 
 def _stands(name: str, text: str) -> bool:

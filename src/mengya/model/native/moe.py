@@ -17,9 +17,11 @@ from mengya.model.native.linear import swiglu_groups, uses_kernels
 
 
 def _grouped(*tensors: Tensor) -> bool:
-    """Whether `torch.nn.functional.grouped_mm` takes these: its rows must be multiples of 16 bytes."""
+    """Whether `torch.nn.functional.grouped_mm` is to multiply these: not what our kernel does, and its rows must be
+    multiples of 16 bytes."""
     kinds = (torch.bfloat16, torch.float16, torch.float32)
-    return all(t.dtype in kinds and t.shape[-1] * t.element_size() % 16 == 0 for t in tensors)
+    own = uses_kernel(tensors[0].device.type, tensors[0].dtype)
+    return not own and all(t.dtype in kinds and t.shape[-1] * t.element_size() % 16 == 0 for t in tensors)
 
 
 @torch.library.custom_op("mengya::grouped_product", mutates_args=())
@@ -30,7 +32,7 @@ def _grouped_product(x: Tensor, weight: Tensor, ends: Tensor, transposed: bool) 
     """
     weight = weight.to(x.dtype)
     weight = weight.mT if transposed else weight
-    if not uses_kernel(x.device.type, x.dtype) and _grouped(x, weight, weight.mT):
+    if _grouped(x, weight, weight.mT):
         return F.grouped_mm(x.contiguous(), weight, offs=ends)
     out, cuts = x.new_empty(len(x), weight.shape[2]), ends[:-1].tolist()
     for rows, matrix, to in zip(x.tensor_split(cuts), weight, out.tensor_split(cuts), strict=True):
@@ -46,7 +48,7 @@ def _grouped_product_output(x: Tensor, weight: Tensor, ends: Tensor, transposed:
 @torch.library.custom_op("mengya::grouped_outer", mutates_args=())
 def _grouped_outer(grad: Tensor, x: Tensor, ends: Tensor) -> Tensor:
     """grad (M, O) and x (M, I) -> the sum over each group's rows of their outer products, (E, O, I)."""
-    if not uses_kernel(x.device.type, x.dtype) and _grouped(grad, x):
+    if _grouped(grad, x):
         return F.grouped_mm(grad.contiguous().T, x.contiguous(), offs=ends)
     out, cuts = x.new_empty(len(ends), grad.shape[1], x.shape[1]), ends[:-1].tolist()
     for left, right, to in zip(grad.tensor_split(cuts), x.tensor_split(cuts), out, strict=True):

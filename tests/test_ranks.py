@@ -59,29 +59,32 @@ def test_rows_that_two_ranks_cannot_share_are_refused_once_before_anything_runs(
     assert not (project / "run").exists()
 
 
-REFUSED_BY_A_SLOW_RANK_0 = """
+REFUSED_BY_A_SLOW_RANK = """
 import threading
 from mengya import ranks
 from mengya.errors import UserError
 
 first_to_fail, ranks.time.sleep = ranks._first_to_fail, lambda seconds: None
 def late(store):
-    threading.Event().wait(2 if ranks.is_main() else 0)
+    threading.Event().wait(2 if ranks.rank() == SLOW else 0)
     return first_to_fail(store)
 ranks._first_to_fail = late
 def refuse():
     raise UserError("why")
 try:
     with ranks.group():
-        ranks.on_main(refuse)
+        ranks.on_main(refuse) if SLOW == 0 else refuse()
 except UserError as error:
     print(error)
     raise SystemExit(2) from None
 """
 
 
-def test_a_rank_that_follows_rank_0_leaves_the_last_word_to_it(launch_ranks, tmp_path):
-    assert launch_ranks(cwd=tmp_path, setup=REFUSED_BY_A_SLOW_RANK_0).wait() == [(2, "why\n"), (2, "")]
+@pytest.mark.parametrize("slow", [0, 1])
+def test_rank_0_has_the_last_word(launch_ranks, tmp_path, slow):
+    """Also when it, and the store of the group with it, is gone before another rank asks who failed first."""
+    setup = f"SLOW = {slow}\n{REFUSED_BY_A_SLOW_RANK}"
+    assert launch_ranks(cwd=tmp_path, setup=setup).wait() == [(2, "why\n"), (2, "")]
 
 
 def test_an_interrupted_run_of_two_ranks_is_ended_by_one_and_a_second_run_is_kept_out(launch_ranks, mengya, project):

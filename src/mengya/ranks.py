@@ -86,10 +86,24 @@ def group() -> Iterator[None]:
 
 
 def _first_to_fail(store: dist.Store) -> bool:
+    with _silent_stderr():  # torch itself writes there that the store is gone, with a C++ stack
+        try:
+            return store.add("mengya/failures", 1) == 1
+        except RuntimeError:  # the process that held the store has ended
+            return False
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
     try:
-        return store.add("mengya/failures", 1) == 1
-    except RuntimeError:  # the process that held the store has ended
-        return False
+        yield
+    finally:
+        os.dup2(shown, 2)
+        os.close(shown)
 
 
 def _exit_code(error: BaseException) -> int:

@@ -173,14 +173,13 @@ def features() -> list[str]:
     (ATEN_CPU_CAPABILITY), or the name of the GPU."""
     import torch
 
+    from mengya import processor
+
     if torch.cuda.is_available():
         return [torch.cuda.get_device_name()]
     names = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "sve")
-    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-        flags = next((set(line.split()) for line in file if line.startswith(("flags", "Features"))), set())
-        kept = names[:1] if torch.backends.cpu.get_cpu_capability() == "AVX2" else names
-        return [name for name in kept if name in flags]
-    return [torch.backends.cpu.get_cpu_capability()]
+    kept = names[:1] if torch.backends.cpu.get_cpu_capability() == "AVX2" else names
+    return [name for name in kept if name in processor.features()] or [torch.backends.cpu.get_cpu_capability()]
 
 
 def answer(**values: float) -> None:
@@ -221,10 +220,10 @@ def run(
     is not that of "ours". `summarize(rounds, task)` gives what the last line shows, as JSON.
     """
     arguments, begin = parser(description).parse_args(), time.monotonic()
-    from mengya.runtime import computes_bfloat16, pick_device
+    from mengya.runtime import is_bfloat16_faster, pick_device
 
     device = pick_device() if arguments.device == "auto" else arguments.device
-    contestants = entrants(computes_bfloat16(device))
+    contestants = entrants(is_bfloat16_faster(device))
     shape = shape_of(arguments.recipe) if arguments.recipe else shapes["ours"]
     task = Task(
         shape, arguments.rows, arguments.length, arguments.micro_batch, arguments.activation_checkpointing, device

@@ -207,7 +207,7 @@ def train_peer(out: Path, seconds: float, settings: dict, lora: bool) -> None:
         arguments = SFTConfig(
             folder, max_length=LENGTH, assistant_only_loss=True, **({"per_device_train_batch_size": ROWS} | settings),
             learning_rate=RATE, lr_scheduler_type="constant", optim="adamw_torch_fused", adam_beta2=0.95,
-            weight_decay=0.1, bf16=runtime.computes_bfloat16(device), use_cpu=device == "cpu", max_steps=100_000,
+            weight_decay=0.1, bf16=runtime.is_bfloat16_faster(device), use_cpu=device == "cpu", max_steps=100_000,
             gradient_checkpointing=False, save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no",
         )  # fmt: skip
         model = AutoModelForCausalLM.from_pretrained(out / "base", dtype=torch.float32, attn_implementation="sdpa")

@@ -213,7 +213,7 @@ def train_peer(shards: Path, seconds: float, rate: float) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
     from mengya.model.native.config import ModelConfig, to_hf
-    from mengya.runtime import computes_bfloat16, pick_device
+    from mengya.runtime import is_bfloat16_faster, pick_device
 
     text, device = Text(shards), pick_device()
     torch.manual_seed(0)
@@ -248,7 +248,7 @@ def train_peer(shards: Path, seconds: float, rate: float) -> None:
     def train(steps: int, callback: TrainerCallback | None) -> float:
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
-                folder, max_steps=steps, learning_rate=rate, bf16=computes_bfloat16(device), use_cpu=device == "cpu",
+                folder, max_steps=steps, learning_rate=rate, bf16=is_bfloat16_faster(device), use_cpu=device == "cpu",
                 save_strategy="no", report_to=[], disable_tqdm=True, logging_strategy="no",
                 remove_unused_columns=False,
             )  # fmt: skip

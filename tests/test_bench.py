@@ -52,7 +52,7 @@ def test_the_peak_is_that_of_the_type_in_use(load, monkeypatch, capsys, computes
     from mengya import runtime
 
     asked = []
-    monkeypatch.setattr(runtime, "computes_bfloat16", lambda device: computes)
+    monkeypatch.setattr(runtime, "is_bfloat16_faster", lambda device: computes)
     monkeypatch.setattr(runtime, "peak_flops", lambda dtype, device: asked.append(dtype) or 1.0)
     monkeypatch.setattr(sys, "stdin", iter(["1\n"]))
     contest.measure_peak(contest.Task({}, 1, 1, 0, False, "cpu"))

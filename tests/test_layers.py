@@ -7,7 +7,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "mengya"
 LAYERS = [
-    {"__init__", "errors", "schema", "stage", "durable"},
+    {"__init__", "errors", "schema", "stage", "durable", "processor"},
     {"runtime", "ranks", "metrics", "manifest"},
     {"hub"},
     {"text"},

@@ -15,24 +15,29 @@ from pathlib import Path
 
 import torch
 
+from mengya import processor
+
 
 def pick_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def pick_dtype(name: str, device: str) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware computes it, else float32: emulated, it is slower than that (on a T4 or a
-    V100, or a CPU with AVX2 alone)."""
+    """`auto` is bfloat16 where the hardware multiplies it faster than float32, else that."""
     if name == "auto":
-        name = "bfloat16" if computes_bfloat16(device) else "float32"
+        name = "bfloat16" if is_bfloat16_faster(device) else "float32"
     return getattr(torch, name)
 
 
-def computes_bfloat16(device: str) -> bool:
-    """Whether the hardware has instructions for products of bfloat16."""
+def is_bfloat16_faster(device: str) -> bool:
+    """Whether the hardware multiplies bfloat16 faster than float32.
+
+    It does not where that is emulated (a T4 or a V100, a CPU with AVX2 alone), nor on an Intel CPU whose AMX is missing
+    or hidden from a virtual machine: its AVX-512 multiplies bfloat16 at half the speed (docs/LOG.md).
+    """
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() and (processor.has_amx() or not processor.is_intel())
 
 
 def compiler_missing(device: str) -> str | None:
@@ -57,12 +62,8 @@ def compiler_failure(error: Exception) -> str | None:
 
 def describe_machine() -> str:
     """One line for manifests and reports: no host name, no path."""
-    device = platform.processor() or platform.machine()
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    else:
-        with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
-            device = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), device)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor.name()
+    device = device or platform.processor() or platform.machine()
     return f"{device}, {torch.get_num_threads()} threads, {platform.system()}, Python {platform.python_version()}"
 
 

@@ -9,13 +9,14 @@ import sys
 import pytest
 import torch
 
+from mengya import processor
 from mengya.model.native import attention, kernels
 from mengya.model.native.attention import document_mask, kernel_for, packed_attention, uses_kernel
 from mengya.model.native.rope import apply_rotary
 
 CAPABILITY = torch.backends.cpu.get_cpu_capability()
 KERNELS = {
-    "AMX": ("attention", kernels._AMX, kernels.has_amx()),
+    "AMX": ("attention", kernels._AMX, processor.has_amx()),
     "AVX-512": ("vector_attention", kernels._AVX512, CAPABILITY.startswith("AVX512")),
     "AVX2": ("avx2_attention", kernels._AVX2, CAPABILITY.startswith("AVX")),
 }

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mengya import processor
 from mengya.model.native import kernels
 from mengya.model.native.float_products import multiply, uses_kernel
 from mengya.model.native.linear import project, swiglu
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def _any_maker(monkeypatch):
-    monkeypatch.setattr(kernels, "is_intel", lambda: False)
+    monkeypatch.setattr(processor, "is_intel", lambda: False)
 
 
 SHAPES = [(1, 1, 1), (5, 3, 17), (7, 300, 33), (193, 257, 100), (1000, 2049, 31), (385, 512, 2100), (40, 9000, 300)]

@@ -5,13 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mengya import processor
 from mengya.model.native import kernels, linear
 from mengya.model.native.linear import project, swiglu, weight_gradient
 
 from .differentiating import gradients
 
 needs_kernels = pytest.mark.skipif(
-    not kernels.has_amx() or kernels.library("weight_gradient") is None, reason="no AMX or no C++ compiler here"
+    not processor.has_amx() or kernels.library("weight_gradient") is None, reason="no AMX or no C++ compiler here"
 )
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from mengya import processor
 from mengya.model.native import kernels
 from mengya.model.native.kernels import FloatProblem, Side
 
@@ -10,7 +11,7 @@ from mengya.model.native.kernels import FloatProblem, Side
 @torch.compiler.assume_constant_result
 def uses_kernel(device_type: str, *dtypes: torch.dtype) -> bool:
     """Whether the kernel multiplies tensors of these types. The first call builds it."""
-    here = device_type == "cpu" and set(dtypes) == {torch.float32} and not kernels.is_intel()
+    here = device_type == "cpu" and set(dtypes) == {torch.float32} and not processor.is_intel()
     return here and kernels.library("float_products") is not None
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch  # also loads the OpenMP runtime that the kernels then share
 
+from mengya import processor
+
 _LOG = logging.getLogger(__name__)
 # Named one by one instead of -march=native: the cached library then fits every machine that passes `_level`.
 _FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp")
@@ -23,46 +25,22 @@ _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 _DOTS = {"avx512_bf16": "-mavx512bf16", "avx512_vnni": "-mavx512vnni"}
 """Products of pairs, in bf16 and in whole numbers: not every AVX-512 has them."""
 _AMX = (*_AVX512, "-mavx512bf16")
-_AMX_FEATURES = {"avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16"}
 
 
 VECTOR = ("vector_attention", "avx2_attention", "generation", "float_products")
 """As wide as the processor's vectors; avx2_attention, which is vector_attention.cpp, has 32 bytes anywhere."""
 
 
-def _processor(key: str) -> set[str]:
-    """The words that the system says of the first processor; none where it does not."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return set()
-    return set(next((line for line in lines if line.startswith(key)), "").split())
-
-
-def _features() -> set[str]:
-    return _processor("flags")
-
-
-def is_intel() -> bool:
-    """Whether the processor is of the maker of MKL, the library by which PyTorch multiplies float32."""
-    return "GenuineIntel" in _processor("vendor_id")
-
-
-def has_amx() -> bool:
-    """Whether this machine's processor and system have AMX bf16 tiles, and AVX-512 beside them."""
-    return _features() >= _AMX_FEATURES
-
-
 def _level(name: str) -> tuple[str, ...] | None:
     """The compiler's flags for a kernel on this machine; None if it cannot run. ATEN_CPU_CAPABILITY, by which torch is
     told to be content with less, counts for the vector kernels, too."""
     if name not in VECTOR:
-        return _AMX if has_amx() else None
+        return _AMX if processor.has_amx() else None
     if sys.platform != "linux":
         return None
     capability = torch.backends.cpu.get_cpu_capability()
     if name != "avx2_attention" and capability.startswith("AVX512"):
-        return (*_AVX512, *(flag for feature, flag in _DOTS.items() if feature in _features()))
+        return (*_AVX512, *(flag for feature, flag in _DOTS.items() if feature in processor.features()))
     return _AVX2 if capability.startswith("AVX") else None
 
 

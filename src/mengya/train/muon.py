@@ -32,11 +32,11 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     x = x.flatten(0, -3) if x.ndim > 2 else x[None]
     for step in range(steps):
         gram = multiply(x, x.mT, x.new_empty(*x.shape[:2], x.shape[1]), symmetric=True)
-        if not step:
-            square = gram.flatten(-2).norm(dim=-1).clamp(min=1e-14)[:, None, None]
-            x, gram = x / square.sqrt(), gram / square
+        scale = None if step else gram.flatten(-2).norm(dim=-1).clamp(min=1e-14)[:, None, None]
+        gram = gram if scale is None else gram / scale
         factor = multiply(gram, gram, gram.clone(), alpha=c, beta=b, symmetric=True)
-        x = multiply(factor, x, x.clone(), beta=a)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        x = multiply(factor if scale is None else factor / scale.sqrt(), x, torch.empty_like(x))
     return (x.mT if tall else x).reshape(matrices.shape)
 
 

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("rjieba", reason="searching needs pip install 'mengya[documents]'")
 pytest.importorskip("opencc", reason="searching needs pip install 'mengya[documents]'")
 
-from mengya.rag.names import is_named, names_of
+from mengya.rag.names import Names
 
 TOLD = ["王小萌今年35岁，住在青河镇。", "Sprout 3B 有 1,024 个專家，价格为2048元。", "电梯每年检查两次。"]
 
@@ -19,7 +19,7 @@ TOLD = ["王小萌今年35岁，住在青河镇。", "Sprout 3B 有 1,024 个專
     }.items(),
 )  # fmt: skip
 def test_passages_have_what_a_question_names(question, named):
-    assert is_named(question, TOLD) == named
+    assert Names(question).are_in(TOLD) == named
 
 
 @pytest.mark.parametrize(
@@ -39,14 +39,14 @@ def test_passages_have_what_a_question_names(question, named):
     }.items(),
 )
 def test_names_are_quoted_or_whole(question, names):
-    assert names_of(question) == names
+    assert Names(question).all == names
 
 
 def test_what_is_quoted_stands_as_it_is():
-    assert not is_named("“闻鸡起舞”是什么意思？", ["成语“闻鸡而起”说的是早起。"])
-    assert is_named("《红楼梦》是谁写的？", ["曹雪芹写了红楼梦。"])
+    assert not Names("“闻鸡起舞”是什么意思？").are_in(["成语“闻鸡而起”说的是早起。"])
+    assert Names("《红楼梦》是谁写的？").are_in(["曹雪芹写了红楼梦。"])
 
 
 def test_common_words_are_no_names():
-    assert names_of("这座城市一共有多少家医院，分别叫什么名字？") <= {"多少家"}
-    assert names_of("张三丰在2024年去了哪里？") >= {"张三丰", "2024"}
+    assert Names("这座城市一共有多少家医院，分别叫什么名字？").all <= {"多少家"}
+    assert Names("张三丰在2024年去了哪里？").all >= {"张三丰", "2024"}

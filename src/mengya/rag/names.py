@@ -20,15 +20,20 @@ _SHORT = re.compile(r"\d{1,2}")
 _EXACT = re.compile(r"[\da-z]")
 
 
-def names_of(question: str) -> set[str]:
-    """Words that stand for a single thing: those in quotation marks, if there are any, or else names that the segmenter
-    knows, and all words that its dictionary does not have."""
-    text = normal(question).text
-    return _quoted(text) or set(_names(text))
+class Names:
+    """What a question names: what stands in quotation marks, if anything does, or else names that the segmenter knows,
+    and all words that its dictionary does not have."""
 
+    def __init__(self, question: str):
+        text = normal(question).text
+        self._quoted = {quoted.strip() for quoted in _QUOTED.findall(text)}
+        self.all = self._quoted or set(_names(text))
 
-def _quoted(text: str) -> set[str]:
-    return {quoted.strip() for quoted in _QUOTED.findall(text)}
+    def are_in(self, texts: Sequence[str]) -> bool:
+        """Whether one of the texts has something of that, or there is nothing."""
+        text = normal("\n".join(texts)).text
+        stands = str.__contains__ if self._quoted else _stands
+        return not self.all or any(stands(text, name) for name in self.all)
 
 
 def _names(text: str) -> Iterator[str]:
@@ -69,16 +74,7 @@ def _goes_on(character: str) -> bool:
     return character.isalpha() and not (character in _EDGES or _GRAMMAR.match(character))
 
 
-def is_named(question: str, texts: Sequence[str]) -> bool:
-    """Whether one of the texts has something that the question names, or it names nothing."""
-    asked, told = normal(question).text, normal("\n".join(texts)).text
-    if quoted := _quoted(asked):
-        return any(name in told for name in quoted)
-    names = set(_names(asked))
-    return not names or any(_stands(name, told) for name in names)
-
-
-def _stands(name: str, text: str) -> bool:
+def _stands(text: str, name: str) -> bool:
     """Two characters that stand together are enough of a longer one: the segmenter may have cut it wrongly."""
     if len(name) < 3 or _EXACT.search(name):
         return name in text

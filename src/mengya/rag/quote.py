@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from mengya.rag.names import is_named
+from mengya.rag.names import Names
 from mengya.rag.numbers import numbers
 from mengya.rag.passages import sentences
 from mengya.rag.retrieve import content
@@ -50,7 +50,7 @@ def concern(queries: Sequence[str], texts: Sequence[str]) -> float:
 
 def is_quotable(queries: Sequence[str], texts: Sequence[str]) -> bool:
     """Whether one of the texts has enough of what one of the queries says, and something that the first one names."""
-    return concern(queries, texts) >= _QUOTED and is_named(queries[0], texts)
+    return concern(queries, texts) >= _QUOTED and Names(queries[0]).are_in(texts)
 
 
 def _weight(word: str) -> int:

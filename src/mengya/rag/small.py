@@ -17,7 +17,7 @@ from mengya.infer.backends import Backend
 from mengya.infer.backends.listening import awaited
 from mengya.infer.request import Conversation, LogProb, Piece, Request, Sampling, TooLong
 from mengya.rag import terms
-from mengya.rag.names import is_named
+from mengya.rag.names import Names
 from mengya.rag.passages import sentences
 from mengya.rag.quote import found_in, words_of
 from mengya.text.grounding import CHINESE, sentence_message, wording
@@ -120,10 +120,10 @@ def _likeliest(backend: Backend, message: str, pieces: Sequence[str]) -> str:
 def _parts(question: str, passages: Sequence[str]) -> list[_Part]:
     """Those that have what the question names, and share most with it, the best first; clauses before the sentence that
     they are in."""
-    words = words_of(question)
+    words, names = words_of(question), Names(question)
     parts: list[_Part] = []
     for number, passage in enumerate(passages):
-        if not is_named(question, [passage]):
+        if not names.are_in([passage]):
             continue
         for begin, end in sentences(passage):
             sentence = Read("", number, begin, end)
@@ -134,7 +134,7 @@ def _parts(question: str, passages: Sequence[str]) -> list[_Part]:
                 # What a pronoun stands for, or a clause leaves out, was said before.
                 told = before + whole[: whole.find(text) + len(text)]
                 shared, own = (sum(map(len, found_in(words, each))) for each in (told, text))
-                parts.append(_Part(f"{text.strip()}。", sentence, shared, own, is_named(question, [told])))
+                parts.append(_Part(f"{text.strip()}。", sentence, shared, own, names.are_in([told])))
     named = [part for part in parts if part.named] or parts
     best = max((part.shared for part in named), default=0)
     near = [part for part in named if part.shared and part.shared >= _SHARE * best]

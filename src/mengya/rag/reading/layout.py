@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mengya.rag.reading.draft import Draft
+from mengya.rag.reading.links import without_addresses
 from mengya.rag.reading.structure import heading_level
 
 WIDE = re.compile("[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]")
@@ -280,7 +281,7 @@ def _goes_on(above: Segment, line: Segment, left: float, right: float, usual: fl
 
 
 def _level_by_size(line: Segment, body_size: float) -> int:
-    if len(line.text) > 60 or line.size < 1.15 * body_size or not re.search(r"\w", line.text):
+    if len(without_addresses(line.text)) > 60 or line.size < 1.15 * body_size or not re.search(r"\w", line.text):
         return 0
     return 1 if line.size > 1.5 * body_size else 2
 

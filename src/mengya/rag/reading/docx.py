@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from typing import Any
 
+from mengya.rag.reading.charts import add_drawn, drawn
 from mengya.rag.reading.docx_forms import field, in_font, sign
 from mengya.rag.reading.docx_links import Fields, target_of, without_marks
 from mengya.rag.reading.docx_numbers import Numbers
@@ -11,6 +12,7 @@ from mengya.rag.reading.draft import Draft, Source, clean, one_line
 from mengya.rag.reading.encodings import decode
 from mengya.rag.reading.html import add_html
 from mengya.rag.reading.links import linked
+from mengya.rag.reading.marks import lowered, merged, raised, struck
 from mengya.rag.reading.office import Parts, attribute, child, is_on, tag, value
 from mengya.rag.reading.plain import add_text
 
@@ -22,6 +24,7 @@ _THROUGH = (
 _PAGE_NUMBER = re.compile(r"[\d\s第共页頁/\-–—.·|of]*(page)?[\d\s第共页頁/\-–—.·|of]*", re.IGNORECASE)
 _FILE_NAME = re.compile(r"IMG_\d+|\S+\.\w{3,4}|.*[\\/].*", re.IGNORECASE)
 """What programs write where a picture should be described."""
+_INSIDE = "files inside of it"
 _PICTURES = "pictures, whose text is not read; save it as PDF to have it read by OCR"
 _LARGE = 2_000_000 * 1_000_000
 """Square EMU of a picture that may hold text: 5.6 by 2.8 cm."""
@@ -46,12 +49,11 @@ class _Reader:
         self._styles = _Styles(self._part("styles"))
         self._numbers = Numbers(self._part("numbering"), lambda style: self._styles.get(style, "numId"))
         self._notes = {kind: self._part(kind + "s") for kind in ("footnote", "endnote")}
-        self._links = parts.links(parts.main)
-        """Of the part that is read."""
+        self._part_read = parts.main
         self._links_of: dict[str, dict[str, str]] = {}
         self._fields = Fields()
         self._boxes: list[Any] = []
-        """Text boxes that hang at the paragraph or table that is read."""
+        """Text boxes, charts and diagrams that hang at the paragraph or table that is read."""
         self._left_out: Counter[str] = Counter()
 
     def _part(self, kind: str) -> Any:
@@ -95,12 +97,15 @@ class _Reader:
         elif part.lower().endswith(".txt"):
             add_text(self._draft, clean(decode(data)[0]))
         else:
-            self._left_out["files inside of it"] += 1
+            self._left_out[_INSIDE] += 1
 
     def _add_boxes(self) -> None:
         boxes, self._boxes = self._boxes, []
         for box in boxes:
-            self.add(box)
+            if tag(box) == "txbxContent":
+                self.add(box)
+            else:
+                add_drawn(self._draft, box)
 
     def _add_table(self, table: Any) -> None:
         rows = self._rows(table)
@@ -145,7 +150,7 @@ class _Reader:
         properties = child(paragraph, "pPr")
         style = value(properties, "pStyle") if properties is not None else None
         style = style or self._styles.default
-        text = without_marks(self._inline(paragraph))
+        text = merged(without_marks(self._inline(paragraph)))
         if text.strip() and self._styles.is_hidden(style):
             self._left_out["hidden passages"] += 1
             text = ""
@@ -180,17 +185,17 @@ class _Reader:
             if properties is not None and self._is_hidden(properties):
                 self._left_out["hidden passages"] += 1
                 return ""
-            return in_font(self._inline(one), properties)
+            return _marked(in_font(self._inline(one), properties), one, properties)
         if name == "t":
             return one.text or ""
         if name in _CHARACTERS:
             return _CHARACTERS[name]
         if name == "br":
-            return "" if attribute(one, "type") in ("page", "column") else "\n"
+            return "\n"
         if name == "sym":
             return sign(attribute(one, "font"), int(attribute(one, "char", "0") or "0", 16))
         if name == "hyperlink":
-            return linked(self._inline(one), self._links.get(attribute(one, "id")))
+            return linked(self._inline(one), self._links().get(attribute(one, "id")))
         if name == "fldSimple":
             return linked(self._inline(one), target_of(attribute(one, "instr")))
         if name == "instrText":
@@ -207,7 +212,8 @@ class _Reader:
             self._left_out["comments"] += 1
             return ""
         if name in ("drawing", "pict", "object"):
-            self._boxes += _outermost(one, "txbxContent")
+            self._boxes += [*_outermost(one, "txbxContent"), *drawn(self._parts, self._part_read, one)]
+            self._left_out[_INSIDE] += any(True for _ in one.iter("{*}OLEObject"))
             return self._picture(one)
         if name in ("oMath", "oMathPara"):
             return _formula(one)
@@ -222,7 +228,7 @@ class _Reader:
         return self._styles.is_hidden(value(properties, "rStyle") or "")
 
     def _picture(self, drawing: Any) -> str:
-        """What somebody has written for those who do not see it."""
+        """Words that are drawn, and what somebody has written for those who do not see it."""
         large = any(
             _integer(attribute(one, "cx")) * _integer(attribute(one, "cy")) > _LARGE
             for one in drawing.iter("{*}extent")
@@ -230,7 +236,8 @@ class _Reader:
         if large and any(True for _ in drawing.iter("{*}blip")):
             self._left_out[_PICTURES] += 1
         told = [one_line(attribute(one, "descr")) for one in drawing.iter("{*}docPr")]
-        return "".join(f"〔图：{text}〕" for text in told if text and not _FILE_NAME.fullmatch(text))
+        letters = [attribute(one, "string") for one in drawing.iter("{*}textpath")]
+        return "".join(letters) + "".join(f"〔图：{text}〕" for text in told if text and not _FILE_NAME.fullmatch(text))
 
     def _note(self, kind: str, number: str) -> str:
         for one in self._notes[kind] if self._notes[kind] is not None else ():
@@ -242,13 +249,17 @@ class _Reader:
 
     def _apart(self, part: str, element: Any) -> str:
         """All text of an element of another part, which has links of its own."""
-        if part not in self._links_of:
-            self._links_of[part] = self._parts.links(part)
-        links, self._links = self._links, self._links_of[part]
+        before, self._part_read = self._part_read, part
         try:
             return self._cell(element)
         finally:
-            self._links = links
+            self._part_read = before
+
+    def _links(self) -> dict[str, str]:
+        part = self._part_read
+        if part not in self._links_of:
+            self._links_of[part] = self._parts.links(part)
+        return self._links_of[part]
 
     # --- what stands around -------------------------------------------------------------------------------------------
 
@@ -265,11 +276,11 @@ class _Reader:
                         self._draft.text(part)
 
     def tell(self) -> None:
-        for what, count in self._left_out.items():
+        for what, count in (+self._left_out).items():
             self._draft.note(f"left out: {what} ({count})")
         if (
             not self._draft.blocks
-            and _PICTURES not in self._left_out
+            and not self._left_out[_PICTURES]
             and any(self._parts.related(self._parts.main, "image"))
         ):
             self._draft.note(f"it holds {_PICTURES}")
@@ -326,6 +337,15 @@ class _Styles:
             line.append(self._styles[style])
             style = value(line[-1], "basedOn") or ""
         return line
+
+
+def _marked(text: str, run: Any, properties: Any) -> str:
+    """The text of a run with what its place and a line through it mean."""
+    if properties is None or child(run, "t") is None:
+        return text
+    place = value(properties, "vertAlign")
+    text = raised(text) if place == "superscript" else lowered(text) if place == "subscript" else text
+    return struck(text) if is_on(properties, "strike") or is_on(properties, "dstrike") else text
 
 
 def _alternative(element: Any) -> Any:

@@ -1,11 +1,11 @@
 """PowerPoint files: a page a slide, with tables, grouped shapes, diagrams and the speaker's notes."""
 
-import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import groupby
 from typing import Any
 
+from mengya.rag.reading.charts import add_drawn, drawn
 from mengya.rag.reading.draft import Draft, Source
 from mengya.rag.reading.links import linked
 from mengya.rag.reading.office import Parts, attribute, child, tag
@@ -117,18 +117,8 @@ class _Slide:
         table = next(frame.iter("{*}tbl"), None)
         if table is not None:
             self._draft.table(_rows(table, self._links), self._number)
-        for kind in ("diagramData", "chart"):
-            for name in self._parts.related(self._name, kind):
-                if any(self._parts.relations(self._name)[i][1] == name for i in _references(frame)):
-                    root = self._parts.xml(name)
-                    self._draft.text(_diagram(root), self._number)
-                    self._draft.table(_series(root), self._number)
-
-
-def _references(frame: Any) -> set[str]:
-    """Ids of relations that a frame names."""
-    texts = {text for one in frame.iter() for key, text in one.attrib.items() if key.startswith("{")}
-    return {text for text in texts if text.startswith("rId")}
+        for root in drawn(self._parts, self._name, frame):
+            add_drawn(self._draft, root, self._number)
 
 
 def _mark(shape: Any) -> Any:
@@ -179,38 +169,3 @@ def _rows(table: Any, links: Mapping[str, str]) -> list[list[str]]:
             cells.append(rows[-1][len(cells)] if goes_on else _text(child(cell, "txBody"), links))
         rows.append(cells)
     return rows
-
-
-def _diagram(root: Any) -> str:
-    """The words of a diagram, or the titles of a chart."""
-    texts = ["".join(t.text or "" for t in paragraph.iter("{*}t")) for paragraph in root.iter("{*}p")]
-    return "\n".join(dict.fromkeys(filter(None, texts)))
-
-
-def _series(root: Any) -> list[list[str]]:
-    """What a chart shows, as a table: a row a category, a column a series."""
-    columns: dict[str, dict[int, str]] = {}
-    labels: dict[int, str] = {}
-    for number, series in enumerate(root.iter("{*}ser"), 1):
-        names = _points(child(series, "tx")) or {}
-        labels |= _points(child(series, "cat")) or _points(child(series, "xVal"))
-        values = _points(child(series, "val")) or _points(child(series, "yVal"))
-        columns[f"{number} {names.get(0, '')}"] = values
-    rows = sorted(labels.keys() | {index for values in columns.values() for index in values})
-    head = ["", *(name.partition(" ")[2] for name in columns)]
-    return (
-        [head, *([labels.get(i, ""), *(values.get(i, "") for values in columns.values())] for i in rows)]
-        if rows
-        else []
-    )
-
-
-def _points(element: Any) -> dict[int, str]:
-    """Index -> value, of those that a chart keeps from its sheet."""
-    points = element.iter("{*}pt") if element is not None else ()
-    texts = {_whole(attribute(one, "idx")): "".join(v.text or "" for v in one.iter("{*}v")) for one in points}
-    return {index: f"{float(text):.15g}" if _is_number(text) else text for index, text in texts.items()}
-
-
-def _is_number(text: str) -> bool:
-    return bool(re.fullmatch(r"-?\d+\.\d+(E[+-]?\d+)?", text))

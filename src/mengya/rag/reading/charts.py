@@ -17,11 +17,11 @@ def drawn(parts: Parts, part: str, frame: Any) -> Iterator[Any]:
 
 
 def add_drawn(draft: Draft, root: Any, page: int | None = None) -> None:
-    draft.text(_words(root), page)
+    draft.text(words(root), page)
     draft.table(_series(root), page)
 
 
-def _words(root: Any) -> str:
+def words(root: Any) -> str:
     """Of a diagram, or the titles of a chart."""
     texts = ["".join(t.text or "" for t in paragraph.iter("{*}t")) for paragraph in root.iter("{*}p")]
     return "\n".join(dict.fromkeys(filter(None, texts)))

@@ -10,10 +10,12 @@ from mengya.rag.reading.docx_links import Fields, target_of, without_marks
 from mengya.rag.reading.docx_numbers import Numbers
 from mengya.rag.reading.draft import Draft, Source, clean, one_line
 from mengya.rag.reading.encodings import decode
+from mengya.rag.reading.formulas import formula
 from mengya.rag.reading.html import add_html
 from mengya.rag.reading.links import linked
 from mengya.rag.reading.marks import lowered, merged, raised, struck
-from mengya.rag.reading.office import Parts, attribute, child, is_on, tag, value
+from mengya.rag.reading.office import INSIDE, Parts, attribute, child, is_on, tag, value
+from mengya.rag.reading.pictures import UNREAD, described, is_large
 from mengya.rag.reading.plain import add_text
 
 _THROUGH = (
@@ -22,12 +24,6 @@ _THROUGH = (
 )
 """Elements that only surround text."""
 _PAGE_NUMBER = re.compile(r"[\d\s第共页頁/\-–—.·|of]*(page)?[\d\s第共页頁/\-–—.·|of]*", re.IGNORECASE)
-_FILE_NAME = re.compile(r"IMG_\d+|\S+\.\w{3,4}|.*[\\/].*", re.IGNORECASE)
-"""What programs write where a picture should be described."""
-_INSIDE = "files inside of it"
-_PICTURES = "pictures, whose text is not read; save it as PDF to have it read by OCR"
-_LARGE = 2_000_000 * 1_000_000
-"""Square EMU of a picture that may hold text: 5.6 by 2.8 cm."""
 _HEADING = re.compile(r"(?:heading|标题|標題)\s*([1-9])", re.IGNORECASE)
 
 
@@ -97,7 +93,7 @@ class _Reader:
         elif part.lower().endswith(".txt"):
             add_text(self._draft, clean(decode(data)[0]))
         else:
-            self._left_out[_INSIDE] += 1
+            self._left_out[INSIDE] += 1
 
     def _add_boxes(self) -> None:
         boxes, self._boxes = self._boxes, []
@@ -213,10 +209,10 @@ class _Reader:
             return ""
         if name in ("drawing", "pict", "object"):
             self._boxes += [*_outermost(one, "txbxContent"), *drawn(self._parts, self._part_read, one)]
-            self._left_out[_INSIDE] += any(True for _ in one.iter("{*}OLEObject"))
+            self._left_out[INSIDE] += any(True for _ in one.iter("{*}OLEObject"))
             return self._picture(one)
         if name in ("oMath", "oMathPara"):
-            return _formula(one)
+            return formula(one)
         if name == "AlternateContent":
             return self._inline(_alternative(one))
         return self._inline(one) if (name in _THROUGH and not _is_prompt(one)) or name == "ruby" else ""
@@ -229,15 +225,8 @@ class _Reader:
 
     def _picture(self, drawing: Any) -> str:
         """Words that are drawn, and what somebody has written for those who do not see it."""
-        large = any(
-            _integer(attribute(one, "cx")) * _integer(attribute(one, "cy")) > _LARGE
-            for one in drawing.iter("{*}extent")
-        )
-        if large and any(True for _ in drawing.iter("{*}blip")):
-            self._left_out[_PICTURES] += 1
-        told = [one_line(attribute(one, "descr")) for one in drawing.iter("{*}docPr")]
-        letters = [attribute(one, "string") for one in drawing.iter("{*}textpath")]
-        return "".join(letters) + "".join(f"〔图：{text}〕" for text in told if text and not _FILE_NAME.fullmatch(text))
+        self._left_out[UNREAD] += is_large(drawing) and any(True for _ in drawing.iter("{*}blip"))
+        return "".join(attribute(one, "string") for one in drawing.iter("{*}textpath")) + described(drawing)
 
     def _note(self, kind: str, number: str) -> str:
         for one in self._notes[kind] if self._notes[kind] is not None else ():
@@ -280,10 +269,10 @@ class _Reader:
             self._draft.note(f"left out: {what} ({count})")
         if (
             not self._draft.blocks
-            and not self._left_out[_PICTURES]
+            and not self._left_out[UNREAD]
             and any(self._parts.related(self._parts.main, "image"))
         ):
-            self._draft.note(f"it holds {_PICTURES}")
+            self._draft.note(f"it holds {UNREAD}")
 
 
 _CHARACTERS = {"tab": "\t", "ptab": "\t", "cr": "\n", "noBreakHyphen": "-"}
@@ -376,21 +365,6 @@ def _outermost(element: Any, name: str) -> list[Any]:
         return [element]
     inside = _alternative(element) if tag(element) == "AlternateContent" else element
     return [found for one in inside for found in _outermost(one, name)]
-
-
-def _formula(element: Any) -> str:
-    """A formula on one line: a/b, x^2, x_i."""
-    name = tag(element)
-    if name == "t":
-        return element.text or ""
-    if name == "f":
-        return f"({_formula(child(element, 'num'))})/({_formula(child(element, 'den'))})"
-    marks = {"sup": "^", "sub": "_", "deg": ""}
-    parts = []
-    for one in element:
-        text = _formula(one)
-        parts.append(marks.get(tag(one), "") + (f"({text})" if tag(one) in marks and len(text) > 1 else text))
-    return "".join(parts)
 
 
 def _integer(text: str | None) -> int:

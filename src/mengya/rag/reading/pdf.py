@@ -16,6 +16,7 @@ from mengya.rag.reading.draft import Draft, Full, Source, State
 from mengya.rag.reading.layout import WIDE, Segment, add_page, is_vertical, vertical_lines
 from mengya.rag.reading.links import linked
 from mengya.rag.reading.ocr import Found, Ocr
+from mengya.rag.reading.office import INSIDE
 from mengya.rag.reading.running import without_running
 
 _DPI = 200
@@ -77,7 +78,7 @@ def _look_inside(pdf: Any, draft: Draft) -> None:
     if pdf.get_formtype():
         pdf.init_forms()
     if count := raw.FPDFDoc_GetAttachmentCount(pdf):
-        draft.note(f"left out: files inside of it ({count})")
+        draft.note(f"left out: {INSIDE} ({count})")
 
 
 def _tail(source: Source) -> bytes:

@@ -1,14 +1,16 @@
 """PowerPoint files: a page a slide, with tables, grouped shapes, diagrams and the speaker's notes."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from itertools import groupby
 from typing import Any
 
 from mengya.rag.reading.charts import add_drawn, drawn
 from mengya.rag.reading.draft import Draft, Source
 from mengya.rag.reading.links import linked
-from mengya.rag.reading.office import Parts, attribute, child, tag
+from mengya.rag.reading.office import INSIDE, Parts, attribute, child, tag
+from mengya.rag.reading.pictures import UNREAD, described, is_large
+from mengya.rag.reading.slide_text import target_of, text_of
 
 _SAME_HEIGHT = 45_720
 """Of shapes side by side: a twentieth of an inch."""
@@ -17,20 +19,23 @@ _SAME_HEIGHT = 45_720
 def read(source: Source, draft: Draft) -> None:
     parts = Parts(source.path)
     relations = parts.relations(parts.main)
-    slides = []
+    slides, left_out = [], Counter[str]()
     listed = child(parts.xml(parts.main), "sldIdLst")
     for one in listed if listed is not None else ():
         slides += [relations[text][1] for key, text in one.attrib.items() if key.startswith("{") and text in relations]
     for number, name in enumerate(slides[: source.limits.pages], 1):
-        _Slide(parts, name, draft, number).add()
+        _Slide(parts, name, draft, number, left_out).add()
         source.progress(number, len(slides))
+    for what, count in (+left_out).items():
+        draft.note(f"left out: {what} ({count})")
     if len(slides) > source.limits.pages:
         draft.note(f"it has {len(slides):,} slides; only the first {source.limits.pages:,} were read")
 
 
 class _Slide:
-    def __init__(self, parts: Parts, name: str, draft: Draft, number: int) -> None:
+    def __init__(self, parts: Parts, name: str, draft: Draft, number: int, left_out: Counter[str]) -> None:
         self._parts, self._name, self._draft, self._number = parts, name, draft, number
+        self._left_out = left_out
         self._pictures = 0
         self._links = parts.links(name)
 
@@ -46,7 +51,9 @@ class _Slide:
             links = self._parts.links(notes)
             for shape in self._parts.xml(notes).iter("{*}sp"):
                 if _placeholder(shape) == "body":
-                    self._draft.text(_text(child(shape, "txBody"), links), self._number)
+                    self._draft.text(text_of(child(shape, "txBody"), links), self._number)
+        for comments in self._parts.related(self._name, "comments"):
+            self._left_out["comments"] += sum(1 for _ in self._parts.xml(comments).iter("{*}cm"))
         found = len(self._draft.blocks) > before
         note = "hidden slide" if attribute(root, "show") in ("0", "false") else ""
         if self._pictures and not found:
@@ -103,17 +110,20 @@ class _Slide:
                 self._add_shape(one)
         elif name == "pic":
             self._pictures += 1
+            self._left_out[UNREAD] += is_large(shape)
+            self._draft.text(described(shape), self._number)
         elif name in ("sp", "cxnSp"):
             if _is_title(shape):
-                self._draft.heading(_text(child(shape, "txBody")), 1, self._number)
+                self._draft.heading(text_of(child(shape, "txBody")), 1, self._number)
             elif _placeholder(shape) not in ("sldNum", "dt", "ftr"):
                 pressed = next((one for one in shape.iter("{*}cNvPr")), None)
-                text = _text(child(shape, "txBody"), self._links)
-                self._draft.text(linked(text, _target(pressed, self._links)), self._number)
+                text = text_of(child(shape, "txBody"), self._links)
+                self._draft.text(linked(text, target_of(pressed, self._links)), self._number)
         elif name == "graphicFrame":
             self._add_frame(shape)
 
     def _add_frame(self, frame: Any) -> None:
+        self._left_out[INSIDE] += any(True for _ in frame.iter("{*}oleObj"))
         table = next(frame.iter("{*}tbl"), None)
         if table is not None:
             self._draft.table(_rows(table, self._links), self._number)
@@ -140,25 +150,6 @@ def _is_title(shape: Any) -> bool:
     return tag(shape) == "sp" and _placeholder(shape) in ("title", "ctrTitle")
 
 
-def _text(body: Any, links: Mapping[str, str] | None = None) -> str:
-    """Of a shape or a cell: a line a paragraph, with where `links` lead, by id."""
-    lines = []
-    for paragraph in body.iter("{*}p") if body is not None else ():
-        pieces = []
-        for one in paragraph.iter("{*}t", "{*}br", "{*}tab"):
-            text = one.text or "" if tag(one) == "t" else "\n" if tag(one) == "br" else "\t"
-            pieces.append((text, _target(child(one.getparent(), "rPr"), links or {})))
-        runs = [(target, "".join(text for text, _ in group)) for target, group in groupby(pieces, lambda one: one[1])]
-        lines.append("".join(linked(text, target) for target, text in runs))
-    return "\n".join(filter(None, lines))
-
-
-def _target(properties: Any, links: Mapping[str, str]) -> str:
-    """Where one comes who presses it; "" if nowhere, or to another slide."""
-    pressed = child(properties, "hlinkClick")
-    return "" if pressed is None else links.get(attribute(pressed, "id"), "")
-
-
 def _rows(table: Any, links: Mapping[str, str]) -> list[list[str]]:
     """A cell that is merged downward is repeated in each row."""
     rows: list[list[str]] = []
@@ -166,6 +157,6 @@ def _rows(table: Any, links: Mapping[str, str]) -> list[list[str]]:
         cells: list[str] = []
         for cell in (one for one in row if tag(one) == "tc"):
             goes_on = attribute(cell, "vMerge") in ("1", "true") and rows and len(cells) < len(rows[-1])
-            cells.append(rows[-1][len(cells)] if goes_on else _text(child(cell, "txBody"), links))
+            cells.append(rows[-1][len(cells)] if goes_on else text_of(child(cell, "txBody"), links))
         rows.append(cells)
     return rows

@@ -160,7 +160,7 @@ def test_markdown_with_tables_of_html_and_what_only_looks_like_front_matter(read
     assert blocks(read(text.encode(), "a.md")) == [
         ("heading", "一"),
         ("table", "名 | 价\n竹 | 3"),
-        ("text", "旧 新"),
+        ("text", "〔划去：旧〕 新"),
         ("text", "- 项"),
         ("table", "a | b\n1 | 2"),
         ("text", "- 码\n  # 注\n  go"),

@@ -37,3 +37,23 @@ def formula(element: Any) -> str:
 def scripted(text: str, mark: str) -> str:
     """A power or an index; nothing of an empty one."""
     return f"{mark}({text})" if len(text) > 1 else mark + text if text else ""
+
+
+def of_mathml(element: Any) -> str:
+    """Of a formula of a web page, whose parts are told apart by their order."""
+    name = tag(element)
+    parts = [of_mathml(one) for one in element if not tag(one).startswith("annotation")]
+    if name == "mfrac" and len(parts) == 2:
+        return f"({parts[0]})/({parts[1]})"
+    if name in ("msqrt", "mroot"):
+        root, degree = ("".join(parts), "") if name == "msqrt" else (parts[0], "".join(parts[1:]))
+        return f"{degree}√({root})"
+    if name in ("msup", "mover") and len(parts) == 2:
+        return parts[0] + scripted(parts[1], "^")
+    if name in ("msub", "munder") and len(parts) == 2:
+        return parts[0] + scripted(parts[1], "_")
+    if name in ("msubsup", "munderover") and len(parts) == 3:
+        return parts[0] + scripted(parts[1], "_") + scripted(parts[2], "^")
+    if name in ("mtable", "mtr"):
+        return ("; " if name == "mtable" else ", ").join(parts)
+    return "".join((element.text or "").split()) + "".join(parts)

@@ -260,10 +260,10 @@ def test_raised_and_crossed_out_letters(read):
     body = (
         p("3×10", more=run("-5", raised) + run(" m", "") + run("2", raised) + run("，H", "") + run("2", lowered))
         + p("1", more=run("st", raised))
-        + p("原价", more=run("100", "<w:strike/>") + run("元", '<w:dstrike w:val="1"/>') + run("80元", ""))
+        + p("原价", more=run("100 ", "<w:strike/>") + run("元", '<w:dstrike w:val="1"/>') + run("80元", ""))
         + p("不是", more=run("划去", '<w:strike w:val="0"/>'))
     )
-    assert texts(read(docx(body), "a.docx")) == ["3×10⁻⁵ m²，H₂", "1st", "原价〔划去：100元〕80元", "不是划去"]
+    assert texts(read(docx(body), "a.docx")) == ["3×10⁻⁵ m²，H₂", "1st", "原价〔划去：100 元〕80元", "不是划去"]
 
 
 def test_a_page_break_in_a_paragraph_parts_its_words(read):

@@ -6,8 +6,8 @@ import re
 _RAISED = str.maketrans("0123456789+-−=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾ⁿ")
 _LOWERED = str.maketrans("0123456789+-−=()", "₀₁₂₃₄₅₆₇₈₉₊₋₋₌₍₎")
 
-_STRUCK = re.compile("〔划去：([^〔〕]*)〕")
-_STRUCK_RUN = re.compile(f"(?:{_STRUCK.pattern}){{2,}}")
+_STRUCK = "〔划去：[^〔〕]*〕"
+_STRUCK_RUN = re.compile(rf"{_STRUCK}(?:\s*{_STRUCK})+")
 
 
 def raised(text: str) -> str:
@@ -25,9 +25,10 @@ def _if_whole(text: str, table: dict[int, int]) -> str:
 
 def struck(text: str) -> str:
     """Of words that are crossed out."""
-    return f"〔划去：{text.strip()}〕" if text.strip() else text
+    words = text.strip()
+    return text.replace(words, f"〔划去：{words}〕") if words else text
 
 
 def merged(text: str) -> str:
     """What is crossed out in several pieces that follow each other, as one."""
-    return _STRUCK_RUN.sub(lambda run: struck("".join(_STRUCK.findall(run[0]))), text)
+    return _STRUCK_RUN.sub(lambda run: re.sub(r"〕(\s*)〔划去：", r"\1", run[0]), text)

@@ -15,6 +15,7 @@ from mengya.rag.reading.annotations import Over, read_over
 from mengya.rag.reading.draft import Draft, Full, Source, State
 from mengya.rag.reading.layout import WIDE, Segment, add_page, is_vertical, vertical_lines
 from mengya.rag.reading.links import linked
+from mengya.rag.reading.marks import lowered, raised
 from mengya.rag.reading.ocr import Found, Ocr
 from mengya.rag.reading.office import INSIDE
 from mengya.rag.reading.running import without_running
@@ -168,6 +169,10 @@ class _Glyph:
     """Quarter turns of the direction of writing, counter-clockwise: 1 is upward."""
     target: str = ""
     """Where it leads who presses it."""
+    size: float = 0.0
+    """Of its font; 0 if it is not known."""
+    line: float = 0.0
+    """That it stands on, in the direction from top to bottom."""
 
 
 def _glyphs(page: Any, over: Over) -> tuple[list[_Glyph], bool]:
@@ -177,7 +182,7 @@ def _glyphs(page: Any, over: Over) -> tuple[list[_Glyph], bool]:
     left, bottom, right, top = page.get_cropbox()
     textpage = page.get_textpage()
     glyphs, slanted, high = [], False, 0
-    box = raw.FS_RECTF()
+    box, across, up = raw.FS_RECTF(), ctypes.c_double(), ctypes.c_double()
     for i in range(textpage.count_chars()):
         code = raw.FPDFText_GetUnicode(textpage, i)
         if 0xD800 <= code < 0xDC00:
@@ -196,7 +201,10 @@ def _glyphs(page: Any, over: Over) -> tuple[list[_Glyph], bool]:
             turned = -round(quarters) % 4  # PDFium counts clockwise
             character = "\ufffd" if 0xD800 <= code < 0xE000 else chr(code)
             target = next((target for place, target in over.links if place.holds(x, y)), "")
-            glyphs.append(_Glyph(character, *_upright(box, turned), turned, target))
+            raw.FPDFText_GetCharOrigin(textpage, i, across, up)
+            line = (-up.value, across.value, up.value, -across.value)[turned]
+            size = raw.FPDFText_GetFontSize(textpage, i)
+            glyphs.append(_Glyph(character, *_upright(box, turned), turned, target, size, line))
     textpage.close()
     return glyphs, slanted
 
@@ -274,6 +282,14 @@ def _segments(glyphs: list[_Glyph]) -> Iterator[Segment]:
     yield from _segment(run)
 
 
+def _as_it_stands(glyph: _Glyph, size: float, line: float) -> str:
+    """Its text, as what is small and stands higher or lower is meant. `size`, `line`: of the letters around it."""
+    if not 0 < glyph.size < 0.8 * size:
+        return glyph.text
+    higher = (line - glyph.line) / size
+    return raised(glyph.text) if higher > 0.15 else lowered(glyph.text) if higher < -0.05 else glyph.text
+
+
 def _segment(run: list[_Glyph]) -> Iterator[Segment]:
     while run and run[-1].text.isspace():
         run = run[:-1]
@@ -281,7 +297,9 @@ def _segment(run: list[_Glyph]) -> Iterator[Segment]:
         size = statistics.median(glyph.bottom - glyph.top for glyph in run)
         left, right = min(glyph.left for glyph in run), max(glyph.right for glyph in run)
         top, bottom = statistics.median(g.top for g in run), statistics.median(g.bottom for g in run)
-        yield Segment("".join(glyph.text for glyph in run), left, top, right, bottom, size)
+        letters, line = statistics.median(g.size for g in run), statistics.median(g.line for g in run)
+        text = "".join(_as_it_stands(glyph, letters, line) for glyph in run)
+        yield Segment(text, left, top, right, bottom, size)
 
 
 def _lost(text: str) -> int:

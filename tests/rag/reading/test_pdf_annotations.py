@@ -63,6 +63,16 @@ def test_what_is_filled_in_and_written_over_a_page_is_read(read, monkeypatch):
     assert [page.state for page in document.pages] == ["text", "text"] and not document.notes
 
 
+def test_words_that_are_crossed_out_say_so(read):
+    """pi-outpost PR#190."""
+    quads = "/QuadPoints [98 712 158 712 98 698 158 698]"
+    page = Page(
+        [(50, 700, 12, "违约金为百分之五，改为三。")],
+        annotations=[f"/Subtype /StrikeOut /Rect [98 698 158 712] {quads} /Contents {text('商定')}"],
+    )
+    assert texts(read(pdf([page]), "a.pdf")) == ["违约金为〔划去：百分之五，〕改为三。", "〔注：商定〕"]
+
+
 def test_files_inside_of_a_file_are_told(read):
     files = "/Names << /EmbeddedFiles << /Names [(a.txt) << /Type /Filespec /F (a.txt) /EF << >> >>] >> >>"
     document = read(pdf([Page([(50, 700, 12, "见附件。")])], catalog=files), "a.pdf")

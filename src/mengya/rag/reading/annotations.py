@@ -36,12 +36,15 @@ class Over:
     written: list[tuple[Box, str]] = field(default_factory=list)
     """Lines of filled-in fields and of text boxes."""
     comments: list[str] = field(default_factory=list)
+    struck: list[Box] = field(default_factory=list)
+    """A box for each line of words that are crossed out."""
 
 
 def read_over(pdf: Any, page: Any) -> Over:
     import pypdfium2.raw as raw
 
     over = Over(list(_links(pdf, page)))
+    shown = (raw.FPDF_ANNOT_WIDGET, raw.FPDF_ANNOT_FREETEXT, raw.FPDF_ANNOT_LINK, raw.FPDF_ANNOT_POPUP)
     for index in range(min(raw.FPDFPage_GetAnnotCount(page), _MOST)):
         with _annotation(page, index) as annotation:
             kind = raw.FPDFAnnot_GetSubtype(annotation)
@@ -51,9 +54,25 @@ def read_over(pdf: Any, page: Any) -> Over:
                 over.written.extend(_lines(annotation, _filled_in(pdf, annotation)))
             elif kind == raw.FPDF_ANNOT_FREETEXT:
                 over.written.extend(_lines(annotation, _contents(annotation)))
-            elif kind not in (raw.FPDF_ANNOT_LINK, raw.FPDF_ANNOT_POPUP) and (text := one_line(_contents(annotation))):
+            elif kind == raw.FPDF_ANNOT_STRIKEOUT:
+                over.struck.extend(_struck(annotation))
+            if kind not in shown and (text := one_line(_contents(annotation))):
                 over.comments.append(text)
     return over
+
+
+def _struck(annotation: Any) -> Iterator[Box]:
+    import pypdfium2.raw as raw
+
+    quad = raw.FS_QUADPOINTSF()
+    for i in range(raw.FPDFAnnot_CountAttachmentPoints(annotation)):
+        if raw.FPDFAnnot_GetAttachmentPoints(annotation, i, quad):
+            yield _around(quad)
+
+
+def _around(quad: Any) -> Box:
+    across, up = (quad.x1, quad.x2, quad.x3, quad.x4), (quad.y1, quad.y2, quad.y3, quad.y4)
+    return Box(min(across), min(up), max(across), max(up))
 
 
 @contextmanager
@@ -81,8 +100,7 @@ def _links(pdf: Any, page: Any) -> Iterator[tuple[Box, str]]:
         lines = raw.FPDFLink_CountQuadPoints(link)
         for i in range(lines):
             if raw.FPDFLink_GetQuadPoints(link, i, quad):
-                across, up = (quad.x1, quad.x2, quad.x3, quad.x4), (quad.y1, quad.y2, quad.y3, quad.y4)
-                yield Box(min(across), min(up), max(across), max(up)), target
+                yield _around(quad), target
         if not lines and raw.FPDFLink_GetAnnotRect(link, rect):
             yield _box(rect), target
 

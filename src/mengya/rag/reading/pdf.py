@@ -15,7 +15,7 @@ from mengya.rag.reading.annotations import Over, read_over
 from mengya.rag.reading.draft import Draft, Full, Source, State
 from mengya.rag.reading.layout import WIDE, Segment, add_page, is_vertical, vertical_lines
 from mengya.rag.reading.links import linked
-from mengya.rag.reading.marks import lowered, raised
+from mengya.rag.reading.marks import lowered, raised, struck
 from mengya.rag.reading.ocr import Found, Ocr
 from mengya.rag.reading.office import INSIDE
 from mengya.rag.reading.running import without_running
@@ -169,6 +169,7 @@ class _Glyph:
     """Quarter turns of the direction of writing, counter-clockwise: 1 is upward."""
     target: str = ""
     """Where it leads who presses it."""
+    struck: bool = False
     size: float = 0.0
     """Of its font; 0 if it is not known."""
     line: float = 0.0
@@ -201,10 +202,11 @@ def _glyphs(page: Any, over: Over) -> tuple[list[_Glyph], bool]:
             turned = -round(quarters) % 4  # PDFium counts clockwise
             character = "\ufffd" if 0xD800 <= code < 0xE000 else chr(code)
             target = next((target for place, target in over.links if place.holds(x, y)), "")
+            crossed = any(place.holds(x, y) for place in over.struck)
             raw.FPDFText_GetCharOrigin(textpage, i, across, up)
             line = (-up.value, across.value, up.value, -across.value)[turned]
             size = raw.FPDFText_GetFontSize(textpage, i)
-            glyphs.append(_Glyph(character, *_upright(box, turned), turned, target, size, line))
+            glyphs.append(_Glyph(character, *_upright(box, turned), turned, target, crossed, size, line))
     textpage.close()
     return glyphs, slanted
 
@@ -298,7 +300,11 @@ def _segment(run: list[_Glyph]) -> Iterator[Segment]:
         left, right = min(glyph.left for glyph in run), max(glyph.right for glyph in run)
         top, bottom = statistics.median(g.top for g in run), statistics.median(g.bottom for g in run)
         letters, line = statistics.median(g.size for g in run), statistics.median(g.line for g in run)
-        text = "".join(_as_it_stands(glyph, letters, line) for glyph in run)
+        pieces = itertools.groupby(run, lambda glyph: glyph.struck)
+        texts = (
+            (crossed, "".join(_as_it_stands(glyph, letters, line) for glyph in group)) for crossed, group in pieces
+        )
+        text = "".join(struck(words) if crossed else words for crossed, words in texts)
         yield Segment(text, left, top, right, bottom, size)
 
 

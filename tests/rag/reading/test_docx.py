@@ -269,3 +269,20 @@ def test_raised_and_crossed_out_letters(read):
 def test_a_page_break_in_a_paragraph_parts_its_words(read):
     broken = p("第一页末尾", more='<w:r><w:br w:type="page"/></w:r>' + run("第二页开头", ""))
     assert texts(read(docx(broken), "a.docx")) == ["第一页末尾\n第二页开头"]
+
+
+def test_formulas_keep_their_brackets_roots_and_sums(read):
+    """office_oxide#270: (x+a)^n was x+a^n, and a root or a sum was gone."""
+
+    def part(name: str, *inside: str) -> str:
+        return f"<m:{name}>{''.join(inside)}</m:{name}>"
+
+    def letters(text: str) -> str:
+        return f"<m:r><m:t>{text}</m:t></m:r>"
+
+    power = part("sSup", part("e", part("d", part("e", letters("x+a")))), part("sup", letters("n")))
+    sign = part("naryPr", '<m:chr m:val="∑"/>')
+    total = part("nary", sign, part("sub", letters("k=0")), part("sup", letters("n")), part("e", letters("k")))
+    root = part("rad", part("deg"), part("e", letters("y")))
+    formula = f'<m:oMath xmlns:m="m">{power}{letters("=")}{total}{letters("+")}{root}</m:oMath>'
+    assert texts(read(docx(p("式", more=formula)), "a.docx")) == ["式(x+a)^n=∑_(k=0)^nk+√(y)"]

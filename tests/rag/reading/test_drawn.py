@@ -72,6 +72,20 @@ def test_raised_crossed_out_and_computed_text_of_slides(read):
     assert texts(read(changed.getvalue(), "a.pptx")) == ["10⁵〔划去：元〕(a+b)x^2√(y)"]
 
 
+def test_a_foot_of_slides_is_read_once(read):
+    """As those of Word and PDF files; numbers and dates are not."""
+    deck = pytest.importorskip("pptx").Presentation()
+    for number in range(2):
+        slide = deck.slides.add_slide(deck.slide_layouts[5])
+        slide.shapes.title.text_frame.text = f"第{number}张"
+        for kind in ("ftr", "sldNum"):
+            box = slide.shapes.add_textbox(0, 6_000_000, 3_000_000, 500_000)
+            box.text_frame.text = "内部资料"
+            mark = box._element.nvSpPr.nvPr
+            mark.append(mark.makeelement(mark.tag.replace("nvPr", "ph"), {"type": kind}))
+    assert texts(read(saved(deck), "a.pptx")) == ["第0张", "内部资料", "第1张"]
+
+
 def test_pictures_of_slides_are_told(read):
     deck = pytest.importorskip("pptx").Presentation()
     slide = deck.slides.add_slide(deck.slide_layouts[5])

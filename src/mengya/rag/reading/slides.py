@@ -19,12 +19,12 @@ _SAME_HEIGHT = 45_720
 def read(source: Source, draft: Draft) -> None:
     parts = Parts(source.path)
     relations = parts.relations(parts.main)
-    slides, left_out = [], Counter[str]()
+    slides, left_out, feet = [], Counter[str](), set[str]()
     listed = child(parts.xml(parts.main), "sldIdLst")
     for one in listed if listed is not None else ():
         slides += [relations[text][1] for key, text in one.attrib.items() if key.startswith("{") and text in relations]
     for number, name in enumerate(slides[: source.limits.pages], 1):
-        _Slide(parts, name, draft, number, left_out).add()
+        _Slide(parts, name, draft, number, left_out, feet).add()
         source.progress(number, len(slides))
     for what, count in (+left_out).items():
         draft.note(f"left out: {what} ({count})")
@@ -33,9 +33,11 @@ def read(source: Source, draft: Draft) -> None:
 
 
 class _Slide:
-    def __init__(self, parts: Parts, name: str, draft: Draft, number: int, left_out: Counter[str]) -> None:
+    def __init__(
+        self, parts: Parts, name: str, draft: Draft, number: int, left_out: Counter[str], feet: set[str]
+    ) -> None:
         self._parts, self._name, self._draft, self._number = parts, name, draft, number
-        self._left_out = left_out
+        self._left_out, self._feet = left_out, feet
         self._pictures = 0
         self._links = parts.links(name)
 
@@ -115,7 +117,11 @@ class _Slide:
         elif name in ("sp", "cxnSp"):
             if _is_title(shape):
                 self._draft.heading(text_of(child(shape, "txBody")), 1, self._number)
-            elif _placeholder(shape) not in ("sldNum", "dt", "ftr"):
+            elif _placeholder(shape) == "ftr":
+                foot = text_of(child(shape, "txBody"), self._links)
+                self._draft.text(foot if foot not in self._feet else "", self._number)
+                self._feet.add(foot)
+            elif _placeholder(shape) not in ("sldNum", "dt"):
                 pressed = next((one for one in shape.iter("{*}cNvPr")), None)
                 text = text_of(child(shape, "txBody"), self._links)
                 self._draft.text(linked(text, target_of(pressed, self._links)), self._number)

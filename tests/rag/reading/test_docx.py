@@ -272,7 +272,7 @@ def test_a_page_break_in_a_paragraph_parts_its_words(read):
 
 
 def test_formulas_keep_their_brackets_roots_and_sums(read):
-    """office_oxide#270: (x+a)^n was x+a^n, and a root or a sum was gone."""
+    """As office_oxide#270: formulas were read in part; (x+a)^n was x+a^n, and a root or a sum was gone."""
 
     def part(name: str, *inside: str) -> str:
         return f"<m:{name}>{''.join(inside)}</m:{name}>"

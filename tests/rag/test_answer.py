@@ -197,8 +197,12 @@ def laws(count):
     ))  # fmt: skip
 
 
-@pytest.mark.parametrize("question", ["这份文件一共几条规定？", "How many articles are there?"])
+@pytest.mark.parametrize("question", [
+    "这份文件一共几条规定？", "How many articles are there?", "表里有几行？", "文中提到了几次规定？", "列出所有规定",
+    "How many times is it mentioned in the text?", "这份文件讲什么？",
+])  # fmt: skip
 def test_a_question_about_the_whole_file_is_answered_from_all_of_it_or_says_from_how_much(tmp_path, question):
+    """pipeshub-ai#2996: what is counted in some passages is not what the file has."""
     base = KnowledgeFolder(tmp_path).open_or_create("b")
     base.add(laws(30), "1")
     count = len(base.passages_of("法.txt"))
@@ -210,12 +214,12 @@ def test_a_question_about_the_whole_file_is_answered_from_all_of_it_or_says_from
     told = conclude(part, "一共5条[1]").text
     some = part.read[0]
     chinese, english = f"有 {count} 段，这里只读了前 {some} 段", f"has {count} passages; the answer is from {some}"
-    assert (chinese if "几" in question else english) in told
+    assert (english if question.isascii() else chinese) in told
 
 
 @pytest.mark.parametrize(("question", "asked"), [
     ("月球一共有多少个环形山？", False), ("请总结牛顿第一定律", False), ("Summarize the plot of Hamlet", False),
-    ("唐朝总共有几位皇帝？", False),
+    ("唐朝总共有几位皇帝？", False), ("列出所有行星", False),
     ("总结一下", True), ("合同一共几条？", True), ("这份文件总共提到几家公司？", True), ("一共有多少种假期？", True),
     ("Summarize the document", True), ("Please give me a summary", True), ("主要内容是什么？", True),
 ])  # fmt: skip

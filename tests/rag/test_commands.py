@@ -1,5 +1,6 @@
 """`mengya index` and `mengya ask`, as a user meets them."""
 
+import os
 import shutil
 
 import pytest
@@ -7,6 +8,8 @@ import pytest
 pytest.importorskip("rjieba", reason="searching needs pip install 'mengya[documents]'")
 pytest.importorskip("opencc", reason="searching needs pip install 'mengya[documents]'")
 
+from mengya.commands.index import Config, run
+from mengya.errors import UserError
 from mengya.rag.answer import answer
 from mengya.rag.store import KnowledgeFolder
 
@@ -48,6 +51,52 @@ def test_a_file_that_is_renamed_is_told(texts, mengya):
     again = mengya("index", "--kb", "制度", "docs").out.splitlines()
     assert "+ docs/假期.md  1 passages" in again
     assert again[-1] == "? docs/a.md  is not in its folder any more; --remove docs/a.md forgets it"
+
+
+def test_no_file_takes_the_place_of_another(texts, mengya):
+    """Long paths that differ at their end, and names in an older encoding, had the same name in the base."""
+    deep = texts.joinpath("docs", *["很长的目录名字" * 5] * 6)
+    deep.mkdir(parents=True)
+    (deep / "甲.txt").write_text("春天来了。", encoding="utf-8")
+    (deep / "乙.txt").write_text("秋天来了。", encoding="utf-8")
+    for name in ("报告", "合同"):
+        (texts / "docs" / os.fsdecode(f"{name}.txt".encode("gbk"))).write_text(f"{name}的内容。", encoding="utf-8")
+    added = mengya("index", "--kb", "x", "docs")
+    assert (added.code, added.out.count("+ "), added.out.count("~ "), added.out.count("? ")) == (0, 6, 0, 0)
+    names = [file.name for file in KnowledgeFolder(texts / "knowledge").open("x").files()]
+    assert {"docs/报告.txt", "docs/合同.txt"} < set(names) and max(map(len, names)) == 200
+
+
+def test_a_folder_with_what_programs_leave_there(texts, mengya):
+    """stylebi PR#5264, opengever.core PR#1702; and the bases may lie in the folder that is indexed."""
+    (texts / "empty.txt").unlink()
+    for name in ("~$a.docx", "Thumbs.db", "desktop.ini"):
+        (texts / "docs" / name).write_bytes(b"x" * 162)
+    (texts / "docs" / "elsewhere").symlink_to(texts)
+    added = mengya("index", "--kb", "x", ".")
+    told = [line for line in added.out.splitlines() if line[0] in "+~=!-?"]
+    assert added.code == 0 and [line.split("  ")[0] for line in told] == [
+        "? docs/elsewhere",
+        "+ docs/a.md",
+        "+ docs/b/a.md",
+    ]
+    (texts / "docs" / "a.md").rename(texts / "c.md")
+    assert "? docs/a.md  is not in its folder any more" in mengya("index", "--kb", "x", ".").out
+
+
+def test_a_file_that_cannot_be_opened_is_no_reason_to_stop(texts, monkeypatch):
+    """onprem#60."""
+
+    def refused(path):
+        if path.name == "empty.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return str(path)
+
+    monkeypatch.setattr("mengya.manifest.sha256_of", refused)
+    folder = texts / "knowledge"
+    with pytest.raises(UserError, match="1 of the files were not added"):
+        run(Config(files=[str(texts / "empty.txt"), str(texts / "docs" / "a.md")], kb="x", folder=folder))
+    assert len(KnowledgeFolder(folder).open("x").files()) == 1
 
 
 @pytest.mark.parametrize(("argv", "message"), [

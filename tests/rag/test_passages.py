@@ -165,3 +165,15 @@ def test_nothing_is_lost_whatever_comes():
                 covered.update(range(piece.begin, piece.end))
         text = text_of(whole)
         assert all(i in covered for i, character in enumerate(text) if character.isalnum())
+
+
+def test_each_part_of_a_long_cell_says_what_it_is_of():
+    """hindsight#3195: of a long answer in a table of questions, only the first part had the question."""
+    answer = "请携带身份证到出入境大厅办理。" * 80
+    rows = (("编号", "问题", "答复", "备注"), ("1", "怎么办理护照", answer, "长"), ("2", "多少钱", "一百二十元", ""))
+    table = Block("table", "\n".join(" | ".join(row) for row in rows), rows=rows)
+    *parts, last = check_places(Document("a.csv", "csv", (table,)))
+    assert len(parts) > 2 and last.text == "编号 | 问题 | 答复 | 备注\n2 | 多少钱 | 一百二十元 | "
+    before = "编号 | 问题 | 答复 | 备注\n1 | 怎么办理护照 | "
+    assert all(part.text.startswith(before) and len(part.text) <= LIMIT for part in parts)
+    assert "".join(part.text.removeprefix(before) for part in parts) == f"{answer} | 长"

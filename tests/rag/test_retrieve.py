@@ -58,7 +58,8 @@ def test_names_stuck_to_han(base, query):
     ("25℃", "℃"), ("Le café naïve", "cafe naive"), ("Cafe", "CAFÉ"), ("Straße", "strasse"),
     ("the cities", "city"),
     ("a company", "companies"), ("two boxes", "box"), ("合\u00ad同违\u200b约 con\u00adtract", "合同 contract"),
-    ("葛\U000e0100城", "葛城"), ("合 同 书\n甲方：某某", "合同书"), ("姓　　名：张三", "姓名"),
+    ("葛\U000e0100城", "葛城"), ("金额壹拾万元整", "100000元"), ("共100,000.00元", "10万元"),
+    ("电话：010-6235 8888，分机2", "01062358888"), ("合 同 书\n甲方：某某", "合同书"), ("姓　　名：张三", "姓名"),
     ("甲方逾期付款的，违约金为本合同总价款的百\n分之五，逐日计算", "百分之五"),
 ])  # fmt: skip
 def test_spellings_of_the_same(base, text, query):

@@ -1,6 +1,7 @@
 """mengya index --kb NAME FILE…: documents into a knowledge base."""
 
 import dataclasses
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,8 @@ from mengya.schema import Argument, config
 if TYPE_CHECKING:
     from mengya.rag.store import Embedder, KnowledgeBase
 
+_LEFT_BEHIND = re.compile(r"~\$|(?:Thumbs\.db|desktop\.ini)$", re.IGNORECASE)
+"""Files of Office while another one is open, and of Windows."""
 _SECONDS = 5.0
 """Between two lines that tell how far a file is read."""
 
@@ -55,8 +58,9 @@ def run(config: Config) -> None:
         if not base.remove(name):
             raise UserError(f"{config.kb} holds no file {name!r}; --list shows its files")
         say(f"- {name}")
-    failed = _add(base, _found(config.files), embedder)
-    for name in _gone(base, config.files):
+    found = _found(config.files, config.folder)
+    failed = _add(base, found, embedder)
+    for name in _gone(base, config.files, found):
         say(f"? {name}  is not in its folder any more; --remove {name} forgets it")
     if config.list_ or not (config.files or config.remove):
         for file in base.files():
@@ -71,13 +75,23 @@ def run(config: Config) -> None:
         raise UserError(f"{failed} of the files were not added; the reasons stand above")
 
 
-def _found(given: list[str]) -> list[Path]:
-    """The files, and those in the folders, hidden ones left out. UserError for what is not there."""
+def _found(given: list[str], bases: Path) -> list[Path]:
+    """The files, and those in the folders, without hidden ones, what programs leave there, and the bases themselves.
+    UserError for what is not there."""
+    from mengya.metrics import say
+    from mengya.rag.reading.names import name_of
+
     found: list[Path] = []
     for path in map(Path, given):
         if path.is_dir():
-            inside = (file for file in sorted(path.rglob("*")) if file.is_file())
-            found += [file for file in inside if not any(part[0] == "." for part in file.relative_to(path).parts)]
+            for file in sorted(path.rglob("*")):
+                hidden = any(part[0] == "." for part in file.relative_to(path).parts)
+                if hidden or _LEFT_BEHIND.match(file.name) or bases.resolve() in file.absolute().parents:
+                    continue
+                if file.is_file():
+                    found.append(file)
+                elif file.is_symlink():
+                    say(f"? {name_of(file)}  leads to what is not a file; name the folder that it leads to")
         elif path.is_file():
             found.append(path)
         else:
@@ -85,13 +99,20 @@ def _found(given: list[str]) -> list[Path]:
     return found
 
 
-def _gone(base: "KnowledgeBase", given: list[str]) -> list[str]:
+def _gone(base: "KnowledgeBase", given: list[str], found: list[Path]) -> list[str]:
     """Files of the base that came from one of these folders, and are not there now: renamed, moved or deleted."""
-    from mengya.rag.reading.names import name_as_text
+    from mengya.rag.reading.names import name_of
 
-    folders = [name_as_text(Path(name).as_posix()) + "/" for name in given if Path(name).is_dir()]
-    names = [file.name for file in base.files()]
-    return [name for name in names if name.startswith(tuple(folders)) and not Path(name).exists()]
+    folders = [Path(name) for name in given if Path(name).is_dir()]
+    there = set(map(name_of, found))
+    names = [file.name for file in base.files() if file.name not in there]
+    return [name for name in names if any(_is_inside(name, folder) for folder in folders)]
+
+
+def _is_inside(name: str, folder: Path) -> bool:
+    from mengya.rag.reading.names import name_of
+
+    return not name.startswith(("/", "../")) if folder == Path() else name.startswith(name_of(folder) + "/")
 
 
 def _add(base: "KnowledgeBase", files: list[Path], embedder: "Embedder | None") -> int:
@@ -99,16 +120,17 @@ def _add(base: "KnowledgeBase", files: list[Path], embedder: "Embedder | None") 
     from mengya.manifest import sha256_of
     from mengya.metrics import say
     from mengya.rag.document import notes_of
-    from mengya.rag.reading.names import name_as_text
+    from mengya.rag.reading.names import name_of
     from mengya.rag.reading.worker import read_file
 
     failed = 0
     for number, path in enumerate(files, 1):
-        name, content = name_as_text(path.as_posix()), sha256_of(path)
-        if base.holds(name, content, embedder):
-            say(f"= {name}")
-            continue
+        name = name_of(path)
         try:
+            content = sha256_of(path)
+            if base.holds(name, content, embedder):
+                say(f"= {name}")
+                continue
             document = base.parsed(content)
             if document is None:
                 document = read_file(path, name, progress=_Pages(f"{number}/{len(files)} {name}"))
@@ -116,6 +138,10 @@ def _add(base: "KnowledgeBase", files: list[Path], embedder: "Embedder | None") 
         except UserError as error:  # the other files are wanted still
             failed += 1
             say(f"! {error}")
+            continue
+        except OSError as error:
+            failed += 1
+            say(f"! {name}: it cannot be opened ({error.strerror}); check its rights, and whether it is there")
             continue
         say(f"{'+' if change == 'new' else '~'} {name}  {len(base.passages_of(name))} passages")
         for note in (*document.notes, *notes_of(document.pages)):

@@ -36,8 +36,11 @@ _TURNS = 6
 _Said = Mapping[str, Any]
 _REWRITE = Sampling(temperature=0, max_new_tokens=100)
 _WHOLE = re.compile(
-    r"(一共|总共|共有|总计|共)[^，。？?]{0,8}?(几|多少)|(几|多少)(条|章|节|款|页|项|段|篇|部分)|全文|通篇|整[个份篇]|概括|总结|摘要|主要内容|讲了什么"
-    r"|how many (articles|chapters|sections|clauses|items|pages|parts|rows)"
+    r"(一共|总共|共有|总计|共)[^，。？?]{0,8}?(几|多少)|全文|通篇|整[个份篇]|概括|总结|摘要|主要内容|讲了?(什么|些什么|啥)"
+    r"|(几|多少)(条|章|节|款|页|项|段|篇|行|列|部分|道题|字(?![节段])|个(章|节|表|部分|段落|条款|步骤|问题))"
+    r"|(提到|提及|出现)[了过]?(几|多少)[次遍处]|列[出举](所有|全部|每)|有哪些(章|节|条款|部分)|逐[条章段]"
+    r"|how many (articles|chapters|sections|clauses|items|pages|parts|rows|columns|lines|tables|steps|questions|words)"
+    r"|how many times\b.*\b(mention|appear|occur)|\blist (all|every)\b"
     r"|(whole|entire) (document|file|text)|summar\w*",
     re.IGNORECASE,
 )

@@ -26,6 +26,9 @@ _UNFINISHED = re.compile(rf"[^。！？!?；;…：:.\s{_CLOSING}]$")
 _WIDE = re.compile(r"[\u2e80-\uffef]")
 
 
+_CELL_END = re.compile(r" \| ")
+
+
 class Piece(NamedTuple):
     """A part of a passage that stands in the document as it is."""
 
@@ -215,12 +218,25 @@ class _Cutter:
             if len(held) > len(top) and len(_joined([*held, row]).text) > self._limit:
                 yield self._passage(_joined(held))
                 held = list(top)
-            if len(_joined([*held, row]).text) > self._limit:  # a row by itself
-                yield from (self._passage(row.part(*span)) for span in self._spans(row.text))
+            if len(_joined([*held, row]).text) > self._limit:
+                yield from self._long_row(top, row)
             else:
                 held.append(row)
         if len(held) > len(top):
             yield self._passage(_joined(held))
+
+    def _long_row(self, top: list[_Run], row: _Run) -> Iterator[Passage]:
+        """A row that is longer than a passage, in parts: each behind the header and the cells before the longest one,
+        which say what it is of, as far as there is room."""
+        ends = [match.start() for match in _CELL_END.finditer(row.text)]
+        begins = [0, *(match.end() for match in _CELL_END.finditer(row.text))]
+        begin, _ = max(zip(begins, [*ends, len(row.text)], strict=True), key=lambda cell: cell[1] - cell[0])
+        room = self._limit - self._size
+        before = row.part(0, begin if len(_joined([*top, row.part(0, begin)]).text) < room else 0)
+        title = top if len(_joined([*top, before]).text) < room else []
+        rest = row.part(len(before.text), len(row.text))
+        for span in self._spans(rest.text):
+            yield self._passage(_joined([*title, _joined([before, rest.part(*span)], "")]))
 
 
 def _counts(character: str) -> bool:

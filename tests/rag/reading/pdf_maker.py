@@ -17,14 +17,20 @@ class Page:
     image: tuple[int, int, bytes] | None = None
     """(width, height, grey bytes), over the whole page."""
     drawing: str = ""
+    annotations: Sequence[str] = ()
 
 
 _WIDTH, _HEIGHT = 600, 800
 _TURNS = {0: "1 0 0 1", 90: "0 1 -1 0", 180: "-1 0 0 -1", 270: "0 -1 1 0"}
 
 
-def pdf(pages: Sequence[Page], labels: str = "", encrypted: bool = False) -> bytes:
-    """`labels`: the content of a tree of page labels, such as "0 << /S /r >>"."""
+def text(words: str) -> str:
+    """As a string of a PDF file."""
+    return f"<feff{words.encode('utf-16-be').hex()}>"
+
+
+def pdf(pages: Sequence[Page], labels: str = "", encrypted: bool = False, catalog: str = "") -> bytes:
+    """`labels`: the content of a tree of page labels, such as "0 << /S /r >>"; `catalog`: more of the root."""
     objects: dict[int, bytes] = {}
     numbers = itertools.count(3)
 
@@ -37,8 +43,10 @@ def pdf(pages: Sequence[Page], labels: str = "", encrypted: bool = False) -> byt
     box = add(_stream(b"1000 0 0 -120 1000 880 d1 100 0 800 800 re f"))
     fonts = [_font(add, box, characters[start : start + 200]) for start in range(0, len(characters), 200)]
     resources = " ".join(f"/F{i} {number} 0 R" for i, number in enumerate(fonts))
-    kids = []
+    kids, fields = [], ""
     for page in pages:
+        over = [add(f"<< /Type /Annot {annotation} >>".encode()) for annotation in page.annotations]
+        fields += "".join(f"{n} 0 R " for n, one in zip(over, page.annotations, strict=True) if "/Widget" in one)
         image, content = "", page.drawing
         if page.image:
             width, height, grey = page.image
@@ -52,11 +60,14 @@ def pdf(pages: Sequence[Page], labels: str = "", encrypted: bool = False) -> byt
         kids.append(
             add(
                 f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 {_WIDTH} {_HEIGHT}] {crop} /Rotate {page.rotate} "
+                f"/Annots [{' '.join(f'{number} 0 R' for number in over)}] "
                 f"/Contents {add(_stream(content.encode()))} 0 R "
                 f"/Resources << /Font << {resources} >> /XObject << {image} >> >> >>".encode()
             )
         )
-    objects[1] = f"<< /Type /Catalog /Pages 2 0 R /PageLabels << /Nums [{labels or '0 << /S /D >>'}] >> >>".encode()
+    form = f"/AcroForm << /Fields [{fields}] >>" if fields else ""
+    root = f"/Type /Catalog /Pages 2 0 R /PageLabels << /Nums [{labels or '0 << /S /D >>'}] >>"
+    objects[1] = f"<< {root} {form} {catalog} >>".encode()
     objects[2] = f"<< /Type /Pages /Count {len(kids)} /Kids [{' '.join(f'{kid} 0 R' for kid in kids)}] >>".encode()
     return _file(objects, encrypted)
 

@@ -6,7 +6,7 @@ import pytest
 
 from mengya.rag.reading.numerals import numeral
 
-from .office_maker import STRICT, docx, docx_with, level, numbered, numbering, p
+from .office_maker import STRICT, docx, docx_drawing, docx_with, level, numbered, numbering, p
 
 
 def texts(document) -> list[str]:
@@ -225,3 +225,64 @@ def test_a_file_of_another_library(read):
         ("text", "1. 条"),
         ("table", "甲 | 乙\n丙 | 丁"),
     ]
+
+
+def test_charts_and_diagrams_are_read(read):
+    """office_oxide#273 and #271, python-docx#1486, markitdown#76."""
+    point = '<c:pt idx="0"><c:v>{}</c:v></c:pt>'.format
+    series = f"<c:tx>{point('甲')}</c:tx><c:cat>{point('一月')}</c:cat><c:val>{point('12.50')}</c:val>"
+    title = "<a:p><a:r><a:t>销量图</a:t></a:r></a:p>"
+    chart = f"<c:chartSpace xmlns:c='c' xmlns:a='a'>{title}<c:ser>{series}</c:ser></c:chartSpace>"
+    document = read(docx_drawing('<c:chart r:id="rId9"/>', "chart", "charts/chart1.xml", chart), "a.docx")
+    assert texts(document) == ["前", "销量图", " | 甲\n一月 | 12.5", "后"] and not document.notes
+    diagram = "<d:dataModel xmlns:d='d' xmlns:a='a'><a:p><a:r><a:t>步骤一</a:t></a:r></a:p></d:dataModel>"
+    document = read(docx_drawing('<a:relIds r:dm="rId9"/>', "diagramData", "diagrams/data1.xml", diagram), "a.docx")
+    assert texts(document) == ["前", "步骤一", "后"]
+
+
+def test_files_inside_are_told_and_words_that_are_drawn_are_read(read):
+    """And a file inside of it was lost without a word."""
+    inside = docx_drawing('<o:OLEObject r:id="rId9"/>', "package", "embeddings/a.xlsx", b"PK", around="object")
+    document = read(inside, "a.docx")
+    assert texts(document) == ["前", "后"] and document.notes == ("left out: files inside of it (1)",)
+    drawn = '<v:shape xmlns:v="v"><v:textpath string="样本"/></v:shape>'
+    assert texts(read(docx_drawing(drawn, "image", "a.png", b"", around="pict"), "a.docx")) == ["前样本", "后"]
+
+
+def run(text: str, properties: str) -> str:
+    return f'<w:r><w:rPr>{properties}</w:rPr><w:t xml:space="preserve">{text}</w:t></w:r>'
+
+
+def test_raised_and_crossed_out_letters(read):
+    """docxtractr#38: 10⁵ was 105; doxx#47, pi-outpost PR#190, markitdown PR#2356: a clause that is crossed out was one
+    that holds."""
+    raised, lowered = (f'<w:vertAlign w:val="{place}script"/>' for place in ("super", "sub"))
+    body = (
+        p("3×10", more=run("-5", raised) + run(" m", "") + run("2", raised) + run("，H", "") + run("2", lowered))
+        + p("1", more=run("st", raised))
+        + p("原价", more=run("100 ", "<w:strike/>") + run("元", '<w:dstrike w:val="1"/>') + run("80元", ""))
+        + p("不是", more=run("划去", '<w:strike w:val="0"/>'))
+    )
+    assert texts(read(docx(body), "a.docx")) == ["3×10⁻⁵ m²，H₂", "1st", "原价〔划去：100 元〕80元", "不是划去"]
+
+
+def test_a_page_break_in_a_paragraph_parts_its_words(read):
+    broken = p("第一页末尾", more='<w:r><w:br w:type="page"/></w:r>' + run("第二页开头", ""))
+    assert texts(read(docx(broken), "a.docx")) == ["第一页末尾\n第二页开头"]
+
+
+def test_formulas_keep_their_brackets_roots_and_sums(read):
+    """As office_oxide#270: formulas were read in part; (x+a)^n was x+a^n, and a root or a sum was gone."""
+
+    def part(name: str, *inside: str) -> str:
+        return f"<m:{name}>{''.join(inside)}</m:{name}>"
+
+    def letters(text: str) -> str:
+        return f"<m:r><m:t>{text}</m:t></m:r>"
+
+    power = part("sSup", part("e", part("d", part("e", letters("x+a")))), part("sup", letters("n")))
+    sign = part("naryPr", '<m:chr m:val="∑"/>')
+    total = part("nary", sign, part("sub", letters("k=0")), part("sup", letters("n")), part("e", letters("k")))
+    root = part("rad", part("deg"), part("e", letters("y")))
+    formula = f'<m:oMath xmlns:m="m">{power}{letters("=")}{total}{letters("+")}{root}</m:oMath>'
+    assert texts(read(docx(p("式", more=formula)), "a.docx")) == ["式(x+a)^n=∑_(k=0)^nk+√(y)"]

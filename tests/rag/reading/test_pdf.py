@@ -119,6 +119,38 @@ def test_a_table_is_kept_in_rows(read):
     assert [b.rows for b in document.blocks] == [tuple(map(tuple, cells))]
 
 
+def test_a_table_that_goes_on_over_a_page_has_its_header_there_too(read):
+    """xberg#1290, gpt-rag-ingestion#22."""
+
+    def table(start, *rows):
+        return Page(
+            [(50 + 150 * j, start - 20 * i, 12, text) for i, row in enumerate(rows) for j, text in enumerate(row)]
+        )
+
+    head = ("名称", "数量", "单价")
+    for more in ([], [head]):
+        pages = [
+            table(700, head, ("甲", "1", "10"), ("乙", "2", "20")),
+            table(750, *more, ("丙", "3", "30"), ("丁", "4", "9")),
+        ]
+        assert [block.rows for block in read(pdf(pages), "a.pdf").blocks] == [
+            (head, ("甲", "1", "10"), ("乙", "2", "20")), (head, ("丙", "3", "30"), ("丁", "4", "9")),
+        ]  # fmt: skip
+    other = table(750, ("城市", "人口", "面积"), ("京", "2", "1"))
+    assert read(pdf([pages[0], other]), "a.pdf").blocks[1].rows[0] == ("城市", "人口", "面积")
+
+
+@pytest.mark.parametrize(("rotate", "turned"), [(0, 0), (90, 90), (180, 180), (270, 270)])
+def test_raised_and_lowered_letters(read, rotate, turned):
+    """10⁵ was 105."""
+    line = [(0, 0, 12, "共3×10"), (60, 6, 7, "5"), (68, 0, 12, "平方米含氢"), (128, -3, 7, "2"), (136, 0, 12, "完")]
+    turn = {0: lambda x, y: (50 + x, 700 + y), 90: lambda x, y: (300 - y, 50 + x),
+            180: lambda x, y: (500 - x, 700 - y), 270: lambda x, y: (300 + y, 700 - x)}[turned]  # fmt: skip
+    words = [(*turn(x, y), size, text) for x, y, size, text in line]
+    (text,) = texts(read(pdf([Page(words, rotate=rotate, turned=turned)]), "a.pdf"))
+    assert text.replace(" ", "") == "共3×10⁵平方米含氢₂完"
+
+
 @pytest.mark.parametrize("rotate, turned, place", [(90, 90, (100, 50)), (180, 180, (500, 700)), (270, 270, (500, 700))])
 def test_a_rotated_page_is_read_upright(read, rotate, turned, place):
     step = {90: (18, 0), 180: (0, 18), 270: (-18, 0)}[turned]

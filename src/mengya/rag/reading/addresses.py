@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from mengya.errors import UserError
 from mengya.rag.document import Document
+from mengya.rag.reading.encodings import codec_of
 from mengya.rag.reading.limits import Limits
 from mengya.rag.reading.worker import Progress, read_file
 
@@ -165,5 +166,5 @@ def _in_utf8(content: bytes, content_type: str) -> bytes:
     if not found or content.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content
     with contextlib.suppress(LookupError, UnicodeDecodeError):  # a wrong name: the content itself decides
-        return codecs.BOM_UTF8 + content.decode(found[1]).encode("utf-8")
+        return codecs.BOM_UTF8 + content.decode(codec_of(found[1])).encode("utf-8")
     return content

@@ -4,14 +4,18 @@ import re
 from collections import Counter
 from typing import Any
 
+from mengya.rag.reading.charts import add_drawn, drawn
 from mengya.rag.reading.docx_forms import field, in_font, sign
 from mengya.rag.reading.docx_links import Fields, target_of, without_marks
 from mengya.rag.reading.docx_numbers import Numbers
 from mengya.rag.reading.draft import Draft, Source, clean, one_line
 from mengya.rag.reading.encodings import decode
+from mengya.rag.reading.formulas import formula
 from mengya.rag.reading.html import add_html
 from mengya.rag.reading.links import linked
-from mengya.rag.reading.office import Parts, attribute, child, is_on, tag, value
+from mengya.rag.reading.marks import lowered, merged, raised, struck
+from mengya.rag.reading.office import INSIDE, Parts, attribute, child, is_on, tag, value
+from mengya.rag.reading.pictures import UNREAD, described, is_large
 from mengya.rag.reading.plain import add_text
 
 _THROUGH = (
@@ -20,11 +24,6 @@ _THROUGH = (
 )
 """Elements that only surround text."""
 _PAGE_NUMBER = re.compile(r"[\d\s第共页頁/\-–—.·|of]*(page)?[\d\s第共页頁/\-–—.·|of]*", re.IGNORECASE)
-_FILE_NAME = re.compile(r"IMG_\d+|\S+\.\w{3,4}|.*[\\/].*", re.IGNORECASE)
-"""What programs write where a picture should be described."""
-_PICTURES = "pictures, whose text is not read; save it as PDF to have it read by OCR"
-_LARGE = 2_000_000 * 1_000_000
-"""Square EMU of a picture that may hold text: 5.6 by 2.8 cm."""
 _HEADING = re.compile(r"(?:heading|标题|標題)\s*([1-9])", re.IGNORECASE)
 
 
@@ -46,12 +45,11 @@ class _Reader:
         self._styles = _Styles(self._part("styles"))
         self._numbers = Numbers(self._part("numbering"), lambda style: self._styles.get(style, "numId"))
         self._notes = {kind: self._part(kind + "s") for kind in ("footnote", "endnote")}
-        self._links = parts.links(parts.main)
-        """Of the part that is read."""
+        self._part_read = parts.main
         self._links_of: dict[str, dict[str, str]] = {}
         self._fields = Fields()
         self._boxes: list[Any] = []
-        """Text boxes that hang at the paragraph or table that is read."""
+        """Text boxes, charts and diagrams that hang at the paragraph or table that is read."""
         self._left_out: Counter[str] = Counter()
 
     def _part(self, kind: str) -> Any:
@@ -95,12 +93,15 @@ class _Reader:
         elif part.lower().endswith(".txt"):
             add_text(self._draft, clean(decode(data)[0]))
         else:
-            self._left_out["files inside of it"] += 1
+            self._left_out[INSIDE] += 1
 
     def _add_boxes(self) -> None:
         boxes, self._boxes = self._boxes, []
         for box in boxes:
-            self.add(box)
+            if tag(box) == "txbxContent":
+                self.add(box)
+            else:
+                add_drawn(self._draft, box)
 
     def _add_table(self, table: Any) -> None:
         rows = self._rows(table)
@@ -145,7 +146,7 @@ class _Reader:
         properties = child(paragraph, "pPr")
         style = value(properties, "pStyle") if properties is not None else None
         style = style or self._styles.default
-        text = without_marks(self._inline(paragraph))
+        text = merged(without_marks(self._inline(paragraph)))
         if text.strip() and self._styles.is_hidden(style):
             self._left_out["hidden passages"] += 1
             text = ""
@@ -180,17 +181,17 @@ class _Reader:
             if properties is not None and self._is_hidden(properties):
                 self._left_out["hidden passages"] += 1
                 return ""
-            return in_font(self._inline(one), properties)
+            return _marked(in_font(self._inline(one), properties), one, properties)
         if name == "t":
             return one.text or ""
         if name in _CHARACTERS:
             return _CHARACTERS[name]
         if name == "br":
-            return "" if attribute(one, "type") in ("page", "column") else "\n"
+            return "\n"
         if name == "sym":
             return sign(attribute(one, "font"), int(attribute(one, "char", "0") or "0", 16))
         if name == "hyperlink":
-            return linked(self._inline(one), self._links.get(attribute(one, "id")))
+            return linked(self._inline(one), self._links().get(attribute(one, "id")))
         if name == "fldSimple":
             return linked(self._inline(one), target_of(attribute(one, "instr")))
         if name == "instrText":
@@ -207,10 +208,11 @@ class _Reader:
             self._left_out["comments"] += 1
             return ""
         if name in ("drawing", "pict", "object"):
-            self._boxes += _outermost(one, "txbxContent")
+            self._boxes += [*_outermost(one, "txbxContent"), *drawn(self._parts, self._part_read, one)]
+            self._left_out[INSIDE] += any(True for _ in one.iter("{*}OLEObject"))
             return self._picture(one)
         if name in ("oMath", "oMathPara"):
-            return _formula(one)
+            return formula(one)
         if name == "AlternateContent":
             return self._inline(_alternative(one))
         return self._inline(one) if (name in _THROUGH and not _is_prompt(one)) or name == "ruby" else ""
@@ -222,15 +224,9 @@ class _Reader:
         return self._styles.is_hidden(value(properties, "rStyle") or "")
 
     def _picture(self, drawing: Any) -> str:
-        """What somebody has written for those who do not see it."""
-        large = any(
-            _integer(attribute(one, "cx")) * _integer(attribute(one, "cy")) > _LARGE
-            for one in drawing.iter("{*}extent")
-        )
-        if large and any(True for _ in drawing.iter("{*}blip")):
-            self._left_out[_PICTURES] += 1
-        told = [one_line(attribute(one, "descr")) for one in drawing.iter("{*}docPr")]
-        return "".join(f"〔图：{text}〕" for text in told if text and not _FILE_NAME.fullmatch(text))
+        """Words that are drawn, and what somebody has written for those who do not see it."""
+        self._left_out[UNREAD] += is_large(drawing) and any(True for _ in drawing.iter("{*}blip"))
+        return "".join(attribute(one, "string") for one in drawing.iter("{*}textpath")) + described(drawing)
 
     def _note(self, kind: str, number: str) -> str:
         for one in self._notes[kind] if self._notes[kind] is not None else ():
@@ -242,13 +238,17 @@ class _Reader:
 
     def _apart(self, part: str, element: Any) -> str:
         """All text of an element of another part, which has links of its own."""
-        if part not in self._links_of:
-            self._links_of[part] = self._parts.links(part)
-        links, self._links = self._links, self._links_of[part]
+        before, self._part_read = self._part_read, part
         try:
             return self._cell(element)
         finally:
-            self._links = links
+            self._part_read = before
+
+    def _links(self) -> dict[str, str]:
+        part = self._part_read
+        if part not in self._links_of:
+            self._links_of[part] = self._parts.links(part)
+        return self._links_of[part]
 
     # --- what stands around -------------------------------------------------------------------------------------------
 
@@ -265,14 +265,14 @@ class _Reader:
                         self._draft.text(part)
 
     def tell(self) -> None:
-        for what, count in self._left_out.items():
+        for what, count in (+self._left_out).items():
             self._draft.note(f"left out: {what} ({count})")
         if (
             not self._draft.blocks
-            and _PICTURES not in self._left_out
+            and not self._left_out[UNREAD]
             and any(self._parts.related(self._parts.main, "image"))
         ):
-            self._draft.note(f"it holds {_PICTURES}")
+            self._draft.note(f"it holds {UNREAD}")
 
 
 _CHARACTERS = {"tab": "\t", "ptab": "\t", "cr": "\n", "noBreakHyphen": "-"}
@@ -328,6 +328,15 @@ class _Styles:
         return line
 
 
+def _marked(text: str, run: Any, properties: Any) -> str:
+    """The text of a run with what its place and a line through it mean."""
+    if properties is None or child(run, "t") is None:
+        return text
+    place = value(properties, "vertAlign")
+    text = raised(text) if place == "superscript" else lowered(text) if place == "subscript" else text
+    return struck(text) if is_on(properties, "strike") or is_on(properties, "dstrike") else text
+
+
 def _alternative(element: Any) -> Any:
     """One of the two ways in which newer Word writes the same thing."""
     return next((one for one in element if tag(one) == "Choice"), element[0] if len(element) else element)
@@ -356,21 +365,6 @@ def _outermost(element: Any, name: str) -> list[Any]:
         return [element]
     inside = _alternative(element) if tag(element) == "AlternateContent" else element
     return [found for one in inside for found in _outermost(one, name)]
-
-
-def _formula(element: Any) -> str:
-    """A formula on one line: a/b, x^2, x_i."""
-    name = tag(element)
-    if name == "t":
-        return element.text or ""
-    if name == "f":
-        return f"({_formula(child(element, 'num'))})/({_formula(child(element, 'den'))})"
-    marks = {"sup": "^", "sub": "_", "deg": ""}
-    parts = []
-    for one in element:
-        text = _formula(one)
-        parts.append(marks.get(tag(one), "") + (f"({text})" if tag(one) in marks and len(text) > 1 else text))
-    return "".join(parts)
 
 
 def _integer(text: str | None) -> int:

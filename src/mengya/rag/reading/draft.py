@@ -14,8 +14,13 @@ from mengya.rag.reading.limits import Limits
 from mengya.rag.reading.links import crowded, without_addresses
 
 _SPACES = re.compile(r"(?<=\S)[ \t\xa0]+")
-_CUTS = re.compile("[\xad\u200b\u2060]")
-"""Where a word may be cut, or may not: nobody sees them, but a search and a model do."""
+_CUTS = re.compile("[\xad\u200b\u2060]|\x1b\\[[0-9;?]*[@-~]")
+"""Where a word may be cut, or may not, and colours of a terminal: nobody sees them, but a search and a model do."""
+_CODED = re.compile(
+    r"data:[\w/+.-]+(?:;[\w=.-]+)*;base64,[A-Za-z0-9+/=_-]*"
+    r"|(?<![A-Za-z0-9+/])(?:[A-Za-z0-9+/]{500,}|(?:[A-Za-z0-9+/]{60,}\r?\n){6,}[A-Za-z0-9+/]*)={0,2}"
+)
+"""What may be a picture, or the like, that is written as letters."""
 _BREAKS = re.compile("[\x0b\x0c\x85\u2028\u2029]")
 """What ends a line, or a page, beside line feeds and carriage returns."""
 
@@ -49,8 +54,8 @@ class Draft:
         self.blocks: list[Block] = []
         self.pages: list[Page] = []
         self.notes: list[str] = []
-        self._addresses = 0
-        """Of links that were left out."""
+        self._coded = self._addresses = 0
+        """Characters of what is coded, and links, that were left out."""
         self._left = limits.characters
         self._limit = limits.characters
 
@@ -58,11 +63,12 @@ class Draft:
         self._add("heading", one_line(without_addresses(text)), page, level=level)
 
     def text(self, text: str, page: int | None = None) -> None:
-        self._add("text", "\n".join(self._thinned([line])[0] for line in _tidy(text).split("\n")), page)
+        lines = _tidy(self._decoded(text)).split("\n")
+        self._add("text", "\n".join(self._thinned([line])[0] for line in lines), page)
 
     def table(self, rows: Sequence[Sequence[str]], page: int | None = None) -> None:
         """Rows of any lengths; empty ones at the end, and empty columns on the right, are left out."""
-        tidy = [[one_line(cell) for cell in row] for row in rows]
+        tidy = [[one_line(self._decoded(cell)) for cell in row] for row in rows]
         tidy = [self._thinned(row) for row in tidy if any(row)]
         width = max((max(i + 1 for i, cell in enumerate(row) if cell) for row in tidy), default=0)
         cells = tuple(tuple((row + [""] * width)[:width]) for row in tidy)
@@ -98,6 +104,12 @@ class Draft:
         self._left -= len(text)
         self.blocks.append(Block(kind, text, page, level, rows))
 
+    def _decoded(self, text: str) -> str:
+        """Without what is coded."""
+        left = _CODED.sub(lambda found: "" if _is_coded(found[0]) else found[0], text) if len(text) > 100 else text
+        self._coded += len(text) - len(left)
+        return left
+
     def _thinned(self, cells: list[str]) -> list[str]:
         """Of a line: without addresses if it has too many."""
         many = crowded(" | ".join(cells))
@@ -114,9 +126,16 @@ class Draft:
     def finish(self, name: str, kind: str) -> Document:
         if not self.blocks:
             self.note("no text was found")
+        if self._coded:
+            self.note(f"left out: {self._coded:,} characters of pictures and the like that are written as base64")
         if self._addresses:
             self.note(f"left out: {self._addresses:,} addresses of links, where a line has many")
         return Document(name, kind, tuple(self.blocks), tuple(self.pages), tuple(self.notes))
+
+
+def _is_coded(text: str) -> bool:
+    """Other long runs, such as genes and hashes, have fewer kinds of letters."""
+    return text.startswith("data:") or all(re.search(kind, text) for kind in ("[a-z]", "[A-Z]", "[0-9]"))
 
 
 def _parts(rows: Sequence[Sequence[str]]) -> list[list[Sequence[str]]]:

@@ -37,6 +37,7 @@ _FOREIGN = {
 """Encodings of other languages -> (letters, the common ones). Text in Chinese that is decoded so has the others."""
 _MIXED_CASE = re.compile("[а-яё][А-ЯЁ]")
 _PUNCTUATION = re.compile("[\u2014\u2018-\u201d\u2026\u3000-\u3011\uff01-\uff5e·]")
+_LATIN = ("iso-8859-1", "iso8859-1", "latin1", "latin-1", "us-ascii", "ascii")
 _CONTROLS = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f]")
 _BINARY = f"this is binary data, neither text nor a format that is read here; convert it to PDF or text: {READ}"
 _SAMPLE = 200_000
@@ -60,9 +61,36 @@ def decode(data: bytes) -> tuple[str, tuple[str, ...]]:
             return data.decode("utf-8"), ()
         except UnicodeDecodeError:
             if 0 not in head:
-                return _replaced(data, _likeliest(head))
+                return _by_lines(data) or _replaced(data, _likeliest(head))
     wide = _utf16(head)
     return _replaced(data, wide) if wide else _without_zeros(data)
+
+
+def codec_of(name: str) -> str:
+    """What browsers take for the encoding of that name: Western text has quotation marks that Latin-1 lacks."""
+    plain = name.lower()
+    return "cp1252" if plain in _LATIN else plain
+
+
+def _by_lines(data: bytes) -> tuple[str, tuple[str, ...]] | None:
+    """Of a text that was put together from several, of which some are UTF-8: each line in its own encoding."""
+    lines = [(line, _is_utf8(line)) for line in data.splitlines(keepends=True)]
+    modern, older = (b"".join(line for line, is_one in lines if is_one is wanted) for wanted in (True, False))
+    if not older or _score(modern[:_SAMPLE], "utf-8") < _ENOUGH:
+        return None
+    encoding = _likeliest(older[:_SAMPLE])
+    if encoding.startswith("utf"):
+        return None
+    text = "".join(line.decode("utf-8" if is_one else encoding, "replace") for line, is_one in lines)
+    return text, (f"two encodings are mixed, utf-8 and {encoding}; each line was read in its own",)
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _without_zeros(data: bytes) -> tuple[str, tuple[str, ...]]:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from mengya.rag.reading.draft import Draft, Source
-from mengya.rag.reading.encodings import decode
+from mengya.rag.reading.encodings import codec_of, decode
 from mengya.rag.reading.links import absolute
 from mengya.rag.reading.page_blocks import add_blocks
+from mengya.rag.reading.page_formulas import write_formulas
 
 _UNREAD = ("script", "style", "noscript", "template", "iframe", "object", "embed", "svg", "canvas", "link", "meta")
 _CONTROLS = ("button", "select", "input", "textarea", "dialog")
@@ -46,7 +47,11 @@ def add_html(draft: Draft, data: bytes, name: str = "") -> None:
     title = " ".join((root.findtext(".//title") or "").split())
     _see_from(root, name)
     left_out: Counter[str] = Counter()
+    left_out["frames, which are pages of their own"] = sum(bool(one.get("src")) for one in root.iter("frame", "iframe"))
+    write_formulas(root)
     _drop_unseen(root, left_out)
+    for head in root.iter("head", "frameset"):
+        head.clear()
     body = root.find("body")
     content = _content(root if body is None else body, left_out)
     if title and not any(_length(one) for one in content.iter("h1")):
@@ -71,6 +76,7 @@ def add_fragment(draft: Draft, text: str) -> None:
     from lxml import html
 
     root = html.document_fromstring(f"<div>{text}</div>", parser=html.HTMLParser(remove_comments=True, remove_pis=True))
+    write_formulas(root)
     _drop_unseen(root, Counter())
     add_blocks(draft, root)
 
@@ -78,7 +84,7 @@ def add_fragment(draft: Draft, text: str) -> None:
 def _decoded(data: bytes) -> tuple[str, tuple[str, ...]]:
     """UTF-8 if it is; else what the page says of itself, if that is true; else the likeliest."""
     declared = _CHARSET.search(data[:4096])
-    name = declared[1].decode("ascii").lower() if declared else ""
+    name = codec_of(declared[1].decode("ascii")) if declared else ""
     if name in ("gb2312", "gbk", "gb18030"):
         name = ""  # left to what tells it from Big5: the name is often wrong
     try:

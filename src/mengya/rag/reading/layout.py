@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mengya.rag.reading.draft import Draft
+from mengya.rag.reading.links import without_addresses
 from mengya.rag.reading.structure import heading_level
 
 WIDE = re.compile("[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]")
 """Characters that are written without spaces between them."""
 _MARKER = re.compile(r"[(（]?[\d一二三四五六七八九十a-zA-Zivx]{1,3}[)）.、．]?|[•●○·\-–■□◆►]")
+_FIGURE = re.compile(r"\d")
 _ITEM = re.compile(
     r"[(（]?[一二三四五六七八九十百\d]{1,4}[)）、.．]|第[一二三四五六七八九十百千\d]{1,6}[条款]|[•●○■□◆►【]|[-–] "
 )
@@ -111,7 +113,7 @@ def add_page(draft: Draft, segments: Sequence[Segment], number: int, body_size: 
         while start < len(rows):
             end = _end_of_table(rows, start)
             if end - start > 1:
-                draft.table(_table(rows[start:end]), number)
+                draft.table(_with_header(draft, _table(rows[start:end]), number), number)
                 start = end
                 continue
             end = start + 1
@@ -239,6 +241,18 @@ def _table(rows: list[Row]) -> list[list[str]]:
     return cells
 
 
+def _with_header(draft: Draft, rows: list[list[str]], number: int) -> list[list[str]]:
+    """The rows of a table; of one that begins a page and goes on from the page before, with the names of the columns,
+    which stand there: words, and over figures."""
+    above = draft.blocks[-1] if draft.blocks else None
+    if above is None or above.kind != "table" or above.page != number - 1:
+        return rows
+    header = above.rows[0]
+    figures = [bool(_FIGURE.search(cell)) for cell in rows[0]]
+    goes_on = len(rows[0]) == len(header) and any(figures) and not any(map(_FIGURE.search, header)) and all(header)
+    return [list(header), *rows] if goes_on else rows
+
+
 def _add_paragraphs(draft: Draft, rows: list[Row], number: int, body_size: float) -> None:
     lines = [_line(row) for row in rows]
     left, right = min(line.left for line in lines), max(line.right for line in lines)
@@ -280,7 +294,7 @@ def _goes_on(above: Segment, line: Segment, left: float, right: float, usual: fl
 
 
 def _level_by_size(line: Segment, body_size: float) -> int:
-    if len(line.text) > 60 or line.size < 1.15 * body_size or not re.search(r"\w", line.text):
+    if len(without_addresses(line.text)) > 60 or line.size < 1.15 * body_size or not re.search(r"\w", line.text):
         return 0
     return 1 if line.size > 1.5 * body_size else 2
 

@@ -1,16 +1,18 @@
 """Markdown: its headings, paragraphs, lists, code and tables, without the markup."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_block import StateBlock, reference
+from markdown_it.rules_inline import StateInline
 from markdown_it.token import Token
 
 from mengya.rag.reading.draft import Draft, Source, clean
 from mengya.rag.reading.encodings import decode
 from mengya.rag.reading.html import add_fragment
 from mengya.rag.reading.links import linked
+from mengya.rag.reading.marks import lowered, raised, struck
 
 _FRONT = re.compile(
     r"\A(?:---[ \t]*\n(?=(?:#[^\n]*\n)*[\w\"'][^\n]*:)(.*?)\n(?:---|\.\.\.)|\+\+\+[ \t]*\n(.*?)\n\+\+\+)"
@@ -20,6 +22,12 @@ _FRONT = re.compile(
 """What stands before a text about it, in YAML or TOML; two lines across the page around a text are none."""
 _TABLE = re.compile(r"<table\b.*?</table\s*>", re.DOTALL | re.IGNORECASE)
 _LINK = re.compile(r"""<a\s(?:[^>]*\s)?href\s*=\s*["']?([^"'\s>]+)""", re.IGNORECASE)
+_FORMULA = re.compile(
+    r"\$\$[^$]+\$\$|\$(?![\s$])(?:[^$\\\n]|\\.)+(?<!\s)\$(?!\d)"
+    r"|\\\((?=[^)]*(?:\\[a-zA-Z]|[\^_=]))(?:.|\n)+?\\\)|\\\[(?=[^\]]*(?:\\[a-zA-Z]|[\^_=]))(?:.|\n)+?\\\]"
+)
+"""In TeX; a bracket alone may be one that is no markup."""
+_CLOSING = re.compile(r"</(?:a|sup|sub|del|strike|s)\s*>", re.IGNORECASE)
 _TAG = re.compile(r"<!--.*?-->|</?[a-zA-Z][^<>]*>", re.DOTALL)
 
 
@@ -34,6 +42,8 @@ def read(source: Source, draft: Draft) -> None:
     text = _TABLE.sub(lambda table: re.sub(r"\n\s*\n", "\n", table[0]), text)  # a blank line would end it
     markdown = MarkdownIt("commonmark").enable(["table", "strikethrough"])
     markdown.block.ruler.at("reference", _address)
+    markdown.block.ruler.before("fence", "formula", _formula_block)
+    markdown.inline.ruler.before("escape", "formula", _formula)
     _Blocks(draft).add(markdown.parse(text))
 
 
@@ -41,6 +51,31 @@ def _address(state: StateBlock, first: int, last: int, silent: bool) -> bool:
     """Of a link, told elsewhere: [1]: https://… But what follows [^1]: is a footnote, and told to the reader."""
     footnote = state.src.startswith("[^", state.bMarks[first] + state.tShift[first])
     return not footnote and reference(state, first, last, silent)
+
+
+def _formula(state: StateInline, silent: bool) -> bool:
+    """In TeX, whose signs are no markup."""
+    found = _FORMULA.match(state.src, state.pos)
+    if found is None:
+        return False
+    if not silent:
+        state.push("text_special", "", 0).content = found[0]
+    state.pos = found.end()
+    return True
+
+
+def _formula_block(state: StateBlock, first: int, last: int, silent: bool) -> bool:
+    """Lines from one that begins with $$ to one that ends so."""
+    if not state.src.startswith("$$", state.bMarks[first] + state.tShift[first]):
+        return False
+    opening = state.src[state.bMarks[first] + state.tShift[first] + 2 : state.eMarks[first]]
+    end = next((i for i in range(first + 1, last) if state.src[: state.eMarks[i]].rstrip().endswith("$$")), None)
+    if "$$" in opening or end is None:
+        return False
+    if not silent:
+        state.push("code_block", "", 0).content = state.getLines(first, end + 1, state.blkIndent, False)
+        state.line = end + 1
+    return True
 
 
 class _Blocks:
@@ -112,19 +147,33 @@ def _text(token: Token) -> str:
     if token.children is None:
         return token.content
     parts: list[str] = []
-    opened: list[tuple[int, str]] = []  # where the words of each link begin that is open, and where it leads
+    opened: list[
+        tuple[int, Callable[[str], str]]
+    ] = []  # where words begin that are marked, and what that makes of them
     for child in token.children:
         if child.type in ("softbreak", "hardbreak"):
             parts.append("\n")
-        elif child.type == "link_open":
-            opened.append((len(parts), str(child.attrs.get("href"))))
-        elif child.type == "html_inline" and (found := _LINK.match(child.content)):
-            opened.append((len(parts), found[1]))
-        elif opened and (child.type == "link_close" or (child.type, child.content) == ("html_inline", "</a>")):
-            begin, target = opened.pop()
-            parts[begin:] = [linked("".join(parts[begin:]), target)]
+        elif (mark := _mark_of(child)) is not None:
+            opened.append((len(parts), mark))
+        elif opened and (child.type in ("link_close", "s_close") or _CLOSING.fullmatch(child.content)):
+            begin, mark = opened.pop()
+            parts[begin:] = [mark("".join(parts[begin:]))]
         elif child.type == "html_inline":
             parts.append("\n" if child.content.startswith("<br") else "")
         else:
             parts.append(_text(child) if child.children else child.content)
     return "".join(parts)
+
+
+def _mark_of(token: Token) -> Callable[[str], str] | None:
+    """What becomes of the words behind it; None: it opens nothing."""
+    if token.type == "s_open":
+        return struck
+    address = str(token.attrs.get("href")) if token.type == "link_open" else None
+    if token.type == "html_inline":
+        tag = re.match(r"<(sup|sub|del|strike|s)\b[^/]*>", token.content)
+        if tag:
+            return {"sup": raised, "sub": lowered}.get(tag[1], struck)
+        link = _LINK.match(token.content)
+        address = link[1] if link else None
+    return None if address is None else lambda words: linked(words, address)

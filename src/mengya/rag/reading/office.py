@@ -8,6 +8,9 @@ from typing import Any
 
 from mengya.errors import UserError
 
+INSIDE = "files inside of it"
+"""Which are not read, and counted."""
+
 
 class Parts:
     """What is in an Office file, by relationships, as Office finds it. `archives.office_kind` has looked it through."""

@@ -5,13 +5,18 @@ from typing import Any
 
 from mengya.rag.reading.draft import Draft
 from mengya.rag.reading.links import linked
+from mengya.rag.reading.marks import lowered, raised, struck
+from mengya.rag.reading.numerals import numeral
 
 _INLINE = frozenset(
     "a abbr acronym b bdi bdo big cite code data del dfn em font i img ins kbd label mark q rb ruby s samp small span "
     "strike strong sub sup time tt u var wbr nobr".split()
 )
 """Elements that do not end a paragraph; an unknown one does not either if its name has a hyphen."""
+_STRUCK = ("del", "s", "strike")
 _BREAKS = re.compile(r"\s*\n\s*")
+_FORMS = {"a": "lowerLetter", "A": "upperLetter", "i": "lowerRoman", "I": "upperRoman"}
+"""Of the numbers of a list; others are digits."""
 _SPACES = re.compile(r"[ \t\r\n\f]+")
 
 
@@ -50,7 +55,9 @@ class _Blocks:
             self.add(one)
             self._line = before + linked(self._line, one.get("href"))
         elif name in _INLINE or "-" in name:
+            before, self._line = self._line, ""
             self.add(one)
+            self._line = before + _marked(self._line, one)
         else:
             self.flush()
             self._add_block(one, name)
@@ -84,6 +91,10 @@ def _is_block(element: Any) -> bool:
 
 def inline(element: Any) -> str:
     """All text below, on lines that its blocks and breaks make."""
+    return _BREAKS.sub("\n", _inside(element)).strip()
+
+
+def _inside(element: Any) -> str:
     parts = [_collapsed(element.text)]
     for one in element:
         name = one.tag if isinstance(one.tag, str) else ""
@@ -93,15 +104,24 @@ def inline(element: Any) -> str:
             parts.append(_collapsed(one.get("alt")))
         elif name not in ("rt", "rp", ""):
             around = "" if name in _INLINE or "-" in name else "\n"
-            parts.append(around + linked(inline(one), one.get("href") if name == "a" else None) + around)
+            text = _marked(_inside(one), one)
+            parts.append(around + linked(text, one.get("href") if name == "a" else None) + around)
         parts.append(_collapsed(one.tail))
-    return _BREAKS.sub("\n", "".join(parts)).strip()
+    return "".join(parts)
+
+
+def _marked(text: str, element: Any) -> str:
+    """The text of an element with what its place and a line through it mean."""
+    if element.tag in ("sup", "sub"):
+        return raised(text) if element.tag == "sup" else lowered(text)
+    return struck(text) if element.tag in _STRUCK or "line-through" in (element.get("style") or "").lower() else text
 
 
 def _items(element: Any, depth: int) -> list[str]:
     """A line an item, those of lists inside it behind."""
     lines = [text] if (text := _collapsed(element.text).strip()) else []
-    number = int(element.get("start") or 1) if (element.get("start") or "1").isdigit() else 1
+    step = -1 if element.get("reversed") is not None else 1
+    number = _whole(element.get("start"), sum(item.tag == "li" for item in element) if step < 0 else 1)
     for item in element:
         if item.tag in ("ul", "ol"):
             lines += _items(item, depth + 1)
@@ -110,8 +130,9 @@ def _items(element: Any, depth: int) -> list[str]:
             deeper = [line for one in inside for line in _items(one, depth + 1)]
             for one in inside:
                 one.drop_tree()
-            mark = f"{number}. " if element.tag == "ol" else "- "
-            number += 1
+            number = _whole(item.get("value"), number)
+            mark = f"{numeral(number, _FORMS.get(element.get('type') or '', ''))}. " if element.tag == "ol" else "- "
+            number += step
             if text := inline(item):
                 lines.append("  " * depth + mark + text)
             lines += deeper
@@ -120,6 +141,10 @@ def _items(element: Any, depth: int) -> list[str]:
         if text := _collapsed(item.tail).strip():
             lines.append("  " * depth + text)
     return lines
+
+
+def _whole(text: str | None, usual: int) -> int:
+    return int(text) if text and re.fullmatch(r"\s*-?[0-9]{1,9}\s*", text) else usual
 
 
 def _is_data(table: Any) -> bool:
@@ -158,5 +183,4 @@ def _fill(cells: list[str], below: dict[int, tuple[int, str]]) -> None:
 
 
 def _span(cell: Any, name: str) -> int:
-    text = cell.get(name) or "1"
-    return max(1, min(int(text), 1000)) if text.isdigit() else 1
+    return max(1, min(_whole(cell.get(name), 1), 1000))

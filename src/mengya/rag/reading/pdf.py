@@ -1,18 +1,23 @@
 """PDF files: the text layer in reading order, and OCR of the pages that have none."""
 
 import ctypes
+import itertools
 import math
 import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mengya.errors import UserError
+from mengya.rag.reading.annotations import Over, read_over
 from mengya.rag.reading.draft import Draft, Full, Source, State
 from mengya.rag.reading.layout import WIDE, Segment, add_page, is_vertical, vertical_lines
+from mengya.rag.reading.links import linked
+from mengya.rag.reading.marks import lowered, raised, struck
 from mengya.rag.reading.ocr import Found, Ocr
+from mengya.rag.reading.office import INSIDE
 from mengya.rag.reading.running import without_running
 
 _DPI = 200
@@ -38,8 +43,7 @@ def read(source: Source, draft: Draft) -> None:
         draft.note(f"it has {total:,} pages; only the first {count:,} were read")
     if b"%%EOF" not in _tail(source):
         draft.note("the file seems to be cut off; pages may be missing")
-    if pdf.get_formtype():
-        draft.note("it is a form; what is filled in is not read; print it as a PDF file to have it read")
+    _look_inside(pdf, draft)
     ocr = Ocr(source.limits)
     pages: list[_Page] = []
     characters = 0
@@ -66,6 +70,18 @@ def _open(source: Source) -> Any:
         raise UserError("this PDF is damaged or cut off, and no page of it can be read; get it again") from error
 
 
+def _look_inside(pdf: Any, draft: Draft) -> None:
+    """What is not on its pages."""
+    import pypdfium2.raw as raw
+
+    if pdf.get_formtype() in (raw.FORMTYPE_XFA_FULL, raw.FORMTYPE_XFA_FOREGROUND):
+        draft.note("it is an XFA form, which is not read whole; print it as a PDF file to have it read")
+    if pdf.get_formtype():
+        pdf.init_forms()
+    if count := raw.FPDFDoc_GetAttachmentCount(pdf):
+        draft.note(f"left out: {INSIDE} ({count})")
+
+
 def _tail(source: Source) -> bytes:
     with source.path.open("rb") as file:
         file.seek(max(0, source.path.stat().st_size - 4096))
@@ -83,6 +99,7 @@ class _Page:
     vertical: str = ""
     """What is written from top to bottom."""
     ocr: Found | None = None
+    comments: list[str] = field(default_factory=list)
 
 
 def _add_pages(pages: list[_Page], draft: Draft) -> None:
@@ -99,6 +116,8 @@ def _add_pages(pages: list[_Page], draft: Draft) -> None:
                 add_page(draft, part, page.number, usual)
             if page.ocr is not None:
                 page.ocr.add(draft, page.number)
+            for comment in page.comments:
+                draft.text(f"〔注：{comment}〕", page.number)
         except Full:
             draft.note(f"pages after {page.number} were not read")
             raise
@@ -112,20 +131,23 @@ def _read_page(pdf: Any, index: int, draft: Draft, ocr: Ocr) -> _Page:
     read = _Page(index + 1, "" if label == str(index + 1) else label)
     try:
         page = pdf[index]
-        glyphs, slanted = _glyphs(page)
+        over = read_over(pdf, page)
+        glyphs, slanted = _glyphs(page, over)
         pictures = _pictures(page)
     except pypdfium2.PdfiumError:
         read.state, read.note = "unread", "this page is damaged"
         return read
     if slanted:
         draft.note("slanted text, such as watermarks, was left out")
+    read.comments = over.comments
     text = "".join(glyph.text for glyph in glyphs)
     scanned = pictures.cover > 0.5 and len(text.strip()) < _FEW
     lost = _lost(text)
-    if text.strip() and not scanned and lost * (5 if ocr.available else 3) <= len(text):
+    if (text.strip() or over.written) and not scanned and lost * (5 if ocr.available else 3) <= len(text):
         if lost >= _LOST:
             read.note = f"{lost:,} characters could not be read: their font does not say what they are"
-        for turned in _turned(glyphs):
+        glyphs += _written(over, glyphs)
+        for turned in _turned(_with_addresses(glyphs)):
             _take_text(read, turned)
     else:
         _read_by_ocr(page, read, ocr, pictures)
@@ -145,16 +167,23 @@ class _Glyph:
     bottom: float
     turned: int
     """Quarter turns of the direction of writing, counter-clockwise: 1 is upward."""
+    target: str = ""
+    """Where it leads who presses it."""
+    struck: bool = False
+    size: float = 0.0
+    """Of its font; 0 if it is not known."""
+    line: float = 0.0
+    """That it stands on, in the direction from top to bottom."""
 
 
-def _glyphs(page: Any) -> tuple[list[_Glyph], bool]:
+def _glyphs(page: Any, over: Over) -> tuple[list[_Glyph], bool]:
     """What can be seen of the text layer in upright places and PDFium's order; whether slanted text was left out."""
     import pypdfium2.raw as raw
 
     left, bottom, right, top = page.get_cropbox()
     textpage = page.get_textpage()
     glyphs, slanted, high = [], False, 0
-    box = raw.FS_RECTF()
+    box, across, up = raw.FS_RECTF(), ctypes.c_double(), ctypes.c_double()
     for i in range(textpage.count_chars()):
         code = raw.FPDFText_GetUnicode(textpage, i)
         if 0xD800 <= code < 0xDC00:
@@ -167,12 +196,43 @@ def _glyphs(page: Any) -> tuple[list[_Glyph], bool]:
         quarters = raw.FPDFText_GetCharAngle(textpage, i) / (math.pi / 2)
         if abs(quarters - round(quarters)) > 0.1:
             slanted = True
-        elif left <= (box.left + box.right) / 2 <= right and bottom <= (box.top + box.bottom) / 2 <= top:
+            continue
+        x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
+        if left <= x <= right and bottom <= y <= top:
             turned = -round(quarters) % 4  # PDFium counts clockwise
             character = "\ufffd" if 0xD800 <= code < 0xE000 else chr(code)
-            glyphs.append(_Glyph(character, *_upright(box, turned), turned))
+            target = next((target for place, target in over.links if place.holds(x, y)), "")
+            crossed = any(place.holds(x, y) for place in over.struck)
+            raw.FPDFText_GetCharOrigin(textpage, i, across, up)
+            line = (-up.value, across.value, up.value, -across.value)[turned]
+            size = raw.FPDFText_GetFontSize(textpage, i)
+            glyphs.append(_Glyph(character, *_upright(box, turned), turned, target, crossed, size, line))
     textpage.close()
     return glyphs, slanted
+
+
+def _written(over: Over, glyphs: list[_Glyph]) -> list[_Glyph]:
+    """Lines that are written over the page, in the direction of most of its text."""
+    ((turned, _),) = Counter(glyph.turned for glyph in glyphs).most_common(1) or ((0, 0),)
+    return [_Glyph(text, *_upright(box, turned), turned) for box, text in over.written]
+
+
+def _with_addresses(glyphs: list[_Glyph]) -> list[_Glyph]:
+    """With the address of a link behind the last of its words, and not at the end of each of their lines."""
+    shown: list[_Glyph] = []
+    target = ""
+    pressed: list[tuple[str, _Glyph]] = []
+    for glyph in glyphs:
+        target = target if glyph.text.isspace() else glyph.target
+        pressed.append((target, glyph))
+    for target, group in itertools.groupby(pressed, lambda pair: pair[0]):
+        words = [glyph for _, glyph in group]
+        text = "".join(glyph.text for glyph in words)
+        if address := linked(text.rstrip().replace("\x02", "-"), target)[len(text.rstrip()) :]:
+            last = len(text.rstrip()) - 1
+            words.insert(last + 1, replace(words[last], text=address, left=words[last].right))
+        shown += words
+    return shown
 
 
 def _upright(box: Any, turned: int) -> tuple[float, float, float, float]:
@@ -224,6 +284,14 @@ def _segments(glyphs: list[_Glyph]) -> Iterator[Segment]:
     yield from _segment(run)
 
 
+def _as_it_stands(glyph: _Glyph, size: float, line: float) -> str:
+    """Its text, as what is small and stands higher or lower is meant. `size`, `line`: of the letters around it."""
+    if not 0 < glyph.size < 0.8 * size:
+        return glyph.text
+    higher = (line - glyph.line) / size
+    return raised(glyph.text) if higher > 0.15 else lowered(glyph.text) if higher < -0.05 else glyph.text
+
+
 def _segment(run: list[_Glyph]) -> Iterator[Segment]:
     while run and run[-1].text.isspace():
         run = run[:-1]
@@ -231,7 +299,13 @@ def _segment(run: list[_Glyph]) -> Iterator[Segment]:
         size = statistics.median(glyph.bottom - glyph.top for glyph in run)
         left, right = min(glyph.left for glyph in run), max(glyph.right for glyph in run)
         top, bottom = statistics.median(g.top for g in run), statistics.median(g.bottom for g in run)
-        yield Segment("".join(glyph.text for glyph in run), left, top, right, bottom, size)
+        letters, line = statistics.median(g.size for g in run), statistics.median(g.line for g in run)
+        pieces = itertools.groupby(run, lambda glyph: glyph.struck)
+        texts = (
+            (crossed, "".join(_as_it_stands(glyph, letters, line) for glyph in group)) for crossed, group in pieces
+        )
+        text = "".join(struck(words) if crossed else words for crossed, words in texts)
+        yield Segment(text, left, top, right, bottom, size)
 
 
 def _lost(text: str) -> int:

@@ -25,6 +25,12 @@ _MAIL_HEAD = re.compile(rb"(?:[A-Za-z][\w-]*:[^\n]*\n(?:[ \t][^\n]*\n)*){2,}")
 _MAIL = re.compile(
     rb"^(?:MIME-Version:|Message-ID:|Received:|Snapshot-Content-Location:)", re.IGNORECASE | re.MULTILINE
 )
+_XML = (
+    (rb"<\?mso-application\s+progid=.Excel|<(?:\w+:)?Workbook\b", "an XML file of Excel 2003; save it as xlsx"),
+    (rb"<\?mso-application\s+progid=.Word|<w:wordDocument\b|<pkg:package\b", "an XML file of Word; save it as docx"),
+    (rb"<office:document\b", "an XML file of LibreOffice; save it as docx, xlsx or pptx"),
+)
+"""In the beginning of an XML file -> what it is."""
 _ARCHIVES = (
     (r"mimetype:application/epub\+zip", "an e-book (epub); save it as html or PDF"),
     (r"mimetype:application/vnd\.oasis", "a LibreOffice file (odt, ods, odp); save it as docx, xlsx or pptx"),
@@ -40,6 +46,9 @@ def known(head: bytes, ending: str) -> str | None:
     head = head.removeprefix(b"\xef\xbb\xbf")
     for mark, what in _BEGIN:
         if head.startswith(mark):
+            return what
+    for pattern, what in _XML if head.lstrip().startswith(b"<?xml") else ():
+        if re.search(pattern, head):
             return what
     if head[4:8] == b"ftyp":
         return "a video, or a picture as HEIC or AVIF; save a picture as PNG or JPEG"

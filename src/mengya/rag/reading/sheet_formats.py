@@ -4,6 +4,8 @@ import re
 from datetime import datetime, timedelta
 from functools import lru_cache
 
+from mengya.rag.reading.numerals import numeral
+
 _BUILT_IN = {
     **{1: "0", 2: "0.00", 3: "#,##0", 4: "#,##0.00", 9: "0%", 10: "0.00%", 11: "0.00E+00"},
     **{14: "yyyy-mm-dd", 15: "d-mmm-yy", 16: "d-mmm", 17: "mmm-yy", 18: "h:mm AM/PM", 19: "h:mm:ss AM/PM"},
@@ -32,7 +34,7 @@ def shown(text: str, number_format: int, code: str | None, from_1904: bool) -> s
         number = float(text)
     except ValueError:
         return text
-    code = code if code is not None else _BUILT_IN.get(number_format, "")
+    code = (code if code is not None else _BUILT_IN.get(number_format, "")).replace("G/通用格式", "General")
     sections = _sections(code)
     section = sections[0]
     if number < 0 and len(sections) > 1:
@@ -42,9 +44,26 @@ def shown(text: str, number_format: int, code: str | None, from_1904: bool) -> s
         negative = False
         section = sections[2] if number == 0 and len(sections) > 2 else section
     if _is_date(sections[0]):
-        return _date(number, sections[0], from_1904) if not negative else _general(text)
+        return _in_han(_date(number, sections[0], from_1904), sections[0]) if not negative else _general(text)
     result = _number(number, section)
-    return _general(text) if result is None else "-" * negative + result
+    return _general(text) if result is None else "-" * negative + _in_han(result, section)
+
+
+def _in_han(shown: str, code: str) -> str:
+    """With its numbers in characters of Han where the format says so: 一百二十三, 壹佰贰拾叁, years by digits."""
+    script = re.search(r"\[DBNum([12])\]", code, re.IGNORECASE)
+    if script is None or "," in shown:
+        return shown
+    form, years = "chineseCounting", _is_date(code)
+    if script[1] == "2":
+        form, years = "chineseLegalSimplified", False
+
+    def written(found: re.Match[str]) -> str:
+        digits = years and len(found[1]) == 4
+        part = "".join(numeral(int(one), form) for one in found[2] or "")
+        return numeral(int(found[1]), "ideographDigital" if digits else form) + (f".{part}" if part else "")
+
+    return re.sub(r"(\d+)(?:\.(\d+))?", written, shown)
 
 
 @lru_cache(maxsize=256)

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from mengya.rag.reading.charts import drawn, words
 from mengya.rag.reading.draft import Draft, Source, State, one_line
 from mengya.rag.reading.links import linked
-from mengya.rag.reading.office import Parts, attribute, child, tag
+from mengya.rag.reading.marks import lowered, merged, raised, struck
+from mengya.rag.reading.office import Parts, attribute, child, tag, value
+from mengya.rag.reading.pictures import UNREAD, described, is_large
 from mengya.rag.reading.sheet_formats import shown
+from mengya.rag.reading.slide_text import text_of
 
 Cells = dict[int, dict[int, str]]
 """Row -> column -> text, both from 1; only those with text."""
@@ -32,19 +36,22 @@ def read(source: Source, draft: Draft) -> None:
         before = len(draft.blocks)
         if kind == "worksheet":
             found = reader.sheet(part)
-            texts = reader.texts(part)
+            over = reader.over(part)
             if found.formulas:
                 notes.append(f"{found.formulas} formulas without a stored result; open the file in Excel and save it")
             if found.hidden:
                 notes.append("hidden rows or columns were read, too")
-            if found.cells or texts:
+            if over.pictures:
+                notes.append(UNREAD)
+            if found.cells or over.texts:
                 draft.heading(name, 1, number)
             _add(draft, found.cells, number)
-            for text in texts:
+            for text in over.texts:
                 draft.text(text, number)
         else:
             notes.append("a chart or a sheet of macros")
-        state: State = "text" if len(draft.blocks) > before else "blank" if kind == "worksheet" else "unread"
+        empty = kind == "worksheet" and not over.pictures
+        state: State = "text" if len(draft.blocks) > before else "blank" if empty else "unread"
         draft.page(number, state, name, "; ".join(notes))
         source.progress(number, len(sheets))
     if len(sheets) > source.limits.pages:
@@ -63,6 +70,16 @@ class _Sheet:
     """Those that have no stored result."""
     hidden: bool = False
     """Some rows or columns with text are."""
+
+
+@dataclass
+class _Over:
+    """What lies over the cells of a sheet."""
+
+    texts: list[str] = field(default_factory=list)
+    """Of text boxes, charts and descriptions of pictures."""
+    pictures: bool = False
+    """Some may hold text."""
 
 
 class _Reader:
@@ -145,12 +162,15 @@ class _Reader:
         number_format, code = self._formats[style] if style < len(self._formats) else (0, None)
         return shown(raw.text, number_format, code, self._from_1904)
 
-    def texts(self, part: str) -> list[str]:
-        """Of text boxes that lie over the cells."""
-        found = []
+    def over(self, part: str) -> _Over:
+        found = _Over()
         for name in self._parts.related(part, "drawing"):
-            for box in self._parts.xml(name).iter("{*}txBody"):
-                found.append("\n".join("".join(t.text or "" for t in p.iter("{*}t")) for p in box.iter("{*}p")))
+            root = self._parts.xml(name)
+            found.texts += map(text_of, root.iter("{*}txBody"))
+            found.texts += map(words, drawn(self._parts, name, root))
+            found.texts += map(described, root.iter("{*}pic"))
+            found.pictures |= any(is_large(anchor) for anchor in root if next(anchor.iter("{*}pic"), None) is not None)
+        found.texts = list(filter(None, found.texts))
         return found
 
 
@@ -167,8 +187,21 @@ def _text(element: Any) -> str:
     """Of a string, without the reading aids that stand beside it, and with what Excel writes as _x000D_."""
     if element is None:
         return ""
-    text = "".join(_text(one) if tag(one) == "r" else one.text or "" for one in element if tag(one) in ("t", "r"))
+    text = merged(
+        "".join(_run(one) if tag(one) == "r" else one.text or "" for one in element if tag(one) in ("t", "r"))
+    )
     return re.sub("_x([0-9A-Fa-f]{4})_", lambda match: chr(int(match[1], 16)), text)
+
+
+def _run(run: Any) -> str:
+    """Letters of one font, with what its place and a line through it mean."""
+    text = "".join(one.text or "" for one in run if tag(one) == "t")
+    properties = child(run, "rPr")
+    if properties is None:
+        return text
+    place = value(properties, "vertAlign")
+    text = raised(text) if place == "superscript" else lowered(text) if place == "subscript" else text
+    return struck(text) if child(properties, "strike") is not None and value(properties, "strike") != "0" else text
 
 
 def _column(reference: str) -> int:

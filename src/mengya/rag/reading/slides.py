@@ -1,14 +1,16 @@
 """PowerPoint files: a page a slide, with tables, grouped shapes, diagrams and the speaker's notes."""
 
-import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from itertools import groupby
 from typing import Any
 
+from mengya.rag.reading.charts import add_drawn, drawn
 from mengya.rag.reading.draft import Draft, Source
 from mengya.rag.reading.links import linked
-from mengya.rag.reading.office import Parts, attribute, child, tag
+from mengya.rag.reading.office import INSIDE, Parts, attribute, child, tag
+from mengya.rag.reading.pictures import UNREAD, described, is_large
+from mengya.rag.reading.slide_text import target_of, text_of
 
 _SAME_HEIGHT = 45_720
 """Of shapes side by side: a twentieth of an inch."""
@@ -17,20 +19,25 @@ _SAME_HEIGHT = 45_720
 def read(source: Source, draft: Draft) -> None:
     parts = Parts(source.path)
     relations = parts.relations(parts.main)
-    slides = []
+    slides, left_out, feet = [], Counter[str](), set[str]()
     listed = child(parts.xml(parts.main), "sldIdLst")
     for one in listed if listed is not None else ():
         slides += [relations[text][1] for key, text in one.attrib.items() if key.startswith("{") and text in relations]
     for number, name in enumerate(slides[: source.limits.pages], 1):
-        _Slide(parts, name, draft, number).add()
+        _Slide(parts, name, draft, number, left_out, feet).add()
         source.progress(number, len(slides))
+    for what, count in (+left_out).items():
+        draft.note(f"left out: {what} ({count})")
     if len(slides) > source.limits.pages:
         draft.note(f"it has {len(slides):,} slides; only the first {source.limits.pages:,} were read")
 
 
 class _Slide:
-    def __init__(self, parts: Parts, name: str, draft: Draft, number: int) -> None:
+    def __init__(
+        self, parts: Parts, name: str, draft: Draft, number: int, left_out: Counter[str], feet: set[str]
+    ) -> None:
         self._parts, self._name, self._draft, self._number = parts, name, draft, number
+        self._left_out, self._feet = left_out, feet
         self._pictures = 0
         self._links = parts.links(name)
 
@@ -46,7 +53,9 @@ class _Slide:
             links = self._parts.links(notes)
             for shape in self._parts.xml(notes).iter("{*}sp"):
                 if _placeholder(shape) == "body":
-                    self._draft.text(_text(child(shape, "txBody"), links), self._number)
+                    self._draft.text(text_of(child(shape, "txBody"), links), self._number)
+        for comments in self._parts.related(self._name, "comments"):
+            self._left_out["comments"] += sum(1 for _ in self._parts.xml(comments).iter("{*}cm"))
         found = len(self._draft.blocks) > before
         note = "hidden slide" if attribute(root, "show") in ("0", "false") else ""
         if self._pictures and not found:
@@ -103,32 +112,29 @@ class _Slide:
                 self._add_shape(one)
         elif name == "pic":
             self._pictures += 1
+            self._left_out[UNREAD] += is_large(shape)
+            self._draft.text(described(shape), self._number)
         elif name in ("sp", "cxnSp"):
             if _is_title(shape):
-                self._draft.heading(_text(child(shape, "txBody")), 1, self._number)
-            elif _placeholder(shape) not in ("sldNum", "dt", "ftr"):
+                self._draft.heading(text_of(child(shape, "txBody")), 1, self._number)
+            elif _placeholder(shape) == "ftr":
+                foot = text_of(child(shape, "txBody"), self._links)
+                self._draft.text(foot if foot not in self._feet else "", self._number)
+                self._feet.add(foot)
+            elif _placeholder(shape) not in ("sldNum", "dt"):
                 pressed = next((one for one in shape.iter("{*}cNvPr")), None)
-                text = _text(child(shape, "txBody"), self._links)
-                self._draft.text(linked(text, _target(pressed, self._links)), self._number)
+                text = text_of(child(shape, "txBody"), self._links)
+                self._draft.text(linked(text, target_of(pressed, self._links)), self._number)
         elif name == "graphicFrame":
             self._add_frame(shape)
 
     def _add_frame(self, frame: Any) -> None:
+        self._left_out[INSIDE] += any(True for _ in frame.iter("{*}oleObj"))
         table = next(frame.iter("{*}tbl"), None)
         if table is not None:
             self._draft.table(_rows(table, self._links), self._number)
-        for kind in ("diagramData", "chart"):
-            for name in self._parts.related(self._name, kind):
-                if any(self._parts.relations(self._name)[i][1] == name for i in _references(frame)):
-                    root = self._parts.xml(name)
-                    self._draft.text(_diagram(root), self._number)
-                    self._draft.table(_series(root), self._number)
-
-
-def _references(frame: Any) -> set[str]:
-    """Ids of relations that a frame names."""
-    texts = {text for one in frame.iter() for key, text in one.attrib.items() if key.startswith("{")}
-    return {text for text in texts if text.startswith("rId")}
+        for root in drawn(self._parts, self._name, frame):
+            add_drawn(self._draft, root, self._number)
 
 
 def _mark(shape: Any) -> Any:
@@ -150,25 +156,6 @@ def _is_title(shape: Any) -> bool:
     return tag(shape) == "sp" and _placeholder(shape) in ("title", "ctrTitle")
 
 
-def _text(body: Any, links: Mapping[str, str] | None = None) -> str:
-    """Of a shape or a cell: a line a paragraph, with where `links` lead, by id."""
-    lines = []
-    for paragraph in body.iter("{*}p") if body is not None else ():
-        pieces = []
-        for one in paragraph.iter("{*}t", "{*}br", "{*}tab"):
-            text = one.text or "" if tag(one) == "t" else "\n" if tag(one) == "br" else "\t"
-            pieces.append((text, _target(child(one.getparent(), "rPr"), links or {})))
-        runs = [(target, "".join(text for text, _ in group)) for target, group in groupby(pieces, lambda one: one[1])]
-        lines.append("".join(linked(text, target) for target, text in runs))
-    return "\n".join(filter(None, lines))
-
-
-def _target(properties: Any, links: Mapping[str, str]) -> str:
-    """Where one comes who presses it; "" if nowhere, or to another slide."""
-    pressed = child(properties, "hlinkClick")
-    return "" if pressed is None else links.get(attribute(pressed, "id"), "")
-
-
 def _rows(table: Any, links: Mapping[str, str]) -> list[list[str]]:
     """A cell that is merged downward is repeated in each row."""
     rows: list[list[str]] = []
@@ -176,41 +163,6 @@ def _rows(table: Any, links: Mapping[str, str]) -> list[list[str]]:
         cells: list[str] = []
         for cell in (one for one in row if tag(one) == "tc"):
             goes_on = attribute(cell, "vMerge") in ("1", "true") and rows and len(cells) < len(rows[-1])
-            cells.append(rows[-1][len(cells)] if goes_on else _text(child(cell, "txBody"), links))
+            cells.append(rows[-1][len(cells)] if goes_on else text_of(child(cell, "txBody"), links))
         rows.append(cells)
     return rows
-
-
-def _diagram(root: Any) -> str:
-    """The words of a diagram, or the titles of a chart."""
-    texts = ["".join(t.text or "" for t in paragraph.iter("{*}t")) for paragraph in root.iter("{*}p")]
-    return "\n".join(dict.fromkeys(filter(None, texts)))
-
-
-def _series(root: Any) -> list[list[str]]:
-    """What a chart shows, as a table: a row a category, a column a series."""
-    columns: dict[str, dict[int, str]] = {}
-    labels: dict[int, str] = {}
-    for number, series in enumerate(root.iter("{*}ser"), 1):
-        names = _points(child(series, "tx")) or {}
-        labels |= _points(child(series, "cat")) or _points(child(series, "xVal"))
-        values = _points(child(series, "val")) or _points(child(series, "yVal"))
-        columns[f"{number} {names.get(0, '')}"] = values
-    rows = sorted(labels.keys() | {index for values in columns.values() for index in values})
-    head = ["", *(name.partition(" ")[2] for name in columns)]
-    return (
-        [head, *([labels.get(i, ""), *(values.get(i, "") for values in columns.values())] for i in rows)]
-        if rows
-        else []
-    )
-
-
-def _points(element: Any) -> dict[int, str]:
-    """Index -> value, of those that a chart keeps from its sheet."""
-    points = element.iter("{*}pt") if element is not None else ()
-    texts = {_whole(attribute(one, "idx")): "".join(v.text or "" for v in one.iter("{*}v")) for one in points}
-    return {index: f"{float(text):.15g}" if _is_number(text) else text for index, text in texts.items()}
-
-
-def _is_number(text: str) -> bool:
-    return bool(re.fullmatch(r"-?\d+\.\d+(E[+-]?\d+)?", text))

@@ -1,0 +1,56 @@
+"""Charts and diagrams of Office files, which lie in parts of their own: words as text, numbers as a table."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from mengya.rag.reading.draft import Draft
+from mengya.rag.reading.office import Parts, attribute, child
+
+
+def drawn(parts: Parts, part: str, frame: Any) -> Iterator[Any]:
+    """The roots of the charts and diagrams that a frame of a part shows."""
+    named = {text for one in frame.iter() for key, text in one.attrib.items() if key.startswith("{")}
+    for relation, (kind, name) in parts.relations(part).items():
+        if relation in named and kind in ("chart", "diagramData"):
+            yield parts.xml(name)
+
+
+def add_drawn(draft: Draft, root: Any, page: int | None = None) -> None:
+    draft.text(words(root), page)
+    draft.table(_series(root), page)
+
+
+def words(root: Any) -> str:
+    """Of a diagram, or the titles of a chart."""
+    texts = ["".join(t.text or "" for t in paragraph.iter("{*}t")) for paragraph in root.iter("{*}p")]
+    return "\n".join(dict.fromkeys(filter(None, texts)))
+
+
+def _series(root: Any) -> list[list[str]]:
+    """What a chart shows, as a table: a row a category, a column a series."""
+    columns: dict[str, dict[int, str]] = {}
+    labels: dict[int, str] = {}
+    for number, series in enumerate(root.iter("{*}ser"), 1):
+        names = _points(child(series, "tx")) or {}
+        labels |= _points(child(series, "cat")) or _points(child(series, "xVal"))
+        values = _points(child(series, "val")) or _points(child(series, "yVal"))
+        columns[f"{number} {names.get(0, '')}"] = values
+    rows = sorted(labels.keys() | {index for values in columns.values() for index in values})
+    head = ["", *(name.partition(" ")[2] for name in columns)]
+    return (
+        [head, *([labels.get(i, ""), *(values.get(i, "") for values in columns.values())] for i in rows)]
+        if rows
+        else []
+    )
+
+
+def _points(element: Any) -> dict[int, str]:
+    """Index -> value, of those that a chart keeps from its sheet."""
+    points = element.iter("{*}pt") if element is not None else ()
+    texts = {int(attribute(one, "idx", "0")): "".join(v.text or "" for v in one.iter("{*}v")) for one in points}
+    return {index: f"{float(text):.15g}" if _is_number(text) else text for index, text in texts.items()}
+
+
+def _is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"-?\d+\.\d+(E[+-]?\d+)?", text))

@@ -84,8 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     command, config = _parse(arguments)
-    if "OMP_WAIT_POLICY" not in os.environ:  # before torch loads OpenMP
-        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+    _set_environment()
     try:
         command.run(config)
     except UserError as error:
@@ -103,6 +102,16 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _fail(remedy)
     return 0
+
+
+def _set_environment() -> None:
+    """What torch and OpenMP read when they are loaded, unless the user has set it."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
+    if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
+        # torch takes what it compiled for other instructions, and computes nonsense with it (2.13).
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(cache, "mengya", f"compiled-{capability}"))
 
 
 def _machine_fault(error: Exception) -> str | None:

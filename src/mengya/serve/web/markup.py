@@ -10,7 +10,8 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
-from xml.etree.ElementTree import Element, tostring
+
+from mengya.serve.web.formulas import LONGEST, mathml
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
 
 _LONGEST = 200_000
 """Characters that are set as Markdown; longer texts stay as they are."""
-_FORMULA, _CODE = 2_000, 40_000
-"""Characters of a formula that is set, and of code that is coloured."""
+_CODE = 40_000
+"""Characters of code that is coloured."""
 _LINES = 60
 """Lines of a formula, at most."""
+_OPENS = re.compile(
+    r"\$\$|\\\[|\\begin\{((?:align|aligned|alignat|eqnarray|equation|gather|gathered|multline|split|cases|[pbvBV]?matrix)\*?)\}"
+)
+"""What a formula of its own begins with."""
 _CITATION = r"\[(\d{1,3}(?:\s*[,，、]\s*\d{1,3})*)\]|【(\d{1,3}(?:\s*[,，、]\s*\d{1,3})*)】"
 
 
@@ -104,7 +109,7 @@ def _brackets(state: "StateInline", silent: bool) -> bool:
     if opened not in ("\\(", "\\["):
         return False
     begin = state.pos + 2
-    end = state.src.find("\\)" if opened == "\\(" else "\\]", begin, begin + _FORMULA)
+    end = state.src.find("\\)" if opened == "\\(" else "\\]", begin, begin + LONGEST)
     if end < 0 or not state.src[begin:end].strip():
         return False
     if not silent:
@@ -115,25 +120,27 @@ def _brackets(state: "StateInline", silent: bool) -> bool:
 
 
 def _formula_block(state: "StateBlock", first: int, last: int, silent: bool) -> bool:
-    r"""$$…$$ and \[…\] that begin a line and end one, not far below: a model may repeat the mark for ever."""
-    begin = state.bMarks[first] + state.tShift[first]
-    closed = {"$$": "$$", "\\[": "\\]"}.get(state.src[begin : begin + 2])
-    if closed is None or state.is_code_block(first):
+    r"""$$…$$, \[…\] and \begin{align}…\end{align} that begin a line and end one, not far below: a model may repeat the
+    mark for ever."""
+    opened = _OPENS.match(state.src, state.bMarks[first] + state.tShift[first])
+    if opened is None or state.is_code_block(first):
         return False
+    closed = rf"\end{{{opened[1]}}}" if opened[1] else {"$$": "$$", "\\[": "\\]"}[opened[0]]
     for line in range(first, min(last, first + _LINES)):
         text = state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]].rstrip()
         if text and state.sCount[line] < state.blkIndent:
             return False
-        at = text.find(closed, 2 if line == first else 0)
+        at = text.find(closed, len(opened[0]) if line == first else 0)
         if at >= 0:
             break
     else:
         return False
-    if at + 2 != len(text):  # more follows: it belongs to a paragraph
+    if at + len(closed) != len(text):  # more follows: it belongs to a paragraph
         return False
     if not silent:
         token = state.push("math_block", "math", 0)
-        token.content = state.getLines(first, line + 1, state.blkIndent, False).strip()[2:-2]
+        whole = state.getLines(first, line + 1, state.blkIndent, False).strip()
+        token.content = whole if opened[1] else whole[2:-2]
         token.markup, token.block, token.map = closed, True, [first, line + 1]
         state.line = line + 1
     return True
@@ -221,7 +228,7 @@ def _math(tokens: Sequence["Token"], index: int, options: Any, env: Any, display
     formula = tokens[index].content.strip()
     if tokens[index].markup == "$" and _words_between_dollars(tokens, index):
         return html.escape(f"${tokens[index].content}$")
-    set_formula = _set(formula, display)
+    set_formula = mathml(formula, display)
     shown = set_formula or f"<code>{html.escape(formula)}</code>"
     return f'<span class="formula" tabindex="0">{shown}</span>' if display else shown
 
@@ -233,43 +240,3 @@ def _words_between_dollars(tokens: Sequence["Token"], index: int) -> bool:
         return True
     formula = tokens[index].content
     return any(map(_wide, formula)) and not re.search(r"[\\=^_+<>×÷*/]", formula)
-
-
-@functools.lru_cache(1024)
-def _set(formula: str, display: bool) -> str:
-    """MathML; empty if it is no formula that is understood."""
-    from latex2mathml.converter import convert_to_element
-
-    if len(formula) > _FORMULA:
-        return ""
-    try:
-        element = convert_to_element(formula, display="block" if display else "inline")
-        _clean(element)
-        return tostring(element, encoding="unicode", short_empty_elements=False)
-    except Exception:  # somebody else's parser, of what a model made up: it fails in many ways
-        return ""
-
-
-def _clean(element: Element) -> None:
-    """The converter writes characters as entities, and takes addresses and styles from formulas."""
-    element.text = html.unescape(element.text) if element.text else None
-    for name in list(element.attrib):
-        if name not in _ATTRIBUTES:
-            del element.attrib[name]
-        else:
-            element.attrib[name] = html.unescape(element.attrib[name])
-    if element.tag not in _TAGS:
-        raise ValueError(element.tag)
-    for child in element:
-        _clean(child)
-
-
-_TAGS = frozenset(
-    "math mrow mi mo mn ms mtext mspace msub msup msubsup munder mover munderover mfrac msqrt mroot mtable mtr mtd "
-    "mstyle mpadded mphantom menclose mmultiscripts mprescripts none mfenced merror".split()
-)
-_ATTRIBUTES = frozenset(
-    "xmlns display displaystyle scriptlevel mathvariant stretchy fence form separator accent accentunder lspace rspace "
-    "minsize maxsize movablelimits linethickness columnalign rowspacing columnspacing columnlines rowlines width "
-    "height depth voffset notation open close separators symmetric largeop".split()
-)

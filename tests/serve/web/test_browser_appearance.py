@@ -117,3 +117,30 @@ def test_axe_finds_nothing_serious(browse, axe):
             found = tab.evaluate("axe.run()")["violations"]
             shown = [(v["id"], v["impact"], [n["html"] for n in v["nodes"]][:3]) for v in found]
             assert [v for v in shown if v[1] in ("serious", "critical")] == [], re.sub(r"\\s+", " ", str(shown))
+
+
+WIDE = """| 型号 | 价格 | 库存 | 说明 | manufacturer | 产地 |
+|---|---|---|---|---|---|
+| 甲型一号 | 3 | 5 | 这是很长很长的说明文字 | Continental | 上海 |"""
+
+
+def test_a_wide_table_on_a_phone_is_scrolled(browse, page_server, monkeypatch):
+    """elie222/rakazo#287, odysseus PR 3198: its columns were one character wide."""
+    monkeypatch.setattr(page_server.site.models["sprout"], "answer", lambda request, choice: [WIDE])
+    tab = browse(width=390, height=844, has_touch=True, is_mobile=True)
+    ask(tab, "列表")
+    widths = tab.evaluate("[...document.querySelectorAll('th')].map(e => e.clientWidth)")
+    assert min(widths) >= 80 and tab.evaluate("document.documentElement.scrollWidth") <= 390
+    assert tab.evaluate("(e => e.scrollWidth > e.clientWidth)(document.querySelector('.table'))")
+
+
+def test_a_setting_is_shown_as_it_is(browse, page_server, monkeypatch):
+    """The sliders had steps of 0.05: what is used was another value than what was said."""
+    usual = page_server.site.sampling
+    tab = browse()
+    tab.evaluate("localStorage.setItem('settings', JSON.stringify({temperature: 0.33, top_p: 0.01}))")
+    tab.reload()
+    tab.wait_for_selector(".greeting")
+    ask(tab, "甲")
+    used = page_server.site.models["sprout"].requests[-1].sampling
+    assert (used.temperature, used.top_p) == (0.33, 0.01) and usual.temperature != 0.33

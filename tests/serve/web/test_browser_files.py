@@ -146,3 +146,66 @@ def test_a_file_too_large_is_refused(browse, tmp_path):
     tab.click(".chip.failed button")
     until(tab, "!document.querySelector('.chip')")
     ask(tab, "还在吗")
+
+
+def test_a_page_that_cannot_be_read_is_counted(browse, page_server, monkeypatch):
+    """The whole list of files was missing: two words of the page had one name."""
+    file = {"name": "扫描.pdf", "passages": 1, "pages": 3, "notes": [], "ocr": 1, "blank": 1, "unread": 1}
+    monkeypatch.setattr(page_server.library, "files", lambda owner, place: {"files": [file], "jobs": []})
+    tab = browse()
+    ask(tab, "甲")
+    tab.wait_for_selector(".chip")
+    assert tab.locator(".chip .quiet").inner_text() == "3 页 · 1 页由图片识别 · 1 页空白 · 1 页读不出"
+
+
+def test_a_question_waits_for_its_files(browse, page_server, documents):
+    """langgenius/webapp-conversation PR 208, open-webui#26010: it went without what was still on its way."""
+    tab = browse()
+    held = []
+    tab.route("**/files?*", lambda route: held.append(route))
+    tab.set_input_files("#attach-files", documents[0])
+    tab.wait_for_selector(".chip.busy")
+    assert "正在上传" in tab.locator(".chip").inner_text()
+    tab.fill("#text", "员工每年休假多少天？")
+    tab.press("#text", "Enter")
+    tab.wait_for_timeout(300)
+    assert tab.locator(".message").count() == 0
+    held[0].continue_()
+    whole(tab)
+    assert last(tab).startswith("每年二十八天")
+
+
+def test_an_upload_is_cancelled(browse, documents):
+    tab = browse()
+    tab.route("**/files?*", lambda route: None)
+    tab.set_input_files("#attach-files", documents[0])
+    tab.click('.chip.busy [aria-label^="取消"]')
+    until(tab, "!document.querySelector('.chip')")
+    assert tab.locator("#notice").inner_text() == ""
+    ask(tab, "还在吗")
+
+
+def test_a_folder_that_is_dropped_is_said(browse, tmp_path):
+    """mattermost#10064, anything-llm#2188: it was taken for a lost connection, or nothing was said."""
+    (tmp_path / "资料夹").mkdir()
+    (tmp_path / "一.txt").write_text("食堂中午供应面条。", encoding="utf-8")
+    tab = browse()
+    names = [str(tmp_path / "资料夹"), str(tmp_path / "一.txt")]
+    devtools = tab.context.new_cdp_session(tab)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        data = {"items": [], "files": names, "dragOperationsMask": 1}
+        devtools.send("Input.dispatchDragEvent", {"type": kind, "x": 700, "y": 300, "data": data})
+    until(tab, "document.querySelectorAll('.chip').length === 1")
+    assert "资料夹 读不了" in tab.locator("#notice").inner_text()
+    assert "一.txt" in tab.locator(".chip").inner_text()
+
+
+def test_pictures_that_a_model_does_not_see_are_said(browse, tmp_path):
+    Image.new("RGB", (30, 20), "#7fd6a2").save(tmp_path / "叶.png")
+    tab = browse()
+    tab.select_option("#model", "sprout-large")
+    tab.set_input_files("#attach-files", tmp_path / "叶.png")
+    tab.wait_for_selector(".chip img")
+    tab.select_option("#model", "sprout")
+    ask(tab, "这是什么？")
+    assert "这个模型看不了图片，没有使用：叶.png" in tab.locator(".state").inner_text()

@@ -148,3 +148,16 @@ def test_an_answer_to_a_slow_send_lands_where_it_was_asked(browse):
     until(tab, "document.querySelectorAll('.message').length === 4")
     whole(tab)
     assert last(tab) == "回答：给乙的话" and tab.input_value("#text") == ""
+
+
+def test_a_window_beside_this_one_has_written_on(browse):
+    """Both are in sight, so that nothing becomes visible: the next question was asked without what the other has."""
+    one = browse()
+    ask(one, "甲")
+    two = beside(one)
+    whole(two)
+    ask(two, "乙")
+    one.evaluate("dispatchEvent(new Event('focus'))")
+    until(one, "document.querySelectorAll('.message').length === 4")
+    ask(one, "丙")
+    assert one.locator(".message").count() == 6 and one.locator(".versions").count() == 0

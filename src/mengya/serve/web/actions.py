@@ -205,9 +205,9 @@ class Actions:
         pictured: Messages,
         left: Mapping[str, list[str]],
     ) -> Ask | None:
-        """The last question, asked about documents. `pictured`: what was said, with the pictures that the model is shown;
-        what they hold cannot be searched for, so that an answer without a source stays as it is. None if the documents
-        have nothing and there are pictures. `left`: what is kept with the answer, besides."""
+        """The last question, asked about documents. `pictured`: what was said, with the pictures that the model sees:
+        what they hold is not searched, so an answer without a source stays as it is, and it is None if the documents
+        have nothing. `left`: what is kept with the answer, besides."""
         *before, question = said
         has_pictures = pictured != said
         prepared = grounded.prepare(

@@ -169,3 +169,19 @@ def test_paper_has_the_whole_conversation(browse, says):
     for hidden in ("#side", "#composer", ".tools", "#model"):
         assert not tab.locator(hidden).first.is_visible(), hidden
     assert tab.evaluate("getComputedStyle(document.querySelector('.words')).color") == "rgb(28, 33, 29)"
+
+
+def test_a_long_history_is_not_laid_out_where_nobody_looks(browse):
+    """janhq/jan#3269: the page was slow for who has thousands of conversations. With 5,000 a question took a second."""
+    tab = browse()
+    create = """async () => { for (let n = 0; n < 60; n++) await fetch("/gradio/gradio_api/run/create", {method: "POST",
+        headers: {"Content-Type": "application/json"}, body: JSON.stringify({data: [`会话${n}`, {}]})}); }"""
+    tab.evaluate(create)
+    tab.reload()
+    until(tab, "document.querySelectorAll('.conversation').length === 60")
+    laid = "n => document.querySelectorAll('.conversation')[n].checkVisibility({contentVisibilityAuto: true})"
+    assert tab.evaluate(laid, 0) and not tab.evaluate(laid, 59)
+    tab.locator(".conversation").last.click()
+    until(tab, "document.querySelector('#title').innerText === '会话0'")
+    tab.wait_for_timeout(200)
+    assert tab.evaluate(laid, 59)

@@ -169,6 +169,12 @@ def test_paper_has_the_whole_conversation(browse, says):
     for hidden in ("#side", "#composer", ".tools", "#model"):
         assert not tab.locator(hidden).first.is_visible(), hidden
     assert tab.evaluate("getComputedStyle(document.querySelector('.words')).color") == "rgb(28, 33, 29)"
+    says("短")
+    tab.emulate_media(media="screen")
+    tab.click("#new")
+    ask(tab, "w" * 300)
+    tab.emulate_media(media="print")
+    assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")  # else all of it is printed smaller
 
 
 def test_a_long_history_is_not_laid_out_where_nobody_looks(browse):

@@ -100,6 +100,21 @@ def test_more_of_what_models_write_in_formulas(text, words):
     assert "math" in shown.tags and "".join(shown.words.split()) == words
 
 
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("| $P(A|B)$ | 二 |", ["P(A|B)", "二"]), ("|$|x|$|\\(|y|\\)|", ["|x|", "|y|"]), ("| $5 | $6 |", ["$5", "$6"]),
+        ("|$5|$6|", ["$5", "$6"]), ("| $HOME | $PATH |", ["$HOME", "$PATH"]),
+    ],
+)  # fmt: skip
+def test_a_bar_in_a_formula_ends_no_cell(row, words):
+    """What stood behind it was lost."""
+    for before in ("", "> ", "- 项\n\n  "):
+        cells = blocks(f"{before}| 甲 | 乙 |\n{before[-2:]}|---|---|\n{before[-2:]}{row}")[-1].split("<td>")[1:]
+        assert ["".join(re.sub("<[^>]*>", "", cell).split()) for cell in cells] == words
+    assert "|" in "".join(blocks("```\n| a |\n|---|\n| $P(A|B)$ |\n```"))
+
+
 @pytest.mark.parametrize("text", ["\\begin{itemize}\n\\item x\n\\end{itemize}", "\\begin{cases}\nx=1"])
 def test_what_is_no_environment_of_formulas_stays(text):
     assert drawn(text).tags <= {"p", "br"}

@@ -29,6 +29,11 @@ _OPENS = re.compile(
     r"\$\$|\\\[|\\begin\{((?:align|aligned|alignat|eqnarray|equation|gather|gathered|multline|split|cases|[pbvBV]?matrix)\*?)\}"
 )
 """What a formula of its own begins with."""
+_IN_LINE = re.compile(r"\$(?![\s\d])[^$\n]{1,300}?(?<![\s\\])\$(?![0-9A-Za-z])|\\\(.{1,300}?\\\)")
+"""A formula in a line, such as a cell; it begins with no digit, as a price does."""
+_BAR = "\ue07c"
+"""In the place of a bar that ends no cell."""
+_UNDER_HEADER = re.compile(r"[\s>|:-]+")
 _CITATION = r"\[(\d{1,3}(?:\s*[,，、]\s*\d{1,3})*)\]|【(\d{1,3}(?:\s*[,，、]\s*\d{1,3})*)】"
 
 
@@ -64,6 +69,7 @@ def _markdown() -> "MarkdownIt":
     markdown.disable("reference")  # an address that stands elsewhere in the text
     markdown.inline.ruler.before("escape", "math_brackets", _brackets)
     markdown.inline.ruler.before("escape", "math_dollars", math_inline_dollar(False, False, True))
+    markdown.block.ruler.at("table", _table_rule, {"alt": ["paragraph", "reference"]})
     may_end = ["paragraph", "reference", "blockquote", "list"]
     markdown.block.ruler.before("fence", "math_block", _formula_block, {"alt": may_end})
     rules: dict[str, Any] = {
@@ -144,6 +150,27 @@ def _formula_block(state: "StateBlock", first: int, last: int, silent: bool) -> 
         token.markup, token.block, token.map = closed, True, [first, line + 1]
         state.line = line + 1
     return True
+
+
+def _table_rule(state: "StateBlock", first: int, last: int, silent: bool) -> bool:
+    """As the parser does it, but what stands in a formula ($P(A|B)$) ends no cell."""
+    from markdown_it.rules_block import table
+
+    if first + 1 >= last or not _UNDER_HEADER.fullmatch(state.src, state.bMarks[first + 1], state.eMarks[first + 1]):
+        return False
+    source, before = state.src, len(state.tokens)
+    state.src = _without_bars(source)
+    try:
+        return table(state, first, last, silent)
+    finally:
+        state.src = source
+        for token in state.tokens[before:]:
+            token.content = token.content.replace(_BAR, "|")
+
+
+@functools.lru_cache(2)  # each table of a text asks
+def _without_bars(text: str) -> str:
+    return _IN_LINE.sub(lambda found: found[0].replace("|", _BAR), text)
 
 
 def _nothing(tokens: Sequence["Token"], index: int, options: Any, env: Any) -> str:

@@ -116,7 +116,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--engines", action="append", default=[], help="a Python that has llama_cpp or vllm")
     parser.addoption("--fuzz-inputs", default=150, type=int, help="files for each test of tests/data/test_fuzz.py")
     parser.addoption("--api-requests", default=120, type=int, help="requests of tests/serve/api/test_schema.py")
-    parser.addoption("--screenshots", type=Path, help="where tests/serve/web/test_browser.py puts its pictures")
+    parser.addoption("--screenshots", type=Path, help="where tests/serve/web/test_browser*.py put their pictures")
     parser.addoption("--fuzz-seed", default=0, type=int, help="the seed of tests/data/test_fuzz.py")
 
 

@@ -72,3 +72,22 @@ def whole(tab) -> None:
 
 def last(tab) -> str:
     return tab.locator(".message.assistant .body").last.inner_text().strip()
+
+
+def place(tab) -> float:
+    """How far down the conversation is read."""
+    return tab.evaluate("document.querySelector('#messages').scrollTop")
+
+
+def deleted(tab, title: str) -> None:
+    """The conversation, with two presses."""
+    tab.click(f'[aria-label^="“{title}”"]')
+    tab.click("#delete")
+    tab.click("#delete")
+
+
+def beside(tab):
+    """A tab of the same user that shows the same conversation, or none."""
+    other = tab.context.new_page()
+    other.goto(tab.url)
+    return other

@@ -187,7 +187,7 @@ def test_headers_keep_a_browser_at_home(page):
         headers = page.visitor().get(path).headers
         assert "img-src 'self' data:" in headers["content-security-policy"]
         assert "script-src 'self';" in headers["content-security-policy"]
-        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "no-referrer"
+        assert headers["x-content-type-options"] == "nosniff" and headers["referrer-policy"] == "same-origin"
 
 
 def test_names_are_text_in_every_download(page):

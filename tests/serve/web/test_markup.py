@@ -79,6 +79,47 @@ def test_formulas_become_mathml(text):
     assert {"math", "msup"} <= drawn(text).tags
 
 
+@pytest.mark.parametrize("name", ["align", "align*", "aligned", "eqnarray", "split"])
+@pytest.mark.parametrize("text", ["解：\n{}\n所以", "$$\n{}\n$$", "则 ${}$ 成立"])
+def test_formulas_of_several_lines(name, text):
+    """silverbulletmd/silverbullet-katex#2, goessner/mdmath#60: nothing was set, or the marks of columns were shown."""
+    shown = drawn(text.format(f"\\begin{{{name}}}\na &= 2 \\nonumber \\\\\nc &= 3\n\\end{{{name}}}"))
+    assert {"math", "mtable", "mtr"} <= shown.tags and not {"&", "\\"} & set(shown.words)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("\\begin{equation}\na = b \\label{eq:1}\n\\end{equation}", "a=b"), ("$\\N \\subset \\R$", "ℕ⊂ℝ"),
+        ("$\\left( a \\middle| b \\right)$", "(a|b)"), ("\\begin{gather*}\nx\\\\y\n\\end{gather*}", "xy"),
+        ("\\begin{alignat}{2}\na &= b\n\\end{alignat}", "a=b"),
+    ],
+)  # fmt: skip
+def test_more_of_what_models_write_in_formulas(text, words):
+    shown = drawn(text)
+    assert "math" in shown.tags and "".join(shown.words.split()) == words
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("| $P(A|B)$ | 二 |", ["P(A|B)", "二"]), ("|$|x|$|\\(|y|\\)|", ["|x|", "|y|"]), ("| $5 | $6 |", ["$5", "$6"]),
+        ("|$5|$6|", ["$5", "$6"]), ("| $HOME | $PATH |", ["$HOME", "$PATH"]),
+    ],
+)  # fmt: skip
+def test_a_bar_in_a_formula_ends_no_cell(row, words):
+    """What stood behind it was lost."""
+    for before in ("", "> ", "- 项\n\n  "):
+        cells = blocks(f"{before}| 甲 | 乙 |\n{before[-2:]}|---|---|\n{before[-2:]}{row}")[-1].split("<td>")[1:]
+        assert ["".join(re.sub("<[^>]*>", "", cell).split()) for cell in cells] == words
+    assert "|" in "".join(blocks("```\n| a |\n|---|\n| $P(A|B)$ |\n```"))
+
+
+@pytest.mark.parametrize("text", ["\\begin{itemize}\n\\item x\n\\end{itemize}", "\\begin{cases}\nx=1"])
+def test_what_is_no_environment_of_formulas_stays(text):
+    assert drawn(text).tags <= {"p", "br"}
+
+
 @pytest.mark.parametrize(
     "text", ["价格 $5 和 $6。", "花了$5，还剩$6", "`$x$`", "$\\frac$", "$" + "{" * 900 + "$", "$x"]
 )

@@ -11,6 +11,7 @@ from mengya.rag.reading.limits import Limits
 from mengya.serve.web.pictures import drawn
 
 from ..api.scripted import Scripted, soon
+from .test_documents import RULES
 
 
 def picture(size=(40, 30), kind="PNG") -> bytes:
@@ -48,11 +49,54 @@ def test_a_picture_goes_with_its_question(serve):
 
 
 def test_a_model_that_does_not_see_is_told_the_words_alone(serve):
+    """earendil-works/pi#3429, openclaw#25946: the pictures were left out without a word."""
     page = serve()
     a = page.visitor()
     made = a.call("create", "x", {})["id"]
-    a.talk("这是什么？", made, pictures=[add(a, made)["value"]])
-    assert page.backend.requests[0].prompt.messages[-1]["content"] == "这是什么？"
+    view = a.talk("这是什么？", made, pictures=[add(a, made)["value"]])
+    assert page.backend.requests[-1].prompt.messages[-1]["content"] == "这是什么？"
+    assert view["messages"][-1]["info"]["unseen"] == ["叶.png"]
+    assert "unseen" not in a.talk("没有图")["messages"][-1]["info"]
+
+
+def test_more_pictures_than_one_question_takes_are_refused(serve):
+    """They were left out without a word."""
+    page = serve(seeing={"sprout"})
+    a = page.visitor()
+    made = a.call("create", "x", {})["id"]
+    assert "9 pictures are too many" in a.call("send", made, "", "看看", {"pictures": [add(a, made)["value"]] * 9})
+    assert not page.backend.requests
+
+
+def asked_of_both(request, choice):
+    content = request.prompt.messages[-1]["content"]
+    words = content if isinstance(content, str) else content[0]["text"]
+    return ["每小时收费八元[1]。"] if "停车" in words.splitlines()[-1] else ["一片叶子"]
+
+
+def test_pictures_and_documents_go_together(serve):
+    """Documents were left out as soon as a picture was there."""
+    backend = Scripted(asked_of_both)
+    backend.context = 8192
+    page = serve(backend, seeing={"sprout"})
+    a = page.visitor()
+    a.call("make_base", "园区")
+    a.upload("base:园区", "规定.md", RULES.encode())
+    a.read("base:园区")
+    made = a.call("create", "x", {})["id"]
+    shown = [add(a, made)["value"]]
+    view = a.talk("访客停车每小时收费多少？", made, pictures=shown, bases=["base:园区"])
+    words, picture = page.backend.requests[-1].prompt.messages[-1]["content"]
+    assert "八元" in words["text"] and picture["type"] == "image_url"
+    assert view["messages"][-1]["info"]["sources"][0]["file"] == "规定.md"
+    for question in (
+        "叶子是什么颜色？",
+        "访客的叶子是什么颜色？",
+    ):  # nothing is found; something that says nothing of it
+        view = a.talk(question, made, view["messages"][-1]["id"], bases=["base:园区"])
+        assert view["messages"][-1]["text"] == "一片叶子" and not view["messages"][-1]["info"]["sources"]
+        first = page.backend.requests[-1].prompt.messages[0]
+        assert first["content"][-1]["type"] == "image_url"
 
 
 def test_a_picture_may_stand_alone(serve):

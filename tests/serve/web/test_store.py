@@ -11,7 +11,7 @@ from mengya.errors import UserError
 from mengya.serve.web import backup
 from mengya.serve.web.markdown import to_markdown
 from mengya.serve.web.settings import Settings
-from mengya.serve.web.store import TITLE, Message, Missing, Store, new_id
+from mengya.serve.web.store import TITLE, Message, Missing, Store, found_in, new_id
 
 
 @pytest.fixture
@@ -118,6 +118,17 @@ def test_a_title_can_be_seen(store):
     assert store.get("a", made).title == "ab👨\u200d👩\u200d👧"
     with pytest.raises(UserError, match="empty"):
         store.rename("a", made, "\u200b")
+
+
+def test_the_message_that_a_search_has_found(store):
+    """The branch in sight first, then the last; what was thought is not searched."""
+    made = talk(store, "苹果和梨", "<think>葡萄</think>红苹果")
+    question, one = store.get("a", made).branch()
+    later = say(store, made, one.id, "user", "苹果，Ｇrün")
+    other = say(store, made, question.id, "assistant", "苹果很红")  # the branch in sight ends here
+    kept = store.get("a", made)
+    found = [found_in(kept, search) for search in ("梨", "苹果", "苹果 grün", "grün", "葡萄", "没有", "")]
+    assert [m and m.id for m in found] == [question.id, other, later, later, None, None, None]
 
 
 @pytest.mark.parametrize("search", ["问 " * 5000, "问" * 60_000, "\0", "%", "_"])

@@ -19,7 +19,7 @@ from mengya.serve.web.answers import Answer, Answers, Ask, Messages, fitted, pre
 from mengya.serve.web.library import Library, passage_view
 from mengya.serve.web.markup import blocks
 from mengya.serve.web.settings import Settings
-from mengya.serve.web.store import Conversation, Message, Missing, State, Store, new_id, title_of
+from mengya.serve.web.store import Conversation, Message, Missing, State, Store, found_in, new_id, title_of
 from mengya.text.thoughts import split_thoughts
 
 _LONGEST = 400_000
@@ -66,6 +66,16 @@ class Actions:
     def open(self, owner: str, conversation: str) -> dict[str, Any]:
         return self._view(owner, self._store.get(owner, conversation))
 
+    def find(self, owner: str, conversation: str, search: str) -> dict[str, Any]:
+        """Show the branch with the message that a search has found; "found" is its id, "" if the title alone has it."""
+        kept = self._store.get(owner, conversation)
+        hit = found_in(kept, search)
+        if hit is None or hit in kept.branch():
+            shown = self._view(owner, kept)
+        else:
+            shown = self.choose(owner, conversation, hit.id)
+        return shown | {"found": hit.id if hit else ""}
+
     def rename(self, owner: str, conversation: str, title: str) -> None:
         self._store.rename(owner, conversation, title)
 
@@ -86,7 +96,9 @@ class Actions:
         settings: ids of those that go with the question."""
         text, how = text.strip(), self._settings(settings)
         found = self._store.get(owner, conversation) if conversation or parent else None
-        wanted = list(settings.get("pictures") or ())[: pictures.MOST]
+        wanted = list(settings.get("pictures") or ())
+        if len(wanted) > pictures.MOST:
+            raise UserError(f"{len(wanted)} pictures are too many for one question; at most {pictures.MOST} are taken")
         shown = pictures.named(self._store, conversation, wanted) if found else []
         if not title_of(text) and not (shown and how.model in self._seeing):
             raise UserError("the message is empty; write one")
@@ -132,25 +144,31 @@ class Actions:
         self._store.set(owner, conversation, how.kept())
         self._store.add(owner, conversation, [*new, written])
 
-        def prepare(backend: Backend, going: Callable[[], bool]) -> Ask:
-            self._answers.settle(owner)
-            found = self._store.get(owner, conversation)
-            asked = Conversation(**(vars(found) | {"leaf": question.id})).branch()
-            if how.model in self._seeing and any(message.info.get("pictures") for message in asked):
-                return Ask(fitted(backend, how.system, turns(asked, self._seen(owner)), how.sampling.max_new_tokens))
-            said = turns(asked)
-            while True:
-                bases, left = self._bases(owner, conversation, how, going)
-                if not bases:
-                    asking = fitted(backend, how.system, said, how.sampling.max_new_tokens)
-                    return Ask(asking, functools.partial(_with, kept=left) if left else None)
-                with suppress(UnknownBase):  # it was removed while it was searched
-                    return self._grounded(backend, bases, how, said, left)
-
+        prepare = functools.partial(self._prepared, owner, conversation, how, question.id)
         try:
             self._answers.begin(answer, backend, how.sampling, prepare)
         except UserError as error:
             self._store.save(owner, answer.id, "", "error", {"error": str(error), "model": how.model})
+
+    def _prepared(
+        self, owner: str, conversation: str, how: Settings, question: str, backend: Backend, going: Callable[[], bool]
+    ) -> Ask:
+        """`answers.Prepare` of a question, which is a message of the conversation."""
+        self._answers.settle(owner)
+        found = self._store.get(owner, conversation)
+        asked = Conversation(**(vars(found) | {"leaf": question})).branch()
+        sees = how.model in self._seeing
+        said = turns(asked)
+        pictured = turns(asked, self._seen(owner)) if sees else said
+        names = [picture["name"] for message in asked for picture in message.info.get("pictures") or ()]
+        while True:
+            bases, left = self._bases(owner, conversation, how, going)
+            left |= {"unseen": names} if names and not sees else {}
+            with suppress(UnknownBase):  # it was removed while it was searched: once more
+                if bases and (ask := self._grounded(backend, bases, how, said, pictured, left)):
+                    return ask
+                told = fitted(backend, how.system, pictured, how.sampling.max_new_tokens)
+                return Ask(told, functools.partial(_with, kept=left) if left else None)
 
     def _seen(self, owner: str) -> Callable[[Message], Any]:
         def write(message: Message) -> Any:
@@ -184,22 +202,30 @@ class Actions:
         bases: Mapping[str, KnowledgeBase],
         how: Settings,
         said: Messages,
+        pictured: Messages,
         left: Mapping[str, list[str]],
-    ) -> Ask:
-        """The last question, asked about documents. `left`: what is kept with the answer, besides."""
+    ) -> Ask | None:
+        """The last question, asked about documents. `pictured`: what was said, with the pictures that the model sees:
+        what they hold is not searched, so an answer without a source stays as it is, and it is None if the documents
+        have nothing. `left`: what is kept with the answer, besides."""
         *before, question = said
+        has_pictures = pictured != said
         prepared = grounded.prepare(
             backend, list(bases.values()), question["content"], [*preamble(how.system), *before],
             retriever=self._retriever, sampling=how.sampling,
         )  # fmt: skip
+        if has_pictures and prepared.answer is not None and prepared.answer.kind != "answer":
+            return None
         places = {base: place for place, base in bases.items()}  # two may have one name
 
-        def conclude(text: str) -> tuple[str, dict[str, Any]]:
+        def conclude(text: str) -> tuple[str, Mapping[str, Any]]:
             answer = grounded.conclude(prepared, text)
+            if has_pictures and answer.kind != "answer":
+                return text, left
             sources = [cited.as_json() | {"place": places[cited.base]} for cited in answer.citations]
             return answer.text, {"kind": answer.kind, "query": answer.query, "sources": sources} | dict(left)
 
-        return Ask(prepared.messages, conclude)
+        return Ask(pictures.beside(prepared.messages, pictured), conclude)
 
     # --- documents -------------------------------------------------------------------------------------------------
 

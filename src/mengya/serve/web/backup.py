@@ -266,7 +266,7 @@ _SOURCE = {
 _INFO = {"model": str, "tokens": int, "prompt_tokens": int, "seconds": int | float, "error": str, "kind": str}
 
 
-_NAMES = ("absent", "unread")
+_NAMES = ("absent", "unread", "unseen")
 
 
 def _info(value: Any) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
-from xml.etree.ElementTree import Element, tostring
+
+from mengya.serve.web.formulas import LONGEST, mathml
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
@@ -20,10 +21,19 @@ if TYPE_CHECKING:
 
 _LONGEST = 200_000
 """Characters that are set as Markdown; longer texts stay as they are."""
-_FORMULA, _CODE = 2_000, 40_000
-"""Characters of a formula that is set, and of code that is coloured."""
+_CODE = 40_000
+"""Characters of code that is coloured."""
 _LINES = 60
 """Lines of a formula, at most."""
+_OPENS = re.compile(
+    r"\$\$|\\\[|\\begin\{((?:align|aligned|alignat|eqnarray|equation|gather|gathered|multline|split|cases|[pbvBV]?matrix)\*?)\}"
+)
+"""What a formula of its own begins with."""
+_IN_LINE = re.compile(r"\$(?![\s\d])[^$\n]{1,300}?(?<![\s\\])\$(?![0-9A-Za-z])|\\\(.{1,300}?\\\)")
+"""A formula in a line, such as a cell; it begins with no digit, as a price does."""
+_BAR = "\ue07c"
+"""In the place of a bar that ends no cell."""
+_UNDER_HEADER = re.compile(r"[\s>|:-]+")
 _CITATION = r"\[(\d{1,3}(?:\s*[,，、]\s*\d{1,3})*)\]|【(\d{1,3}(?:\s*[,，、]\s*\d{1,3})*)】"
 
 
@@ -59,6 +69,7 @@ def _markdown() -> "MarkdownIt":
     markdown.disable("reference")  # an address that stands elsewhere in the text
     markdown.inline.ruler.before("escape", "math_brackets", _brackets)
     markdown.inline.ruler.before("escape", "math_dollars", math_inline_dollar(False, False, True))
+    markdown.block.ruler.at("table", _table_rule, {"alt": ["paragraph", "reference"]})
     may_end = ["paragraph", "reference", "blockquote", "list"]
     markdown.block.ruler.before("fence", "math_block", _formula_block, {"alt": may_end})
     rules: dict[str, Any] = {
@@ -104,7 +115,7 @@ def _brackets(state: "StateInline", silent: bool) -> bool:
     if opened not in ("\\(", "\\["):
         return False
     begin = state.pos + 2
-    end = state.src.find("\\)" if opened == "\\(" else "\\]", begin, begin + _FORMULA)
+    end = state.src.find("\\)" if opened == "\\(" else "\\]", begin, begin + LONGEST)
     if end < 0 or not state.src[begin:end].strip():
         return False
     if not silent:
@@ -115,28 +126,51 @@ def _brackets(state: "StateInline", silent: bool) -> bool:
 
 
 def _formula_block(state: "StateBlock", first: int, last: int, silent: bool) -> bool:
-    r"""$$…$$ and \[…\] that begin a line and end one, not far below: a model may repeat the mark for ever."""
-    begin = state.bMarks[first] + state.tShift[first]
-    closed = {"$$": "$$", "\\[": "\\]"}.get(state.src[begin : begin + 2])
-    if closed is None or state.is_code_block(first):
+    r"""$$…$$, \[…\] and \begin{align}…\end{align} that begin a line and end one, not far below: a model may repeat the
+    mark for ever."""
+    opened = _OPENS.match(state.src, state.bMarks[first] + state.tShift[first])
+    if opened is None or state.is_code_block(first):
         return False
+    closed = rf"\end{{{opened[1]}}}" if opened[1] else {"$$": "$$", "\\[": "\\]"}[opened[0]]
     for line in range(first, min(last, first + _LINES)):
         text = state.src[state.bMarks[line] + state.tShift[line] : state.eMarks[line]].rstrip()
         if text and state.sCount[line] < state.blkIndent:
             return False
-        at = text.find(closed, 2 if line == first else 0)
+        at = text.find(closed, len(opened[0]) if line == first else 0)
         if at >= 0:
             break
     else:
         return False
-    if at + 2 != len(text):  # more follows: it belongs to a paragraph
+    if at + len(closed) != len(text):  # more follows: it belongs to a paragraph
         return False
     if not silent:
         token = state.push("math_block", "math", 0)
-        token.content = state.getLines(first, line + 1, state.blkIndent, False).strip()[2:-2]
+        whole = state.getLines(first, line + 1, state.blkIndent, False).strip()
+        token.content = whole if opened[1] else whole[2:-2]
         token.markup, token.block, token.map = closed, True, [first, line + 1]
         state.line = line + 1
     return True
+
+
+def _table_rule(state: "StateBlock", first: int, last: int, silent: bool) -> bool:
+    """As the parser does it, but what stands in a formula ($P(A|B)$) ends no cell."""
+    from markdown_it.rules_block import table
+
+    if first + 1 >= last or not _UNDER_HEADER.fullmatch(state.src, state.bMarks[first + 1], state.eMarks[first + 1]):
+        return False
+    source, before = state.src, len(state.tokens)
+    state.src = _without_bars(source)
+    try:
+        return table(state, first, last, silent)
+    finally:
+        state.src = source
+        for token in state.tokens[before:]:
+            token.content = token.content.replace(_BAR, "|")
+
+
+@functools.lru_cache(2)  # each table of a text asks
+def _without_bars(text: str) -> str:
+    return _IN_LINE.sub(lambda found: found[0].replace("|", _BAR), text)
 
 
 def _nothing(tokens: Sequence["Token"], index: int, options: Any, env: Any) -> str:
@@ -221,7 +255,7 @@ def _math(tokens: Sequence["Token"], index: int, options: Any, env: Any, display
     formula = tokens[index].content.strip()
     if tokens[index].markup == "$" and _words_between_dollars(tokens, index):
         return html.escape(f"${tokens[index].content}$")
-    set_formula = _set(formula, display)
+    set_formula = mathml(formula, display)
     shown = set_formula or f"<code>{html.escape(formula)}</code>"
     return f'<span class="formula" tabindex="0">{shown}</span>' if display else shown
 
@@ -233,43 +267,3 @@ def _words_between_dollars(tokens: Sequence["Token"], index: int) -> bool:
         return True
     formula = tokens[index].content
     return any(map(_wide, formula)) and not re.search(r"[\\=^_+<>×÷*/]", formula)
-
-
-@functools.lru_cache(1024)
-def _set(formula: str, display: bool) -> str:
-    """MathML; empty if it is no formula that is understood."""
-    from latex2mathml.converter import convert_to_element
-
-    if len(formula) > _FORMULA:
-        return ""
-    try:
-        element = convert_to_element(formula, display="block" if display else "inline")
-        _clean(element)
-        return tostring(element, encoding="unicode", short_empty_elements=False)
-    except Exception:  # somebody else's parser, of what a model made up: it fails in many ways
-        return ""
-
-
-def _clean(element: Element) -> None:
-    """The converter writes characters as entities, and takes addresses and styles from formulas."""
-    element.text = html.unescape(element.text) if element.text else None
-    for name in list(element.attrib):
-        if name not in _ATTRIBUTES:
-            del element.attrib[name]
-        else:
-            element.attrib[name] = html.unescape(element.attrib[name])
-    if element.tag not in _TAGS:
-        raise ValueError(element.tag)
-    for child in element:
-        _clean(child)
-
-
-_TAGS = frozenset(
-    "math mrow mi mo mn ms mtext mspace msub msup msubsup munder mover munderover mfrac msqrt mroot mtable mtr mtd "
-    "mstyle mpadded mphantom menclose mmultiscripts mprescripts none mfenced merror".split()
-)
-_ATTRIBUTES = frozenset(
-    "xmlns display displaystyle scriptlevel mathvariant stretchy fence form separator accent accentunder lspace rspace "
-    "minsize maxsize movablelimits linethickness columnalign rowspacing columnspacing columnlines rowlines width "
-    "height depth voffset notation open close separators symmetric largeop".split()
-)

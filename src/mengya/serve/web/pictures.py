@@ -4,6 +4,7 @@ import base64
 import io
 import sqlite3
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +92,17 @@ def named(store: Store, conversation: str, pictures: list[str]) -> list[dict[str
     marks = ", ".join("?" * len(pictures))
     query = f"SELECT id, name FROM pictures WHERE conversation = ? AND id IN ({marks})"
     return [dict(row) for row in store.read(query, conversation, *pictures)]
+
+
+def beside(messages: Sequence[Mapping[str, Any]], pictured: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The last messages of a conversation, as they are put to a model, with the pictures that `pictured` has in their
+    place."""
+    told = [dict(message) for message in messages]
+    for message, other in zip(reversed(told), reversed(pictured), strict=False):
+        shown = [part for part in other["content"] if isinstance(part, dict) and part["type"] == "image_url"]
+        if shown and message["role"] == other["role"]:
+            message["content"] = [{"type": "text", "text": message["content"]}, *shown]
+    return told
 
 
 def parts(store: Store, owner: str, text: str, pictures: list[dict[str, str]]) -> list[dict[str, Any]]:

@@ -167,12 +167,12 @@ class Store:
     def all(self, owner: str, search: str = "") -> list[Conversation]:
         """The last written first, without messages; those with all words of `search` in the title or in a message."""
         query, values = "SELECT * FROM conversations c WHERE owner = ?", [owner]
-        for word in _folded(search[:_SEARCH]).replace("\0", " ").split():
+        for word in _wanted(search):
             query += (
                 " AND (holds(title, ?) OR EXISTS (SELECT 1 FROM messages m WHERE m.conversation = c.id"
                 " AND holds(coalesce(json_extract(m.info, '$.plain'), m.text), ?)))"
             )
-            values += ["\0".join(scripts(word))] * 2
+            values += [word] * 2
         return [_conversation(row) for row in self.read(query + " ORDER BY updated DESC, id", *values)]
 
     def get(self, owner: str, conversation: str) -> Conversation:
@@ -273,6 +273,24 @@ def finish(db: sqlite3.Connection, message: Message) -> None:
     info = _json(_with_plain(message.text, message.info))
     query = "UPDATE messages SET text = ?, state = ?, info = ? WHERE id = ?"
     db.execute(query, (message.text, message.state, info, message.id))
+
+
+def found_in(conversation: Conversation, search: str) -> Message | None:
+    """The message with most words of a search: one of the branch in sight if it has as many as any, else the last. None
+    if no message has any."""
+    words, shown = _wanted(search), {message.id for message in conversation.branch()}
+
+    def rank(message: Message) -> tuple[int, bool]:
+        text = message.text if message.role == "user" else split_thoughts(message.text)[1]
+        return sum(_holds(text, word) for word in words), message.id in shown
+
+    best = max(reversed(conversation.messages), key=rank, default=None)
+    return best if best is not None and rank(best)[0] else None
+
+
+def _wanted(search: str) -> list[str]:
+    """The words of a search, each in all its ways of writing, as `_holds` takes them."""
+    return ["\0".join(scripts(word)) for word in _folded(search[:_SEARCH]).replace("\0", " ").split()]
 
 
 def _folded(text: str) -> str:

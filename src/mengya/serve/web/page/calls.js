@@ -24,6 +24,7 @@ async function answerOf(response) {
   try {
     body = await response.json();
   } catch { /* not ours: a proxy's page */ }
+  if (response.status === 401) throw new Refused(say("signed_out"));
   const told = body.data ? body.data[0] : body;
   if (!response.ok || told.error) throw new Refused(told.error || `HTTP ${response.status}`, told.missing);
   return told.value;
@@ -41,15 +42,15 @@ export async function call(name, ...values) {
   }
 }
 
-export async function post(path, body, headers = {}) {
-  return asked(() => fetch(path, { method: "POST", body, headers }));
+export async function post(path, body, more = {}) {
+  return asked(() => fetch(path, { method: "POST", body, ...more }));
 }
 
 async function asked(request) {
   try {
     return await answerOf(await request());
   } catch (error) {
-    if (!(error instanceof Refused)) error = new Refused(say("offline"));
+    if (!(error instanceof Refused)) error = new Refused(error.name === "AbortError" ? "" : say("offline"));
     notice(error.message);
     throw error;
   }
@@ -79,20 +80,29 @@ export function icon(name) {
   return svg;
 }
 
+// A button that shows the icon "copy".
 export async function copy(text, button) {
+  if (!await copied(text, button)) {
+    notice(say("not_copied"));
+    return;
+  }
+  button.replaceChildren(icon("check"));
+  $("status").textContent = say("copied");
+  setTimeout(() => button.replaceChildren(icon("copy")), 1500);
+}
+
+async function copied(text, button) {
   try {
     await navigator.clipboard.writeText(text);
+    return true;
   } catch { // not allowed without https
     const area = make("textarea", { class: "unseen" });
     area.value = text;
     document.body.append(area);
     area.select();
-    document.execCommand("copy");
+    const done = document.execCommand("copy");
     area.remove();
     button.focus();
+    return done;
   }
-  const before = [...button.childNodes];
-  button.replaceChildren(icon("check"));
-  $("status").textContent = say("copied");
-  setTimeout(() => button.replaceChildren(...before), 1500);
 }

@@ -9,6 +9,9 @@ let chosen = new Set(); // places of the bases that are asked
 const nameOf = (place) => place.slice(place.indexOf(":") + 1);
 let timer = 0;
 const pictures = {}; // conversation -> those that go with its next question: {id, name}
+const coming = new Map(); // files that are on their way -> {place, control: AbortController}
+let uploads = Promise.resolve();
+export const uploaded = () => uploads; // a question that follows waits for its files
 
 export function connectDocuments(given) {
   hooks = given;
@@ -60,35 +63,59 @@ export function chooseBases(places) {
   chosen = new Set(places || []);
 }
 
-async function addHere(files) {
-  const fit = sized(files);
+function addHere(files) {
+  const done = takeHere(files);
+  uploads = Promise.allSettled([uploads, done]);
+  return done;
+}
+
+async function takeHere(files) {
+  const fit = await usable(files);
   if (!fit.length) return;
   const conversation = hooks.conversation() || await hooks.begin(fit[0].name); // whichever is in sight when all are sent
   const seen = hooks.sees() ? fit.filter((file) => file.type.startsWith("image/")) : [];
+  const place = `conversation:${conversation}`;
   for (const file of seen) {
-    const id = await post(`/pictures?${new URLSearchParams({ conversation, name: file.name })}`, file).catch(() => ""); // why is shown
+    const going = sent(`/pictures?${new URLSearchParams({ conversation, name: file.name })}`, place, file);
+    refreshFiles();
+    const id = await going.catch(() => ""); // why is shown
     if (id) (pictures[conversation] ??= []).push({ id, name: file.name });
   }
-  await upload(`conversation:${conversation}`, fit.filter((file) => !seen.includes(file)));
+  await upload(place, fit.filter((file) => !seen.includes(file)));
 }
 
 const mine = () => pictures[hooks.conversation()] || [];
 export const pending = () => mine().map((picture) => picture.id);
 export const clearPictures = (conversation) => delete pictures[conversation];
 
-const add = (place, files) => upload(place, sized(files));
+const add = async (place, files) => upload(place, await usable(files));
 
-function sized(files) {
-  const large = files.filter((file) => file.size > most);
-  if (large.length) notice(large.map((file) => say("too_large", file.name, megabytes())).join(" "));
-  return files.filter((file) => file.size <= most);
+// Those that are not too large and can be read: a folder cannot, nor a file that was moved meanwhile.
+async function usable(files) {
+  const read = await Promise.allSettled(files.map((file) => file.slice(0, 1).arrayBuffer()));
+  const wrong = files.map((file, n) => (read[n].status === "rejected" ? say("unreadable", file.name) : file.size > most ? say("too_large", file.name, megabytes()) : ""));
+  if (wrong.some(Boolean)) notice(wrong.filter(Boolean).join(" "));
+  return files.filter((_, n) => !wrong[n]);
 }
 
 async function upload(place, files) {
-  await Promise.allSettled(files.map((file) =>
-    post(`/files?${new URLSearchParams({ place, name: file.name })}`, file, { "Content-Type": "application/octet-stream" })));
+  const going = files.map((file) => sent(`/files?${new URLSearchParams({ place, name: file.name })}`, place, file));
+  refreshFiles();
+  await Promise.allSettled(going);
   await refreshFiles();
 }
+
+async function sent(path, place, file) {
+  const control = new AbortController();
+  coming.set(file, { place, control });
+  try {
+    return await post(path, file, { headers: { "Content-Type": "application/octet-stream" }, signal: control.signal });
+  } finally {
+    coming.delete(file);
+  }
+}
+
+const comingTo = (place) => [...coming].filter(([, on]) => on.place === place).map(([file, { control }]) => [file.name, control]);
 
 // Everything that shows files; again as long as something is being read.
 export async function refreshFiles() {
@@ -110,6 +137,7 @@ async function chips() {
   $("chips").replaceChildren(
     ...found.files.map((file) => entry(file.name, pagesOf(file), say("remove", file.name), () => call("remove_file", place, file.name))),
     ...found.jobs.map((job) => entry(job.name, job.error || progress(job), say("cancel_file", job.name), () => call("cancel_file", job.id), job.state === "error" ? "failed" : "busy")),
+    ...comingTo(place).map(([name, control]) => entry(name, say("uploading"), say("cancel_file", name), () => control.abort(), "busy")),
     ...mine().map((picture) => {
       const chip = entry(picture.name, "", say("remove", picture.name), async () => { mine().splice(mine().indexOf(picture), 1); });
       chip.querySelector("svg").replaceWith(make("img", { src: `/pictures/${picture.id}`, alt: "" }));
@@ -121,7 +149,7 @@ async function chips() {
 
 function pagesOf(file) {
   const parts = file.pages ? [say("pages", file.pages)] : [];
-  for (const state of ["ocr", "blank", "unread"]) if (file[state]) parts.push(say(state, file[state]));
+  for (const state of ["ocr", "blank", "unread"]) if (file[state]) parts.push(say(`${state}_pages`, file[state]));
   return parts.join(" · ");
 }
 

@@ -1,15 +1,24 @@
 // The messages of a conversation: drawn from what the server says, and grown while an answer is written.
 
 import { $, call, copy, icon, make, notice } from "./calls.js";
+import { morph } from "./morph.js";
 import { say } from "./words.js";
 
 let source = null; // of the answer that is followed
 let followed = null; // its id
 let hooks = {}; // {show(view, asked), ended(), gone(), settings(), here(id)}
 let drawn = null; // the conversation whose messages are shown
+let down = true, place = 0; // whether who reads goes along with the answer, until they move up; where they are
 
 export function connect(given) {
   hooks = given;
+  const box = $("messages");
+  box.addEventListener("scroll", () => {
+    const up = box.scrollTop < place, end = box.scrollHeight - box.scrollTop - box.clientHeight < 20;
+    place = box.scrollTop;
+    down = end || (down && !up);
+  });
+  box.addEventListener("wheel", (event) => { if (event.deltaY < 0 && box.scrollTop > 0) down = false; }, { passive: true }); // before it moves
 }
 
 export const answering = () => followed;
@@ -23,11 +32,15 @@ function announce(told) {
 // `asked`: for a new answer, which may be whole already. Otherwise who reads the conversation stays in their place.
 export function draw(view, asked) {
   unfollow();
-  const box = $("messages"), stay = drawn === view.id && !asked, place = box.scrollTop;
+  const box = $("messages"), same = drawn === view.id, stay = same && !asked, before = box.scrollTop;
+  const open = same ? [...box.querySelectorAll(".edit")].map((area) => [area, area === document.activeElement]) : [];
   drawn = view.id;
   box.replaceChildren(...view.messages.map((message) => (message.role === "user" ? question(view, message) : answer(view, message))));
   if (!view.messages.length) box.append(greeting());
-  box.scrollTop = stay ? place : box.scrollHeight;
+  for (const [area, focused] of open) reopen(view, area, focused);
+  box.scrollTop = stay ? before : box.scrollHeight;
+  down = !stay || down;
+  place = box.scrollTop;
   const last = view.messages.at(-1);
   if (last?.state === "answering") {
     $("status").textContent = say("answering");
@@ -35,7 +48,17 @@ export function draw(view, asked) {
   } else if (asked) announce(last);
 }
 
-const low = (box) => box.scrollHeight - box.scrollTop - box.clientHeight < 120;
+const articleOf = (id) => document.querySelector(`article[data-id="${CSS.escape(id)}"]`);
+const selecting = (box) => !getSelection().isCollapsed && box.contains(getSelection().anchorNode);
+
+// The message that a search has found.
+export function reveal(id) {
+  const found = articleOf(id);
+  if (!found) return;
+  found.classList.add("found");
+  found.scrollIntoView({ block: "start" });
+  down = false;
+}
 
 export function clear() {
   unfollow();
@@ -67,14 +90,14 @@ function question(view, message) {
   const pictures = make("div", { class: "pictures" }, ...message.pictures.map((p) => make("img", { src: `/pictures/${encodeURIComponent(p.id)}`, alt: p.name })));
   const tools = make("div", { class: "tools" }, ...versions(view, message),
     make("button", { class: "icon-button", label: say("copy"), on: (e) => copy(message.text, e.currentTarget) }, icon("copy")),
-    make("button", { class: "icon-button", label: say("edit"), on: () => edit(view, message, article) }, icon("edit")));
+    make("button", { class: "icon-button", label: say("edit"), on: () => edit(view, message, article).focus() }, icon("edit")));
   const article = make("article", { class: "message user", "aria-label": say("you"), "data-id": message.id }, pictures, words, tools);
   return article;
 }
 
-function edit(view, message, article) {
+function edit(view, message, article, text = message.text) {
   const area = make("textarea", { class: "edit", dir: "auto", "aria-label": say("edit"), rows: 3 });
-  area.value = message.text;
+  area.value = text;
   const back = () => { article.replaceWith(question(view, message)); };
   const send = async () => {
     if (!area.value.trim() && !message.pictures.length) return;
@@ -89,7 +112,17 @@ function edit(view, message, article) {
   article.replaceChildren(area, make("div", { class: "row end" },
     make("button", { class: "plain-button", text: say("cancel"), on: back }),
     make("button", { class: "main-button", text: say("send_edit"), on: send })));
-  area.focus();
+  return area;
+}
+
+// A change that was begun, when all is drawn anew.
+function reopen(view, area, focused) {
+  const id = area.closest("article").dataset.id, message = view.messages.find((m) => m.id === id);
+  if (!message) return;
+  const again = edit(view, message, articleOf(id), area.value);
+  if (!focused) return;
+  again.focus({ preventScroll: true });
+  again.setSelectionRange(area.selectionStart, area.selectionEnd);
 }
 
 // Enter that ends the spelling of a word belongs to the input method.
@@ -123,11 +156,14 @@ function grow(article, told) {
       button.setAttribute("aria-label", say("open_source", button.textContent, source?.file || ""));
     }
     for (const region of block.querySelectorAll(".table")) region.setAttribute("aria-label", say("table"));
-    if (before) before.replaceWith(block);
-    else body.append(block);
+    if (before) {
+      morph(before, block);
+      before.html = html;
+    } else body.append(block);
   }
   const thought = article.querySelector(".thought"), text = thought.querySelector(".thought-text");
-  text.textContent = text.textContent.slice(0, told.thought_from) + told.thought;
+  if (!told.thought_from) text.textContent = told.thought;
+  else if (told.thought) text.append(told.thought);
   thought.classList.toggle("hidden", !text.textContent && !told.thinking);
   thought.querySelector("summary").textContent = told.thinking ? say("thinking") : say("thought");
   article.classList.toggle("waiting", told.state === "answering" && !body.children.length && !told.thinking);
@@ -141,7 +177,7 @@ function grow(article, told) {
 function state(told) {
   const parts = [];
   if (["quotation", "refusal"].includes(told.info.kind)) parts.push(make("p", { class: "quiet", text: say(told.info.kind) }));
-  for (const name of ["absent", "unread"]) if (told.info[name]) parts.push(make("p", { class: "quiet", text: say(name, told.info[name]) }));
+  for (const name of ["absent", "unread", "unseen"]) if (told.info[name]) parts.push(make("p", { class: "quiet", text: say(name, told.info[name]) }));
   if (told.state === "stopped") parts.push(make("p", { class: "quiet", text: say("stopped") }));
   if (told.info.error) parts.push(make("p", { class: "error" }, make("strong", { text: say("failed") }), ` ${told.info.error}`));
   else if (told.state === "done" && !told.blocks.length && !told.from && !told.thought) parts.push(make("p", { class: "quiet", text: say("nothing") }));
@@ -167,7 +203,7 @@ function versions(view, message) {
   if (count < 2) return [];
   const go = (to) => async () => {
     await change(view, "choose", message.beside[to]);
-    const there = document.querySelector(`article[data-id="${CSS.escape(message.beside[to])}"] .versions`);
+    const there = articleOf(message.beside[to])?.querySelector(".versions");
     (there?.querySelector(`button:${to < at ? "first" : "last"}-child:enabled`) || there?.querySelector("button:enabled"))?.focus({ preventScroll: true });
   };
   return [make("span", { class: "versions", role: "group", "aria-label": say("version", at + 1, count) },
@@ -178,7 +214,7 @@ function versions(view, message) {
 
 // What was told, in the view, from which everything is drawn when the language changes.
 function keep(message, told) {
-  const blocks = [...message.blocks.slice(0, told.from), ...told.blocks], thought = message.thought.slice(0, told.thought_from) + told.thought;
+  const blocks = [...message.blocks.slice(0, told.from), ...told.blocks], thought = (told.thought_from ? message.thought : "") + told.thought;
   Object.assign(message, told, { blocks, thought });
 }
 
@@ -187,10 +223,9 @@ function follow(view, id) {
   followed = id;
   const stream = source = new EventSource(`/answers/${encodeURIComponent(id)}`);
   stream.addEventListener("message", (event) => {
-    const article = document.querySelector(`article[data-id="${CSS.escape(id)}"]`);
+    const article = articleOf(id);
     if (stream !== source || !article) return;
-    const box = $("messages"), near = low(box);
-    const told = JSON.parse(event.data), message = view.messages.find((m) => m.id === id);
+    const box = $("messages"), told = JSON.parse(event.data), message = view.messages.find((m) => m.id === id);
     grow(article, told);
     keep(message, told);
     if (told.state !== "answering") {
@@ -199,7 +234,7 @@ function follow(view, id) {
       announce(told);
       hooks.ended();
     }
-    if (near) box.scrollTop = box.scrollHeight;
+    if (down && !selecting(box)) box.scrollTop = box.scrollHeight;
   });
   stream.addEventListener("gone", () => {
     if (stream !== source) return;

@@ -1,8 +1,8 @@
 // The page: conversations at the side, the one in sight, how it is answered.
 
 import { $, Refused, call, copy, icon, make, notice, post } from "./calls.js";
-import { bases, chooseBases, clearPictures, connectDocuments, openSource, pending, refreshFiles } from "./documents.js";
-import { answering, clear, composing, connect, draw } from "./messages.js";
+import { bases, chooseBases, clearPictures, connectDocuments, openSource, pending, refreshFiles, uploaded } from "./documents.js";
+import { answering, clear, composing, connect, draw, reveal } from "./messages.js";
 import { say, switchLanguage, translate } from "./words.js";
 
 const NUMBERS = ["temperature", "top_p", "repetition_penalty", "top_k", "max_new_tokens", "seed"];
@@ -58,21 +58,22 @@ async function list() {
 }
 
 function entry(c) {
-  const open = make("button", { class: "conversation", "aria-current": view?.id === c.id ? "page" : false, on: () => go(c.id) },
+  const open = make("button", { class: "conversation", "aria-current": view?.id === c.id ? "page" : false, on: () => go(c.id, $("search").value.trim()) },
     make("span", { class: "name", dir: "auto", text: c.title }));
   if (c.busy) open.append(make("span", { class: "dot" }, make("span", { class: "unseen", text: say("busy") })));
   return make("li", {}, open, make("button", { class: "icon-button", label: say("more", c.title), on: () => manage(c) }, icon("more")));
 }
 
 let going = 0; // who chooses twice wants the second, whichever comes first
-async function go(id) {
+async function go(id, search = "") {
   const number = ++going;
   side(false);
-  const found = await call("open", id);
+  const given = search ? await call("find", id, search) : await call("open", id);
   if (number !== going) return;
-  show(found);
+  show(given);
   recall();
   $("text").focus();
+  if (given.found) reveal(given.found);
 }
 
 function show(given, asked = false) {
@@ -168,10 +169,14 @@ function made(given, asked) {
 }
 
 async function send() {
-  const text = $("text").value, from = view;
-  if (answering() || sending || !(text.trim() || pending().length)) return;
+  if (answering() || sending) return;
+  const number = going;
   sending = true;
   try {
+    await uploaded();
+    if (number !== going) return; // another is in sight by now: what was written stays with its own
+    const text = $("text").value, from = view;
+    if (!(text.trim() || pending().length)) return;
     const parent = view?.messages.at(-1)?.id || "";
     const given = await call("send", view?.id || "", parent, text, { ...settings(), pictures: pending() });
     clearPictures(from?.id);
@@ -258,7 +263,7 @@ function listen() {
     send();
   });
   document.addEventListener("keydown", (event) => {
-    if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+    if (composing(event) || event.key !== "Escape" || document.querySelector("dialog[open]")) return;
     if (answering()) stop();
     else for (const open of document.querySelectorAll(".panel:not(.hidden)")) panel(open.id, false);
     side(false);
@@ -273,7 +278,15 @@ function listen() {
   $("model").addEventListener("change", rememberSettings);
   for (const name of [...NUMBERS, "system"]) $(name).addEventListener("input", rememberSettings);
   $("usual").addEventListener("click", () => { setSettings({ model: $("model").value }); rememberSettings(); });
-  $("language").addEventListener("click", () => { switchLanguage(); words(); view ? show(view) : fresh(); $("language").focus(); });
+  $("language").addEventListener("click", () => {
+    switchLanguage();
+    words();
+    title(view?.title);
+    view ? draw(view) : clear();
+    buttons();
+    list();
+    refreshFiles();
+  });
   $("theme").addEventListener("click", () => {
     const now = localStorage.getItem("theme") || "auto";
     localStorage.setItem("theme", THEMES[(THEMES.indexOf(now) + 1) % 3]);
@@ -302,6 +315,7 @@ function listen() {
     if (cite && view) openSource(view.id, cite.closest("[data-id]").dataset.id, Number(cite.dataset.source), cite);
   });
   document.addEventListener("visibilitychange", refresh);
+  addEventListener("focus", refresh); // of another window beside this one
   addEventListener("missing", (event) => {
     $("conversation-dialog").close();
     if (view?.id === event.detail) gone();

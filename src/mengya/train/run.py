@@ -273,4 +273,4 @@ class _Speed:
         return round(now, 1)
 
     def text(self) -> str:
-        return f"{format_count(self._rate)} tok/s, MFU {self._rate * self._utilisation:.0%},"
+        return f"{format_count(self._rate)} tok/s, MFU {self._rate * self._utilisation:.0%}"

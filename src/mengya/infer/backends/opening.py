@@ -17,7 +17,7 @@ from mengya.infer.backends.sentences import Sentences, is_sentences
 from mengya.infer.backends.vllm import Vllm
 from mengya.infer.engine import RUNNING
 from mengya.model.adapters import is_adapter
-from mengya.model.load import load_merged, load_model
+from mengya.model.load import check_is_model, load_merged, load_model
 from mengya.model.precision import Weights
 from mengya.runtime import pick_device
 from mengya.text.chat import Chat
@@ -101,6 +101,7 @@ def open_local(
     float32 on a CPU, bfloat16 on a GPU."""
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory; give a model directory, such as one that the sft stage wrote")
+    check_is_model(directory)
     own = adapter is not None and (adapter / "tokenizer.json").is_file()  # its vocabulary may have grown
     tokenizer = Tokenizer.load(adapter if adapter is not None and own else directory)
     chat = Chat(tokenizer) if own_template(tokenizer.files) else None

@@ -367,6 +367,10 @@ def damage(name: str, directory: Path) -> None:
         config.write_text(config.read_text()[:50])
     elif name == "no tokenizer":
         (directory / "tokenizer.json").unlink()
+    elif name == "tokenizer too large":
+        content = json.loads((directory / "tokenizer.json").read_text())
+        content["model"]["vocab"]["新词"] = len(content["model"]["vocab"])
+        (directory / "tokenizer.json").write_text(json.dumps(content))
     elif name == "tokenizer cut":
         (directory / "tokenizer.json").write_text('{"version": ')
     else:
@@ -381,6 +385,7 @@ DAMAGE = {
     "no config": ["is not a model directory (it has no config.json)"],
     "config cut": ["config.json is not valid JSON", "copy the model again"],
     "no tokenizer": ["no tokenizer.json in"],
+    "tokenizer too large": ["entries but the model only", "copy the tokenizer files that belong to this model"],
     "tokenizer cut": ["tokenizer.json is not a readable tokenizer", "train or copy it again"],
     '{"model_type": "mamba"}': ["missing", "use its own config"],
     '{"hidden_size": 48}': ["do not fit the model"],

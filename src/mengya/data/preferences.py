@@ -129,9 +129,7 @@ def _answers(row: Fields) -> tuple[Any, Any]:
         raise ValueError("one answer of the pair is missing")
     if judged := _judged(row):
         return judged
-    ranked = structured(
-        row.first((*fields.ANSWERS, "outputs", "responses", "answers", "completions", "candidates", "generations"))
-    )
+    ranked = structured(row.first((*fields.ANSWERS, *_RANKED)))
     if isinstance(ranked, list) and not looks_like_messages(ranked):
         if len(ranked) < 2:
             raise ValueError("a ranking of fewer than two answers")
@@ -150,6 +148,7 @@ def _are_strings(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
 
 
+_RANKED = ("outputs", "responses", "answers", "completions", "candidates", "generations")
 _SCORES = ("scores", "score", "ratings", "rating", "reward", "rewards", "reward_scores", "overall_score")
 _RANKS = ("rank", "ranks", "ranking")
 

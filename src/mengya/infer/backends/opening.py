@@ -19,6 +19,7 @@ from mengya.infer.engine import RUNNING
 from mengya.model.adapters import is_adapter
 from mengya.model.load import check_is_model, load_merged, load_model
 from mengya.model.precision import Weights
+from mengya.model.vocabulary import check_has_rows
 from mengya.runtime import pick_device
 from mengya.text.chat import Chat
 from mengya.text.template import own_template
@@ -112,9 +113,5 @@ def open_local(
         model = load_merged([adapter or directory], trust_remote_code=trust_remote_code, base=base).to(device, dtype)
     else:
         model = load_model(directory, dtype, device, implementation=implementation, trust_remote_code=trust_remote_code)
-    if tokenizer.vocab_size > model.vocab_size:
-        raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} entries but the model only "
-            f"{model.vocab_size} embedding rows; copy the tokenizer files that belong to this model"
-        )
+    check_has_rows(directory, tokenizer.vocab_size, model.vocab_size)
     return Local(name or directory.name, model, tokenizer, chat, running=running, tokens=tokens, weights=weights)

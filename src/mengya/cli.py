@@ -21,6 +21,8 @@ _MACHINE_FAULTS = {
     errno.ENOSPC: "the disk is full; free space, then give the same command again",
     errno.EDQUOT: "the disk quota is used up; free space, then give the same command again",
     errno.EFBIG: "a file grew larger than this disk or the shell's limit (ulimit -f) allows; choose another --out",
+    errno.ENAMETOOLONG: "a name is longer than the disk allows (often 255 bytes, 85 Chinese characters); shorten it",
+    errno.ELOOP: "links lead back to themselves; correct the path",
     errno.EACCES: "no permission; change it, or choose another directory, e.g. with --out",
     errno.EPERM: "no permission; change it, or choose another directory, e.g. with --out",
     errno.EROFS: "the file system is read-only; choose another --out",

@@ -547,6 +547,8 @@ def test_a_compiler_that_breaks_in_mid_run_costs_the_compiling_alone(project, me
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; free space"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk quota is used up; free space"),
         (OSError(errno.EFBIG, "File too large"), "the shell's limit (ulimit -f) allows; choose another --out"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "芽" * 100), "longer than the disk allows"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "a/b"), "correct the path (a/b)"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "another directory, e.g. with --out (/x/y)"),
         (OSError(errno.EROFS, "Read-only file system"), "read-only; choose another --out"),
         (Exception("Permission denied (os error 13)"), "no permission"),

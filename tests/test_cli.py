@@ -58,6 +58,7 @@ def test_other_settings_for_a_finished_stage(grown, mengya):
         (["grow"], "invalid choice: 'grow'"),
         (["run"], "required: RECIPE"),
         (["run", "tiny.toml", "--outt", "x"], "unrecognized arguments: --outt"),
+        (["run", "tiny.toml", "--out", "x", "sft．steps＝3"], "are changed by stage.key=value, e.g. pretrain.st"),
         (["run", "tiny.toml", "corpus.seed"], "write it as stage.key=value"),
         (["run", "tiny.toml", "--until", "sft"], "the recipe has no such stage; it has corpus, tokenizer"),
         (["help", "sfd"], "there is no stage 'sfd'"),

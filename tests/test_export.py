@@ -104,6 +104,7 @@ def test_what_cannot_be_exported(unfinished, mengya):
     check_error(mengya("export", "run/pretrain", "taken"), "taken is there already; delete it or choose another name")
     check_error(mengya("export", "nowhere", "out"), "nowhere is not there; give a stage's directory")
     check_error(mengya("export", "run/corpus", "out"), "run/corpus is none of these")
+    check_error(mengya("export", "run", "out"), "or a model directory, such as run/dpo")
     check_error(mengya("export", "half/pretrain", "out"), "half/pretrain.partial is unfinished: give that directory")
     check_error(mengya("export", "half", "out"), "half/pretrain.partial is unfinished: give that directory")
     assert "--dtype" in mengya("export", "run/pretrain", "out", "--dtype", "int3").err

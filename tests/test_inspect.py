@@ -290,6 +290,7 @@ def test_messages_that_are_cut_off_say_so(inspect):
 # --- how files hold rows ----------------------------------------------------------------------------------------------
 
 QA = [{"question": f"{i}加1？", "answer": str(i + 1)} for i in range(5)]
+TURNS = [[{"from": "human", "value": q["question"]}, {"from": "gpt", "value": q["answer"]}] for q in QA]
 COLUMNS = {name: [row[name] for row in QA] for name in ("question", "answer")}
 
 
@@ -308,10 +309,14 @@ COLUMNS = {name: [row[name] for row in QA] for name in ("question", "answer")}
         json.dumps({name: {str(i): cell for i, cell in enumerate(cells)} for name, cells in COLUMNS.items()}),
         json.dumps({"columns": list(COLUMNS), "index": [0] * 5, "data": [list(row.values()) for row in QA]}),
         json.dumps({f"dialog-{i}": row for i, row in enumerate(QA)}),
+        json.dumps(TURNS),
+        json.dumps(TURNS, indent=1),
     ],
-    ids=["array", "one line", "indented", "values", "data", "splits", "server", "columns", "pandas", "split", "by id"],
+    ids=["array", "one line", "indented", "values", "data", "splits", "server", "columns", "pandas", "split", "by id"]
+    + [f"lists of turns{how}" for how in ("", ", indented")],
 )
 def test_rows_in_every_layout_of_json(inspect, name, content):
+    """Lists of turns without a name around them: lm-sys/FastChat#2996."""
     found = inspect(content, "--as", "chat", name=name)
     assert found["used"] == found["rows"] == 5
     assert talk(found, 2) == [("user", "2加1？"), ("assistant", "3")]

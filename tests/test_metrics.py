@@ -77,9 +77,19 @@ def test_without_a_terminal_a_plain_line_comes_every_few_seconds(capsys, monkeyp
             now[0] += 0.5
             bar.update(done, f"loss {done}")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "pretrain 21/100 loss 21 eta 40s"
-    assert lines[1] == "pretrain 31/100 loss 31 eta 34s"
+    assert lines[0] == "pretrain 21/100 loss 21, eta 40s"
+    assert lines[1] == "pretrain 31/100 loss 31, eta 34s"
     assert [line.split()[1] for line in lines] == ["21/100", "31/100", "41/100", "51/100", "60/100"]  # the last, too
+
+
+def test_the_last_line_comes_once_and_ends_with_its_last_number(capsys, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    with ProgressLine("sft", 2) as bar:
+        for done in (1, 2):
+            now[0] += 60
+            bar.update(done, f"loss {done}")
+    assert capsys.readouterr().out.splitlines() == ["sft 1/2 loss 1, eta 1m00s", "sft 2/2 loss 2"]
 
 
 def test_an_error_prints_no_last_line(capsys):

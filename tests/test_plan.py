@@ -118,4 +118,7 @@ def test_experts_are_counted_in_all_and_at_work(recipe, tmp_path, capsys, monkey
     # embedding 300 x 32, attention 32 x 96, router 8 x 32, three norms; an expert 3 x 32 x 32
     rest = 300 * 32 + 32 * 96 + 8 * 32 + 3 * 32
     every, active = (plan.format_count(rest + number * 3 * 32 * 32) for number in (8, 2))
-    assert f"{every}/{active}" in printed(capsys)[0]
+    out = printed(capsys)[0]
+    assert f"{every}/{active}" in out
+    table = out.split("plan of recipe")[1]
+    assert "…" not in table and max(map(len, table.splitlines())) <= 80  # nothing is cut off on a narrow terminal

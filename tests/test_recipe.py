@@ -192,6 +192,7 @@ def test_all_problems_are_listed_at_once_each_with_its_path_and_remedy(write):
         ("[corpus]\nzzz = 1", ["corpus.zzz: there is no such key; see `mengya help corpus`"]),
         ("[zzz]", ["[zzz]: there is no such stage; there are corpus, tokenizer,"]),
         ("corpus = 3", ["corpus: must be a table; write [corpus]"]),
+        ("steps = 3", ["steps: stands in no table; put it below the stage that it belongs to, e.g. [pretrain]"]),
         ("", ["it has no stage; see recipes/quickstart.toml"]),
         ("[corpus]", ["corpus: there is no text: set path to your files, or schoolbook = true"]),
         ("[corpus]\nschoolbook=true\nheldout=1.5", ["corpus: heldout=1.5 must be between 0 and 1, e.g. 0.01"]),
@@ -285,6 +286,10 @@ def test_messages_about_tables_of_another_name(write, text, message):
     [
         (b"[corpus", "is not valid TOML"),
         (b"[corpus]\npath = '\xff'", "is not UTF-8 text"),
+        (b"[corpus]\nseed = 1\nseed = 2", "; a key stands twice in its table: keep one of them"),
+        ("[corpus]\nseed：1".encode(), "at line 2, column 5.*; '：' is Chinese punctuation: write it with the keys"),
+        ("[corpus]\npath = “a.txt”".encode(), "; '“' is Chinese punctuation"),
+        ("[corpus]\nseed = # 种子：一".encode(), r"at line 2, column 8\)$"),
         (None, "there is no recipe"),
     ],
 )

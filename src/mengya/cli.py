@@ -20,6 +20,9 @@ _SPINS = "1000"
 _MACHINE_FAULTS = {
     errno.ENOSPC: "the disk is full; free space, then give the same command again",
     errno.EDQUOT: "the disk quota is used up; free space, then give the same command again",
+    errno.EFBIG: "a file grew larger than this disk or the shell's limit (ulimit -f) allows; choose another --out",
+    errno.ENAMETOOLONG: "a name is longer than the disk allows (often 255 bytes, 85 Chinese characters); shorten it",
+    errno.ELOOP: "links lead back to themselves; correct the path",
     errno.EACCES: "no permission; change it, or choose another directory, e.g. with --out",
     errno.EPERM: "no permission; change it, or choose another directory, e.g. with --out",
     errno.EROFS: "the file system is read-only; choose another --out",
@@ -131,7 +134,8 @@ def _parse(arguments: list[str] | None) -> tuple[Command, Any]:
     parsed, rest = parser.parse_known_args(arguments)
     overrides = [text for text in rest if "=" in text and not text.startswith("-")]
     if rest and (not hasattr(parsed, "overrides") or len(overrides) < len(rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        hint = "; values of the recipe are changed by stage.key=value, e.g. pretrain.steps=300"
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint if hasattr(parsed, 'overrides') else ''}")
     if rest:
         parsed.overrides += overrides
     command = load_command(parsed.command)

@@ -107,8 +107,9 @@ class ProgressLine:
         self._last = time.monotonic()
         rate = (self._done - self._at_begin) / max(self._last - self._begin, 1e-9)
         left = self._total - self._done
-        eta = f" eta {format_seconds(left / rate)}" if rate and left > 0 else ""
+        eta = f", eta {format_seconds(left / rate)}" if rate and left > 0 else ""
         print(f"{self._title} {self._done}/{self._total} {self._text}{eta}", flush=True)
+        self._text = ""  # said
 
 
 def format_seconds(seconds: float) -> str:

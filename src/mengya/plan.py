@@ -19,7 +19,7 @@ def print_plan(recipe: Recipe, root: Path) -> None:
     """Measure and print; writes nothing."""
     say(f"measuring a few steps on {runtime.describe_machine()} …")
     estimates = estimate(recipe, root)
-    table = Table(title=f"plan of {recipe.name}", box=SIMPLE, pad_edge=False)
+    table = Table(title=f"plan of {recipe.name}", box=SIMPLE, show_edge=False, padding=0)
     for column in COLUMNS:
         table.add_column(column, justify="left" if column == "stage" else "right", no_wrap=True)
     for name, found in estimates.items():

@@ -257,7 +257,9 @@ def _wrong_stage(table: str, kind: object) -> str | None:
 def _validated(table: str, values: Any) -> tuple[StageSpec | None, list[str]]:
     """The stage of a table, as far as its own keys say, or what is wrong with them."""
     if not isinstance(values, dict):
-        return None, [f"{table}: must be a table; write [{table}]"]
+        if table in MODULES:
+            return None, [f"{table}: must be a table; write [{table}]"]
+        return None, [f"{table}: stands in no table; put it below the stage that it belongs to, e.g. [pretrain]"]
     kind = values.get("stage", table)
     problem = _wrong_stage(table, kind)
     if problem:

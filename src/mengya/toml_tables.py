@@ -1,5 +1,6 @@
 """The tables of a recipe: its TOML file laid over its base, and overrides from the command line laid over both."""
 
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -36,13 +37,27 @@ def _read_toml(path: Path, above: tuple[Path, ...]) -> dict:
             raise UserError(f"{above[-1]}: {what}; correct `base`, which is relative to the recipe's own folder")
         raise UserError(f"{what}; give the path of a .toml file, e.g. recipes/quickstart.toml")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows write a byte order mark
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        twice = "Cannot declare" in str(error) or "Cannot overwrite" in str(error)
-        remedy = '; a stage that comes twice needs another name, e.g. [sft_2] with stage = "sft"' if twice else ""
-        raise UserError(f"{path} is not valid TOML: {error}{remedy}") from error
+        raise UserError(f"{path} is not valid TOML: {error}{_remedy(str(error), text)}") from error
+
+
+_WIDE = re.compile("[“”‘’：＝，；．［］｛｝]")
+
+
+def _remedy(error: str, text: str) -> str:
+    """What to do about a fault of TOML, at the end of a sentence; "" if what the parser says must do."""
+    if "Cannot declare" in error:
+        return '; a stage that comes twice needs another name, e.g. [sft_2] with stage = "sft"'
+    if "Cannot overwrite" in error:
+        return "; a key stands twice in its table: keep one of them"
+    place = re.search(r"at line (\d+)", error)
+    wide = _WIDE.search(text.split("\n")[int(place[1]) - 1].partition("#")[0]) if place else None
+    return f"; {wide[0]!r} is Chinese punctuation: write it with the keys of a Latin keyboard" if wide else ""
 
 
 def laid_over(lower: dict, upper: dict) -> dict:

@@ -34,6 +34,7 @@ def named(first: str, second: str, role: str = "role", content: str = "content")
 SHAPES: dict[str, tuple[Any, list[dict[str, str]]]] = {
     "messages": ({"messages": TWO}, TWO),
     "messages by themselves": (TWO, TWO),
+    "a list around the list": ({"conversations": [TWO]}, TWO),
     "messages in a cell": ({"messages": json.dumps(TWO)}, TWO),
     "sharegpt": ({"conversations": named("human", "gpt", "from", "value")}, TWO),
     "capitals": ({"Messages": named("User", "ASSISTANT")}, TWO),

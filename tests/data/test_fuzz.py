@@ -224,6 +224,7 @@ def test_rows_that_cannot_hold_what_is_asked_name_the_right_cause(tmp_path: Path
         "an empty question": {"instruction": "", "output": "答"},
         "no field of a known conversation shape": {"text": "故事。"},
         "a preference pair": {"prompt": "一", "chosen": "二", "rejected": "三"},
+        "several conversations in one row": {"conversations": [TALK, TALK]},
         "several answers in one row": {"instruction": "一", "output": ["二", "三"]},
         "content that is not text": {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, TALK[1]]},
         "messages written as text": {"messages": '[{"role": "user", "content": "一'},

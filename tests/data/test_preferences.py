@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mengya.data.fields import Notes
 from mengya.data.intake import Intake
 from mengya.data.preferences import Preference, parse_preference, read_preferences
 from mengya.data.tools import offer
@@ -43,6 +44,28 @@ SHAPES: dict[str, tuple[dict[str, Any], Preference]] = {
     "whole conversations and a prompt": (
         {"prompt": "问", "chosen": [SYSTEM, user("问"), bot("好")], "rejected": [SYSTEM, user("问"), bot("坏")]},
         Preference([SYSTEM, user("问")], "好", "坏"),
+    ),
+    # huggingface/trl#2131 joins a prompt and whole conversations, which have it once more
+    "a prompt that says more than whole conversations": (
+        {"prompt": [SYSTEM, user("问")], "chosen": [user("问"), bot("好")], "rejected": [user("问"), bot("坏")]},
+        Preference([SYSTEM, user("问")], "好", "坏"),
+    ),
+    "a prompt with earlier turns": (
+        {"prompt": [*HISTORY, user("问")], "chosen": [user("问"), bot("好")], "rejected": [user("问"), bot("坏")]},
+        LONG,
+    ),
+    "a prompt that is the first question": (
+        {
+            "prompt": "问一",
+            "chosen": [*HISTORY, user("问"), bot("好")],
+            "rejected": [*HISTORY, user("问"), bot("坏")],
+        },
+        LONG,
+    ),
+    "lists of one answer": ({"prompt": "问", "chosen": ["好"], "rejected": ["坏"]}, ONE),
+    "generations and ratings as text": (
+        {"instruction": "问", "generations": ["坏", "好"], "ratings": ["3.5", "4"]},
+        ONE,
     ),
     "system beside whole conversations": (
         {"system": "守则", "chosen": [user("问"), bot("好")], "rejected": [user("问"), bot("坏")]},
@@ -102,6 +125,8 @@ def test_shape(name: str) -> None:
         ({"prompt": "问", "chosen": "好", "rejected": ""}, "an empty answer"),
         ({"prompt": "问", "chosen": "好", "rejected": " 好\n"}, "the same"),
         ({"instruction": "问", "output": ["好"]}, "fewer than two"),
+        ({"prompt": "问", "chosen": "好", "rejected": ["坏", "差"]}, "several answers on one side"),
+        ({"prompt": "问", "responses": ["好", "坏"], "scores": ["高", "低"]}, "without one number for each"),
         ({"instruction": "问", "output": ["好", "好"]}, "the same"),
         ({"prompt": "", **PAIR}, "an empty question"),
         ({**PAIR}, "no field of a known"),
@@ -113,6 +138,15 @@ def test_shape(name: str) -> None:
 def test_what_is_no_pair_says_why(value: Any, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_preference(value)
+
+
+def test_a_prompt_that_is_used_counts_as_read() -> None:
+    whole = {"chosen": [*HISTORY, user("问"), bot("好")], "rejected": [*HISTORY, user("问"), bot("坏")]}
+    prompts = {"问一": set(), "别的": {"prompt"}}
+    for prompt, not_read in prompts.items():
+        notes = Notes()
+        assert parse_preference({"prompt": prompt, **whole}, notes) == LONG
+        assert notes.not_read == not_read
 
 
 def test_broken_rows_are_put_aside(tmp_path: Path) -> None:

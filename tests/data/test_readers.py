@@ -397,6 +397,19 @@ def test_the_text_field_is_named_or_found_once_per_file(tmp_path: Path, quaranti
     assert [line for line, _ in entries(quarantine)] == [1, 2, 1, 2, 1, 2]
 
 
+def test_a_file_without_rows_is_told_of(tmp_path: Path, quarantine: Intake, capsys: pytest.CaptureFixture[str]) -> None:
+    contents = {"array.json": "[]", "blank.jsonl": "\n\n", "names.csv": "question,answer\n", "one.txt": "春天。"}
+    for name, content in contents.items():
+        (tmp_path / name).write_text(content, "utf-8")
+    assert list(texts_of(str(tmp_path), None, quarantine)) == ["春天。"]
+    quarantine.tell()
+    said = capsys.readouterr().out.splitlines()
+    assert [line.strip() for line in said[:4]] == [
+        *(f"{name}: 0 rows" for name in list(contents)[:3]),
+        "one.txt: 1 rows",
+    ]
+
+
 def test_files_folders_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ["b/2.txt", "b/1.jsonl.gz", "a.md", ".hidden/x.txt", "b/.x.txt", "c.png", "b/d.docx.gz"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)

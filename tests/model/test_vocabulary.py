@@ -122,7 +122,7 @@ def test_what_does_not_extend_the_models_tokenizer_is_refused(old, new, tmp_path
         UserError, match=rf"no tokenizer.json, and its {SIZE} embedding rows are not the {GROWN} entries"
     ):
         adopt_tokenizer(make_model(), tmp_path, read_backend(new))
-    with pytest.raises(UserError, match=rf"has {GROWN} tokens but {SIZE} embedding rows"):
+    with pytest.raises(UserError, match=rf"has {GROWN} entries but the model only {SIZE} embedding rows"):
         adopt_tokenizer(make_model(), new, read_backend(new))
     (tmp_path / "tokenizer.json").write_text(json.dumps([]), encoding="utf-8")
     with pytest.raises(UserError, match="is not a readable tokenizer"):

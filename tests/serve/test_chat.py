@@ -154,12 +154,14 @@ def test_piped_chat_loads_neither_the_line_editor_nor_libraries_of_other_models(
 def test_no_model_directory(model_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not a directory; give a model directory"):
         chat(tmp_path / "absent", SHORT)
+    with pytest.raises(UserError, match=r"no config\.json\); give one that a stage wrote$"):
+        chat(tmp_path, SHORT)
+    shutil.copytree(model_dir, tmp_path / "run" / "sft")
+    with pytest.raises(UserError, match=r"run is not a model directory .*, such as \S*run/sft$"):
+        chat(tmp_path / "run", SHORT)
+    (tmp_path / "run" / "sft" / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"no tokenizer\.json"):
-        chat(tmp_path, SHORT)
-    shutil.copytree(model_dir, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "config.json").unlink()
-    with pytest.raises(UserError, match=r"no config\.json"):
-        chat(tmp_path, SHORT)
+        chat(tmp_path / "run" / "sft", SHORT)
 
 
 def test_tokenizer_of_another_model(model_dir: Path, tmp_path: Path) -> None:

@@ -367,6 +367,10 @@ def damage(name: str, directory: Path) -> None:
         config.write_text(config.read_text()[:50])
     elif name == "no tokenizer":
         (directory / "tokenizer.json").unlink()
+    elif name == "tokenizer too large":
+        content = json.loads((directory / "tokenizer.json").read_text())
+        content["model"]["vocab"]["新词"] = len(content["model"]["vocab"])
+        (directory / "tokenizer.json").write_text(json.dumps(content))
     elif name == "tokenizer cut":
         (directory / "tokenizer.json").write_text('{"version": ')
     else:
@@ -381,6 +385,7 @@ DAMAGE = {
     "no config": ["is not a model directory (it has no config.json)"],
     "config cut": ["config.json is not valid JSON", "copy the model again"],
     "no tokenizer": ["no tokenizer.json in"],
+    "tokenizer too large": ["entries but the model only", "copy the tokenizer files that belong to this model"],
     "tokenizer cut": ["tokenizer.json is not a readable tokenizer", "train or copy it again"],
     '{"model_type": "mamba"}': ["missing", "use its own config"],
     '{"hidden_size": 48}': ["do not fit the model"],
@@ -541,6 +546,9 @@ def test_a_compiler_that_breaks_in_mid_run_costs_the_compiling_alone(project, me
     [
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; free space"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk quota is used up; free space"),
+        (OSError(errno.EFBIG, "File too large"), "the shell's limit (ulimit -f) allows; choose another --out"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "芽" * 100), "longer than the disk allows"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "a/b"), "correct the path (a/b)"),
         (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "another directory, e.g. with --out (/x/y)"),
         (OSError(errno.EROFS, "Read-only file system"), "read-only; choose another --out"),
         (Exception("Permission denied (os error 13)"), "no permission"),

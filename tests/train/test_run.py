@@ -409,6 +409,14 @@ def test_the_log_is_on_the_disk_before_a_checkpoint_says_that_its_steps_are_done
     assert checkpoints and all(f"step-{events[number - 1]}" == events[number] for number in checkpoints)
 
 
+@pytest.mark.parametrize(("warmup", "said"), [(6, True), (3, False), (0.9, False)])
+def test_a_warmup_that_is_longer_than_the_training_is_said(start, capsys, warmup, said):
+    trainer, train = start("short", steps=3, optim=Optim(lr=1e-2, warmup=warmup))
+    train()
+    assert ("warmup is 6 steps of 3: the rate ends at 50% of optim.lr" in capsys.readouterr().out) == said
+    assert (max(row["lr"] for row in rows(trainer)) < 0.0051) == said
+
+
 def test_weights_that_no_gradient_reaches_are_named(start, capsys):
     def without_last_layer(model, batch):
         loss = language_modeling()(model, batch)

@@ -178,9 +178,9 @@ def detect_encoding(head: bytes, whole: bool) -> str:
     UTF-16, or neither encoding fits.
     """
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise NotText("UTF-16 text; convert it to UTF-8")
+        raise NotText("UTF-16 or UTF-32 text; convert it to UTF-8")
     if head.count(0) * 1000 > len(head):
-        raise NotText("binary data, not text")
+        raise NotText("binary data, or UTF-16 without its mark; convert text to UTF-8")
     if head.isascii():
         return "ascii"
     utf8 = _decode(head, "utf-8", whole)

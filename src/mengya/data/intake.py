@@ -96,6 +96,7 @@ class Intake:
 
     def rows(self, file: Path) -> Iterator[Row]:
         """The rows of a file. The rejected ones are put aside; what stands around the rows is counted as not read."""
+        self.of(str(file))  # a file without any row is told of, too
         for row in self.without(read_rows(file)):
             self.of(row.file).fields_not_read.update(row.around)
             yield row

@@ -65,12 +65,7 @@ def parse_preference(value: Any, notes: Notes | None = None, reasoning: bool = T
         before_chosen, best = _split(chosen, notes, reasoning, "chosen.", transcripts)
         if before_chosen != before_rejected:
             raise ValueError("chosen and rejected differ before their last answer")
-        # Whole conversations repeat the prompt, and say more than a bare string of it.
-        messages = system_messages(row) + before_chosen if before_chosen else prompt_messages(row, notes, reasoning)
-        repeated = row.find(fields.PROMPTS)
-        asked = next((m["content"] for m in before_chosen if m["role"] == "user"), None)
-        if repeated is not None and asked is not None and str(row.peek(repeated)).strip() == asked.strip():
-            row.get(repeated)
+        messages = _begun(row, before_chosen, reasoning) if before_chosen else prompt_messages(row, notes, reasoning)
     row.close()
     prompt = [{k: v for k, v in message.items() if k != "supervised"} for message in merge_turns(messages, notes)]
     if not prompt or prompt[-1]["role"] not in ("user", "tool"):
@@ -81,6 +76,26 @@ def parse_preference(value: Any, notes: Notes | None = None, reasoning: bool = T
     if best == worst:
         raise ValueError("chosen and rejected are the same")
     return Preference(prompt, best, worst)
+
+
+def _begun(row: Fields, before: list[Message], reasoning: bool) -> list[Message]:
+    """The prompt of two whole conversations that both begin with `before`. A prompt beside them repeats a part of that,
+    or says more: a system message, or earlier turns."""
+    name = row.find(fields.PROMPTS)
+    value = None if name is None else structured_messages(row.peek(name))
+    told: list[Message] = [{"role": "user", "content": value}] if isinstance(value, str) else []
+    if isinstance(value, list) or looks_like_message(value):
+        told = _before(list_messages(value, Notes(), reasoning=reasoning))
+    more = _stands_in(before, told[-len(before) :])
+    if name is not None and told and (more or _stands_in(told, before)):
+        row.get(name)
+    return system_messages(row) + (told if more else before)
+
+
+def _stands_in(part: list[Message], whole: list[Message]) -> bool:
+    """Whether the messages of `part` follow one another somewhere in `whole`."""
+    said, words = ([(m["role"], m["content"].strip()) for m in messages] for messages in (part, whole))
+    return any(words[begin : begin + len(said)] == said for begin in range(len(words) - len(said) + 1))
 
 
 def _are_transcripts(row: Fields, *answers: Any) -> bool:
@@ -97,7 +112,9 @@ def _before(messages: list[Message]) -> list[Message]:
 
 def _answers(row: Fields) -> tuple[Any, Any]:
     """(chosen, rejected); chosen is None if it is the last turn of the conversation in the row."""
-    chosen, rejected = row.first(fields.CHOSEN), row.first(fields.REJECTED)
+    chosen, rejected = _alone(row.first(fields.CHOSEN)), _alone(row.first(fields.REJECTED))
+    if any(isinstance(one, str) and _are_strings(other) for one, other in ((chosen, rejected), (rejected, chosen))):
+        raise ValueError("several answers on one side of a pair: a row for each of them is needed")
     if is_filled(chosen) and is_filled(rejected):
         return chosen, rejected
     if is_filled(rejected):
@@ -112,7 +129,7 @@ def _answers(row: Fields) -> tuple[Any, Any]:
         raise ValueError("one answer of the pair is missing")
     if judged := _judged(row):
         return judged
-    ranked = structured(row.first((*fields.ANSWERS, "outputs", "responses", "answers", "completions", "candidates")))
+    ranked = structured(row.first((*fields.ANSWERS, *_RANKED)))
     if isinstance(ranked, list) and not looks_like_messages(ranked):
         if len(ranked) < 2:
             raise ValueError("a ranking of fewer than two answers")
@@ -122,6 +139,16 @@ def _answers(row: Fields) -> tuple[Any, Any]:
     raise ValueError("no chosen and rejected answer")
 
 
+def _alone(answer: Any) -> Any:
+    """The answer in a list that has no other."""
+    return answer[0] if _are_strings(answer) and len(answer) == 1 else answer
+
+
+def _are_strings(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
+
+
+_RANKED = ("outputs", "responses", "answers", "completions", "candidates", "generations")
 _SCORES = ("scores", "score", "ratings", "rating", "reward", "rewards", "reward_scores", "overall_score")
 _RANKS = ("rank", "ranks", "ranking")
 
@@ -136,6 +163,7 @@ def _best_and_worst(row: Fields, ranked: list[Any]) -> tuple[Any, Any]:
             if listed or name in _WINNERS:
                 raise ValueError("a list of answers with a verdict that is not understood")
         return ranked[0], ranked[-1]
+    numbers = [_number(text) for text in numbers]
     if len(numbers) != len(ranked) or not all(map(_is_number, numbers)):
         raise ValueError("a ranking without one number for each answer")
     if min(numbers) == max(numbers):
@@ -158,6 +186,14 @@ def _numbers(row: Fields, ranked: list[Any]) -> tuple[list[Any] | None, int]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def _number(value: Any) -> Any:
+    """A number that is written as text, as one; any other value as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _said(answer: Any) -> Any:

@@ -77,7 +77,10 @@ def as_items(value: Any) -> list[Any]:
         columns = of_columns(value)
         return [value] if columns is None else columns
     if isinstance(value, list | tuple):
-        return list(value)
+        conversations = [item for item in value if isinstance(item, list) and any(isinstance(m, dict) for m in item)]
+        if len(conversations) > 1:
+            raise ValueError("several conversations in one row: a row for each of them is needed")
+        return conversations[0] if conversations and len(value) == 1 else list(value)
     raise ValueError("messages that are not a list")
 
 

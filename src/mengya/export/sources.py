@@ -13,7 +13,7 @@ from mengya.manifest import UNFINISHED
 from mengya.metrics import say
 from mengya.model.adapters import Lora, is_adapter
 from mengya.model.language_model import GENERATION, LanguageModel
-from mengya.model.load import assemble, load_merged, load_model
+from mengya.model.load import assemble, load_merged, load_model, such_as_below
 from mengya.text.chat import Chat, ends_of
 from mengya.text.template import own_template
 from mengya.text.tokenizer import Tokenizer, read_files, write_files
@@ -62,7 +62,9 @@ def _refusal(source: Path) -> str:
     if unfinished:
         return f"{source} is not a model; the training in {unfinished[-1].parent} is unfinished: give that directory"
     kinds = "a stage's directory with checkpoints, one of its checkpoints, or a model directory"
-    return f"{source} is not there; give {kinds}" if not source.exists() else f"{source} is none of these: {kinds}"
+    if not source.exists():
+        return f"{source} is not there; give {kinds}"
+    return f"{source} is none of these: {kinds}{such_as_below(source)}"
 
 
 def _from_run(source: Path, trust: bool) -> Found:

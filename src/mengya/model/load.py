@@ -36,10 +36,27 @@ IMPLEMENTATIONS: dict[str, Callable[[], type]] = dict.fromkeys(FAMILIES, lambda:
 """model_type of config.json -> a function that gives (and may import) the class of ours that implements it."""
 
 
+def check_is_model(directory: Path) -> None:
+    """UserError for a directory that holds neither a model nor an adapter."""
+    if not is_adapter(directory) and not (directory / "config.json").is_file():
+        raise _no_model(directory)
+
+
+def _no_model(directory: Path) -> UserError:
+    what = "is not a model directory (it has no config.json); give one that a stage wrote"
+    return UserError(f"{directory} {what}{such_as_below(directory)}")
+
+
+def such_as_below(directory: Path) -> str:
+    """The newest model right below a directory, as that of a run has them, at the end of a sentence; "" if none is."""
+    newest = max(directory.glob("*/config.json"), key=lambda path: path.stat().st_mtime, default=None)
+    return f", such as {newest.parent}" if newest else ""
+
+
 def _read_json(directory: Path) -> dict:
     path = Path(directory) / "config.json"
     if not path.is_file():
-        raise UserError(f"{directory} is not a model directory (it has no config.json); give one that a stage wrote")
+        raise _no_model(path.parent)
     content = read_object(path, hub.remedy(path.parent))
     if content.get("auto_map") and any(Path(directory).glob("*.py")):
         content["_name_or_path"] = str(directory)  # where its code is

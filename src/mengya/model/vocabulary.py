@@ -63,6 +63,14 @@ def check_extends(rows: int, directory: Path, new: tokenizers.Tokenizer) -> int:
             "tokenize with the model's own tokenizer, or with one grown from it (tokenizer.extend)"
         )
     known = len(vocabulary(old))
-    if known > rows:
-        raise UserError(f"{directory} has {known} tokens but {rows} embedding rows; copy the model again")
+    check_has_rows(directory, known, rows)
     return known
+
+
+def check_has_rows(directory: Path, entries: int, rows: int) -> None:
+    """UserError for a tokenizer in `directory` that has more entries than the model has embedding rows."""
+    if entries > rows:
+        raise UserError(
+            f"{directory}: the tokenizer has {entries} entries but the model only {rows} embedding rows; copy the "
+            "tokenizer files that belong to this model"
+        )

@@ -10,6 +10,7 @@ from mengya.data.readers import Rejected, read_rows
 from mengya.data.shards import Shards
 from mengya.errors import UserError
 from mengya.model.load import describe
+from mengya.model.vocabulary import check_has_rows
 from mengya.stage import Promise
 from mengya.text.template import own_template
 from mengya.text.tokenizer import Tokenizer, read_files
@@ -46,6 +47,8 @@ def _model(path: Path) -> Promise:
     size, tokenizer = 0, None
     if (path / "tokenizer.json").is_file():
         size, tokenizer = Tokenizer.load(path).vocab_size, path
+        if rows := description.get("vocab_size"):  # 0, or none, where the model's code says how many there are
+            check_has_rows(path, size, rows)
     return Promise(path=path, vocab_size=size, tokenizer=tokenizer, template=path, model=description)
 
 

@@ -26,7 +26,7 @@ from mengya.train.checkpoint import Checkpoints, Saved, read_weights
 from mengya.train.engines.single import Engine
 from mengya.train.loop import Guard, Metrics, by_pattern, fit, measure
 from mengya.train.objectives import Objective
-from mengya.train.optimizer import freeze, make_schedule
+from mengya.train.optimizer import freeze, make_schedule, warmup_steps
 from mengya.train.settings import TrainingConfig, engine_for, prepare_model
 
 SCRATCH = ("checkpoints", "shards")
@@ -155,6 +155,8 @@ class Run:
     def _train(self, title: str) -> None:
         optim, steps = self.settings.optim, range(self.done, self.steps)
         schedule = make_schedule(optim, self.steps)
+        if (rise := warmup_steps(optim, self.steps)) > self.steps:
+            say(f"optim.warmup is {rise} steps of {self.steps}: the rate ends at {self.steps / rise:.0%} of optim.lr")
         updates = fit(self.engine, schedule, self.source, steps, optim.max_grad_norm, self.guard)
         log = MetricsLog(self.out / "metrics.jsonl", self.done) if ranks.is_main() else None
         with (
@@ -273,4 +275,4 @@ class _Speed:
         return round(now, 1)
 
     def text(self) -> str:
-        return f"{format_count(self._rate)} tok/s, MFU {self._rate * self._utilisation:.0%},"
+        return f"{format_count(self._rate)} tok/s, MFU {self._rate * self._utilisation:.0%}"

@@ -58,7 +58,13 @@ def _array(value: Any, alone: bool) -> list[Any] | None:
     """The rows in an array, unless it is one conversation."""
     if isinstance(value, list) and (value or alone) and all(isinstance(item, dict) for item in value):
         return None if any(_is_turn(item, alone) for item in value) else value
-    return None
+    return value if isinstance(value, list) and value and all(map(_are_turns, value)) else None
+
+
+def _are_turns(item: Any) -> bool:
+    """Whether it is a list of objects with a turn among them: one conversation."""
+    rows = isinstance(item, list) and all(isinstance(turn, dict) for turn in item)
+    return rows and any(_is_turn(turn, alone=True) for turn in item)
 
 
 def _is_turn(item: Mapping[Any, Any], alone: bool) -> bool:

@@ -17,8 +17,9 @@ from mengya.infer.backends.sentences import Sentences, is_sentences
 from mengya.infer.backends.vllm import Vllm
 from mengya.infer.engine import RUNNING
 from mengya.model.adapters import is_adapter
-from mengya.model.load import load_merged, load_model
+from mengya.model.load import check_is_model, load_merged, load_model
 from mengya.model.precision import Weights
+from mengya.model.vocabulary import check_has_rows
 from mengya.runtime import pick_device
 from mengya.text.chat import Chat
 from mengya.text.template import own_template
@@ -101,6 +102,7 @@ def open_local(
     float32 on a CPU, bfloat16 on a GPU."""
     if not directory.is_dir():
         raise UserError(f"{directory} is not a directory; give a model directory, such as one that the sft stage wrote")
+    check_is_model(directory)
     own = adapter is not None and (adapter / "tokenizer.json").is_file()  # its vocabulary may have grown
     tokenizer = Tokenizer.load(adapter if adapter is not None and own else directory)
     chat = Chat(tokenizer) if own_template(tokenizer.files) else None
@@ -111,9 +113,5 @@ def open_local(
         model = load_merged([adapter or directory], trust_remote_code=trust_remote_code, base=base).to(device, dtype)
     else:
         model = load_model(directory, dtype, device, implementation=implementation, trust_remote_code=trust_remote_code)
-    if tokenizer.vocab_size > model.vocab_size:
-        raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} entries but the model only "
-            f"{model.vocab_size} embedding rows; copy the tokenizer files that belong to this model"
-        )
+    check_has_rows(directory, tokenizer.vocab_size, model.vocab_size)
     return Local(name or directory.name, model, tokenizer, chat, running=running, tokens=tokens, weights=weights)

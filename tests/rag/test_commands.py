@@ -84,6 +84,14 @@ def test_a_folder_with_what_programs_leave_there(texts, mengya):
     assert "? docs/a.md  is not in its folder any more" in mengya("index", "--kb", "x", ".").out
 
 
+def test_files_are_read_anew_when_the_readers_have_changed(texts, monkeypatch, capsys):
+    given = Config(files=[str(texts / "docs" / "a.md")], kb="x", folder=texts / "knowledge")
+    for readers, sign in ((1, "+"), (1, "="), (2, "~"), (2, "=")):
+        monkeypatch.setattr("mengya.rag.reading.worker.READERS", readers)
+        run(given)
+        assert capsys.readouterr().out.startswith(f"{sign} ")
+
+
 def test_a_file_that_cannot_be_opened_is_no_reason_to_stop(texts, monkeypatch):
     """onprem#60."""
 
@@ -92,7 +100,7 @@ def test_a_file_that_cannot_be_opened_is_no_reason_to_stop(texts, monkeypatch):
             raise PermissionError(13, "Permission denied", str(path))
         return str(path)
 
-    monkeypatch.setattr("mengya.manifest.sha256_of", refused)
+    monkeypatch.setattr("mengya.rag.reading.worker.reading_of", refused)
     folder = texts / "knowledge"
     with pytest.raises(UserError, match="1 of the files were not added"):
         run(Config(files=[str(texts / "empty.txt"), str(texts / "docs" / "a.md")], kb="x", folder=folder))

@@ -117,17 +117,16 @@ def _is_inside(name: str, folder: Path) -> bool:
 
 def _add(base: "KnowledgeBase", files: list[Path], embedder: "Embedder | None") -> int:
     """How many could not be added."""
-    from mengya.manifest import sha256_of
     from mengya.metrics import say
     from mengya.rag.document import notes_of
     from mengya.rag.reading.names import name_of
-    from mengya.rag.reading.worker import read_file
+    from mengya.rag.reading.worker import read_file, reading_of
 
     failed = 0
     for number, path in enumerate(files, 1):
         name = name_of(path)
         try:
-            content = sha256_of(path)
+            content = reading_of(path)
             if base.holds(name, content, embedder):
                 say(f"= {name}")
                 continue

@@ -153,12 +153,12 @@ class KnowledgeBase:
         return [StoredFile(*about, *_reported(report)) for *about, report in rows]  # type: ignore[call-arg]
 
     def holds(self, name: str, hash: str, embedder: Embedder | None = None) -> bool:
-        """Whether the file of this name is there with this content, and with vectors if they are wanted."""
+        """Whether the file of this name is there as it is now read (`reading_of`), with vectors if they are wanted."""
         with self._reading() as db:
             return _holds(db, name, hash, embedder)
 
     def parsed(self, hash: str) -> Document | None:
-        """What was read of this content, under whatever name."""
+        """What was read so, under whatever name."""
         with self._reading() as db:
             row = db.execute("SELECT document FROM files WHERE hash = ? LIMIT 1", (hash,)).fetchone()
         return row and _document(row[0])
@@ -172,7 +172,7 @@ class KnowledgeBase:
     def add(
         self, document: Document, hash: str, embedder: Embedder | None = None, *, added: float | None = None
     ) -> Literal["new", "changed", "same"]:
-        """Add a file, in place of the one of its name. `hash`: of its content; `added`: when, if not now. UserError,
+        """Add a file, in place of the one of its name. `hash`: `reading_of` it; `added`: when, if not now. UserError,
         and no change, if no text was found in it, or the base has vectors of another embedder."""
         document = _document(_as_json(asdict(document)))  # as it will be read again: halves of characters are gone
         if not document.name.strip():

@@ -1,5 +1,6 @@
 """A file is read in a process of its own, which may hang, crash or grow without harm to anybody else."""
 
+import hashlib
 import json
 import os
 import selectors
@@ -22,8 +23,17 @@ Progress = Callable[[int, int], None]
 """progress(pages done, pages in all), both 0 as long as nothing is known; called after each page, and several times a
 second. What it raises ends the reading."""
 
+READERS = 2
+"""Counts up when something else is read of the same files: those that are added again are then read anew."""
 _TICK = 0.2
 """Seconds between two calls of the progress at most."""
+
+
+def reading_of(path: Path) -> str:
+    """SHA-256 of a file's content and of `READERS`: the same for what is read alike. OSError if it cannot be opened."""
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(f"{READERS} {content}".encode()).hexdigest()
 
 
 def read_file(path: Path, name: str, limits: Limits | None = None, progress: Progress | None = None) -> Document:

@@ -20,7 +20,7 @@ from mengya.rag.passages import text_of
 from mengya.rag.reading.addresses import read_address
 from mengya.rag.reading.limits import Limits
 from mengya.rag.reading.names import name_as_text, without_unseen
-from mengya.rag.reading.worker import Progress, read_file
+from mengya.rag.reading.worker import Progress, read_file, reading_of
 from mengya.rag.store import Embedder, KnowledgeBase, KnowledgeFolder, StoredFile, UnknownBase
 from mengya.serve.web.fairness import Turns
 from mengya.serve.web.store import new_id
@@ -239,8 +239,7 @@ class Library:
             end()
 
     def _file(self, job: Job, path: Path, progress: Progress) -> None:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = reading_of(path)
         base = self._made(job)
         if base.holds(job.name, digest, self._embedder):
             return

@@ -79,6 +79,14 @@ def place(tab) -> float:
     return tab.evaluate("document.querySelector('#messages').scrollTop")
 
 
+def chosen_base(tab, name: str) -> None:
+    """Make a knowledge base, and have it asked."""
+    tab.click("#shelf")
+    tab.fill("#base-name", name)
+    tab.press("#base-name", "Enter")
+    tab.check('.base input[type="checkbox"]')
+
+
 def deleted(tab, title: str) -> None:
     """The conversation, with two presses."""
     tab.click(f'[aria-label^="“{title}”"]')

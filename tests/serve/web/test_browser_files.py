@@ -10,7 +10,7 @@ from PIL import Image
 from ...rag.reading.office_maker import docx, p
 from ...rag.reading.pdf_maker import Page as PdfPage
 from ...rag.reading.pdf_maker import pdf
-from .browsing import ask, last, until, whole
+from .browsing import ask, chosen_base, last, until, whole
 
 PAGES = [
     ["员工手册", "第一章 总则", "本手册适用于青禾公司的全体员工。"],
@@ -89,10 +89,7 @@ def test_a_knowledge_base(browse, documents, pictures):
 
 def test_a_base_that_is_gone_is_said_below_the_answer(browse):
     tab = browse()
-    tab.click("#shelf")
-    tab.fill("#base-name", "制度")
-    tab.press("#base-name", "Enter")
-    tab.check('.base input[type="checkbox"]')
+    chosen_base(tab, "制度")
     ask(tab, "甲")
     assert "没有使用这些资料库" in tab.locator(".state").inner_text() and "制度" in tab.locator(".state").inner_text()
 

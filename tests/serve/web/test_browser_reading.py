@@ -5,7 +5,7 @@ import re
 import pytest
 
 from ..api.scripted import Say
-from .browsing import ask, last, place, until, whole
+from .browsing import ask, chosen_base, last, place, until, whole
 
 
 @pytest.fixture
@@ -138,10 +138,7 @@ def test_a_hit_in_another_branch_is_shown(browse):
 def test_another_language_changes_nothing_else(browse):
     """What was chosen for a new conversation was forgotten, and a change that was begun."""
     tab = browse()
-    tab.click("#shelf")
-    tab.fill("#base-name", "制度")
-    tab.press("#base-name", "Enter")
-    tab.check('.base input[type="checkbox"]')
+    chosen_base(tab, "制度")
     tab.wait_for_selector(".chip.base")
     tab.fill("#text", "没写完")
     tab.click("#language")

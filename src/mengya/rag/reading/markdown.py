@@ -147,9 +147,8 @@ def _text(token: Token) -> str:
     if token.children is None:
         return token.content
     parts: list[str] = []
-    opened: list[
-        tuple[int, Callable[[str], str]]
-    ] = []  # where words begin that are marked, and what that makes of them
+    # Where words begin that are marked, and what that makes of them.
+    opened: list[tuple[int, Callable[[str], str]]] = []
     for child in token.children:
         if child.type in ("softbreak", "hardbreak"):
             parts.append("\n")

@@ -15,6 +15,7 @@ from typing import Any
 
 import mengya
 from mengya.errors import UserError
+from mengya.manifest import sha256_of
 from mengya.rag.document import Document
 from mengya.rag.reading.limits import Limits
 from mengya.rag.reading.names import name_as_text
@@ -31,9 +32,7 @@ _TICK = 0.2
 
 def reading_of(path: Path) -> str:
     """SHA-256 of a file's content and of `READERS`: the same for what is read alike. OSError if it cannot be opened."""
-    with path.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(f"{READERS} {content}".encode()).hexdigest()
+    return hashlib.sha256(f"{READERS} {sha256_of(path)}".encode()).hexdigest()
 
 
 def read_file(path: Path, name: str, limits: Limits | None = None, progress: Progress | None = None) -> Document:

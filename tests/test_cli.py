@@ -88,6 +88,13 @@ def test_the_overview_needs_no_torch_and_a_plain_console_gets_question_marks():
     assert b"from raw text to a chat model. ???" in done.stdout
 
 
+def test_a_model_is_loaded_and_answers_without_the_compiler(grown):
+    """Its import takes two seconds, which every chat would wait."""
+    code = "import sys; from mengya.cli import main; main(sys.argv[1:]); assert 'torch._dynamo' not in sys.modules"
+    ask = ["chat", "run/dpo", "--ask", "你好", "--max-new-tokens", "2"]
+    subprocess.run([sys.executable, "-c", code, *ask], check=True, cwd=grown, stdout=subprocess.DEVNULL)
+
+
 def test_a_closed_pipe_ends_quietly(project):
     code = "import sys; from mengya.cli import main; sys.exit(main(['help']))"
     reader, writer = os.pipe()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mengya import processor
+from mengya.model import compiling
 from mengya.model.native import attention, kernels
 from mengya.model.native.attention import document_mask, kernel_for, packed_attention, uses_kernel
 from mengya.model.native.rope import apply_rotary
@@ -222,7 +223,7 @@ def test_compiles_without_graph_breaks(dtype):
     layer, x = Layer(), torch.randn(2, 48, 64, dtype=dtype)
     starts = random_starts(2, 48, 10, torch.Generator().manual_seed(0))
     results = []
-    for function in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+    for function in (layer, compiling.compiled(layer, fullgraph=True, backend="aot_eager")):
         layer.zero_grad()
         out = function(x, starts)
         out.float().square().sum().backward()

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mengya import processor
+from mengya.model import compiling
 from mengya.model.native import kernels
 from mengya.model.native.float_products import multiply, uses_kernel
 from mengya.model.native.linear import project, swiglu
@@ -97,7 +98,7 @@ def test_layers_and_their_gradients_are_those_of_float64(function, shapes, bias,
     torch.manual_seed(1)
     modules, x = [nn.Linear(*shape, bias=bias) for shape in shapes], torch.randn(3, 70, shapes[0][0])
     assert uses_kernel("cpu", x.dtype)
-    got = gradients(torch.compile(function, dynamic=False) if compiled else function, x, modules)
+    got = gradients(compiling.compiled(function, dynamic=False) if compiled else function, x, modules)
     want = gradients(function, x.double(), [m.double() for m in modules])
     for g, w in zip(got, want, strict=True):
         assert float((g.double() - w).norm() / w.norm()) < 1e-6

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mengya.errors import UserError
 from mengya.model import log_probs
+from mengya.model.compiling import compiled
 from mengya.model.precision import Weights
 from mengya.model.weight_files import WEIGHTS, read_weights
 
@@ -254,7 +255,7 @@ class LanguageModel(nn.Module):
         """Only their forward passes: the hooks of engines stay outside."""
         self.compiled = True
         for block in self.blocks():
-            block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+            block.forward = compiled(block.forward, dynamic=False)  # type: ignore[method-assign]
 
     def recompute_blocks(self) -> None:
         """Keep only a block's input, and compute the rest again in the backward pass (Chen et al. 2016, 1604.06174).

@@ -4,12 +4,14 @@ The gradient is written during the forward pass, while a chunk's logits are stil
 (Wijmans et al. 2024, arXiv:2411.09009) and Liger Kernel (Hsu et al. 2024, arXiv:2410.10989).
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from mengya.batch import IGNORE
+from mengya.model import compiling
 from mengya.model.native.float_products import multiply
 from mengya.model.native.linear import output_gradient, output_projection
 
@@ -32,7 +34,9 @@ def _normalise(logits: Tensor, labels: Tensor) -> Tensor:
     return lse
 
 
-_compiled_normalise = torch.compile(_normalise)
+@functools.cache
+def _compiled_normalise() -> Callable[[Tensor, Tensor], Tensor]:
+    return compiling.compiled(_normalise)
 
 
 def _at_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,7 +54,7 @@ def _loss_and_gradient(logits: Tensor, labels: Tensor, compiled: bool) -> tuple[
     if compiled:
         for tensor in (logits, labels):
             torch._dynamo.mark_dynamic(tensor, 0)
-    lse = (_compiled_normalise if compiled else _normalise)(logits, labels)
+    lse = (_compiled_normalise() if compiled else _normalise)(logits, labels)
     log_p = torch.where(labels == IGNORE, 0.0, picked - lse)
     logits[at] = log_p.expm1().to(logits.dtype)
     return -log_p.sum(), logits

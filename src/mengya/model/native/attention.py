@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mengya.model.compiling import decision
 from mengya.model.native.kernels import AttentionProblem, call, library
 from mengya.model.native.rope import apply_rotary
 
@@ -27,7 +28,7 @@ def kernel_for(device_type: str, dtype: torch.dtype, head_dim: int) -> str | Non
     return next((name for name in names if library(name) is not None), None)
 
 
-@torch.compiler.assume_constant_result
+@decision
 def uses_kernel(device_type: str, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether a native kernel, which needs no mask, takes tensors of this kind."""
     return kernel_for(device_type, dtype, head_dim) is not None

@@ -4,11 +4,12 @@ import torch
 from torch import Tensor
 
 from mengya import processor
+from mengya.model.compiling import decision
 from mengya.model.native import kernels
 from mengya.model.native.kernels import FloatProblem, Side
 
 
-@torch.compiler.assume_constant_result
+@decision
 def uses_kernel(device_type: str, *dtypes: torch.dtype) -> bool:
     """Whether the kernel multiplies tensors of these types. The first call builds it."""
     here = device_type == "cpu" and set(dtypes) == {torch.float32} and not processor.is_intel()

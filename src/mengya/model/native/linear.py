@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mengya.model.compiling import decision
 from mengya.model.native import float_products, kernels
 from mengya.model.native.kernels import Factor, ProductsProblem, WeightGradientProblem
 
 
-@torch.compiler.assume_constant_result
+@decision
 def uses_kernels(device_type: str, dtype: torch.dtype, *sizes: int) -> bool:
     """Whether the kernels take tensors of this kind. The first call builds them."""
     right = device_type == "cpu" and dtype == torch.bfloat16 and all(size % 32 == 0 for size in sizes)

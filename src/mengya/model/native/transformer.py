@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from mengya.errors import UserError
+from mengya.model.compiling import compiled
 from mengya.model.language_model import LanguageModel, Routing, Steps
 from mengya.model.native.attention import document_mask, packed_attention, uses_kernel
 from mengya.model.native.config import ModelConfig, from_hf, model_type, to_hf
@@ -121,7 +122,9 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Zeros until `initialize` or a file fills them: on the device "meta", its own numbers would import the compiler.
+        zeros = torch.zeros(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding.from_pretrained(zeros, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rope = RotaryEmbedding(config)
@@ -178,8 +181,9 @@ class CausalLM(LanguageModel):
         for module in model.modules():
             if isinstance(module, Router):  # rounded, close decisions between experts would fall differently
                 module.float()
-        model.to_empty(device=device)
-        model._tie()  # to_empty gives each name its own storage
+        empty = {name: torch.empty(t.shape, dtype=t.dtype, device=device) for name, t in model.state_dict().items()}
+        model.load_state_dict(empty, assign=True)  # as `to_empty`, whose way imports sympy
+        model._tie()  # each name got its own storage
         return model
 
     def description(self) -> dict:
@@ -218,7 +222,7 @@ class CausalLM(LanguageModel):
     def compile_blocks(self) -> None:
         super().compile_blocks()
         norm = self.model.norm
-        norm.forward = torch.compile(norm.forward, dynamic=False)  # type: ignore[method-assign]
+        norm.forward = compiled(norm.forward, dynamic=False)  # type: ignore[method-assign]
 
     def flops_per_token(self, context: float) -> float:
         """6 for each weight of a matrix product, and 12 x layers x attention width x context.

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -22,3 +24,15 @@ def compiled(function: Callable[P, R], **options: Any) -> Callable[P, R]:
     for each in _decisions:
         torch.compiler.assume_constant_result(each)
     return torch.compile(function, **options)
+
+
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`function(*inputs)`, which compiled code computes once more in its backward pass, in place of keeping it.
+
+    For what is cheap and large, of float32 on a CPU: computing it takes no longer there than reading it from memory.
+    """
+    if not torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return function(*inputs)
+    if any(x.device.type != "cpu" or x.dtype != torch.float32 for x in inputs):
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mengya.model.compiling import decision
+from mengya.model.compiling import decision, recomputed
 from mengya.model.native import float_products, kernels
 from mengya.model.native.kernels import Factor, ProductsProblem, WeightGradientProblem
 
@@ -63,8 +63,12 @@ def project_joined(x: Tensor, *layers: nn.Linear) -> Tensor:
     elif uses_kernels(x.device.type, x.dtype, *sizes):
         out = _Product.apply(x, *weights)
     else:
-        out = F.linear(x, torch.cat(weights).to(x.dtype))
+        out = F.linear(x, recomputed(_joined, *weights).to(x.dtype))
     return out if layers[0].bias is None else out + torch.cat([m.bias for m in layers]).to(x.dtype)
+
+
+def _joined(*weights: Tensor) -> Tensor:
+    return torch.cat(weights)
 
 
 class _Product(torch.autograd.Function):
@@ -167,7 +171,11 @@ def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear, down: nn.Linear) -> Tensor
         out = swiglu_groups(x.flatten(0, -2), [gate.weight[None], up.weight[None]], down.weight[None])
         return out.view(*x.shape[:-1], out.shape[-1])
     gate_out, up_out = project(x, gate, up)
-    return project(F.silu(gate_out) * up_out, down)[0]
+    return project(recomputed(_gated, gate_out, up_out), down)[0]
+
+
+def _gated(gate_out: Tensor, up_out: Tensor) -> Tensor:
+    return F.silu(gate_out) * up_out
 
 
 def swiglu_groups(

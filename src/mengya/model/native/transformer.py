@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from mengya.errors import UserError
-from mengya.model.compiling import compiled
+from mengya.model.compiling import compiled, recomputed
 from mengya.model.language_model import LanguageModel, Routing, Steps
 from mengya.model.native.attention import document_mask, packed_attention, uses_kernel
 from mengya.model.native.config import ModelConfig, from_hf, model_type, to_hf
@@ -43,6 +43,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        return recomputed(self._normed, x)
+
+    def _normed(self, x: Tensor) -> Tensor:
         wide = x.float()
         wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (wide * self.weight.float()).to(x.dtype)
@@ -122,7 +125,7 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        # Zeros until `initialize` or a file fills them: on the device "meta", its own numbers would import the compiler.
+        # Zeros until `initialize` or a file fills them: its own numbers, on the device "meta", import the compiler.
         zeros = torch.zeros(config.vocab_size, config.hidden_size)
         self.embed_tokens = nn.Embedding.from_pretrained(zeros, freeze=False)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))

@@ -264,7 +264,7 @@ def _listed(row: Fields, notes: Notes, reasoning: bool) -> list[Message] | None:
         if looks_like_messages(value) or (name in fields.LOOSE_LISTS and _looks_like_turns(value)):
             row.get(name)
             return list_messages(value, notes, f"{row.place(name)}.", reasoning)
-        if name in fields.TEXTS and isinstance(value, str) and (turns := turns_of(value)):
+        if name in (*fields.TEXTS, *fields.LOOSE_LISTS) and isinstance(value, str) and (turns := turns_of(value)):
             row.get(name)
             return map_roles(turns)
     return None
@@ -302,7 +302,9 @@ def looks_like_messages(value: Any) -> bool:
 
 
 def _looks_like_turns(value: Any) -> bool:
-    """Whether it is a list of strings in turn, of pairs of strings, or of objects with a field for each speaker."""
+    """Whether it is a list of strings in turn, of pairs of strings, or of objects with a field for each speaker; or an
+    object of such objects."""
+    value = list(value.values()) if isinstance(value, dict) else value
     if not isinstance(value, list) or not value:
         return False
     if all(isinstance(item, str) for item in value):
@@ -318,12 +320,13 @@ def system_messages(row: Fields) -> list[Message]:
     offer = tools.offer(row.peek(offered)) if offered is not None else ""
     if offer and offered is not None:
         row.get(offered)
-    words = [_text_of(_texts(row.first(fields.SYSTEMS))), offer]
+    words = [_text_of(_texts(row.first(fields.SYSTEMS))).removeprefix("SYSTEM:").lstrip(), offer]
     return [{"role": "system", "content": "\n\n".join(filter(None, words))}]
 
 
 def _texts(value: Any) -> Any:
-    """Parts of type text as a list of texts, any other value as it is."""
-    if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+    """Parts of type text, perhaps inside an object, as a list of texts, any other value as it is."""
+    value = value["parts"] if isinstance(value, dict) and "parts" in value else value
+    if isinstance(value, list) and all(isinstance(p, dict) and p.get("type", "text") == "text" for p in value):
         return [part.get("text", "") for part in value]
     return value

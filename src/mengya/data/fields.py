@@ -17,10 +17,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 LISTS = _names("messages conversations conversation dialogue dialog turns 对话")
-LOOSE_LISTS = _names("data items chat chats session rounds utterances talk")
-"""Names under which a list of strings or of pairs is a conversation, if the row holds no other."""
+LOOSE_LISTS = _names("data items chat chats session rounds utterances talk plain_text")
+"""Names under which a list of strings or of pairs, or a text, is a conversation, if the row holds no other."""
 ROLES = _names("role from speaker sender author 角色")
-CONTENTS = _names("content value message text utterance 内容")
+CONTENTS = _names("content value message text utterance parts 内容")
 INSTRUCTIONS = _names("instruction 指令")
 PROMPTS = _names("instruction prompt question query problem ask human user q inputs 指令 问题 题目 提问 问")
 INPUTS = _names("input 输入")
@@ -31,7 +31,7 @@ THOUGHTS = _names(
     " 思考 思考过程 推理过程"
 )
 HISTORIES = _names("history 历史")
-SYSTEMS = _names("system system_prompt 系统")
+SYSTEMS = _names("system system_prompt systeminstruction system_instruction meta_instruction 系统")
 OPTIONS = _names("options choices 选项")
 TOOLS = _names("tools functions")
 CHOSEN = _names("chosen response_chosen chosen_response answer_chosen preferred_output pos_resp better win")

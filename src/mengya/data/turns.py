@@ -38,7 +38,12 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def thinking(thought: str, said: str) -> str:
-    """An answer with the thought that leads to it, as reasoning models write it (DeepSeek-R1, Qwen3)."""
+    """An answer with the thought that leads to it, as reasoning models write it (DeepSeek-R1, Qwen3).
+
+    What such a model has said may lack the mark before the thought, as its prompt ended with it.
+    """
+    if "</think>" in said and "<think>" not in said:
+        said = f"<think>\n{said.lstrip()}"
     if not thought or thought in said or said.lstrip().startswith("<think>"):
         return said
     return f"<think>\n{thought}\n</think>\n\n{said}".rstrip()
@@ -113,6 +118,8 @@ def _turns_of(item: Fields, reasoning: bool, roles: tuple[str, ...]) -> list[Tur
     if SPEAKERS.get(str(name)) == "tool":
         return _tool_turns(name, item, said)
     thought, parts = _parts(said)
+    if _is_thought(item):
+        thought, parts = "\n".join(said for _, said in parts), []
     answers = reasoning and SPEAKERS.get(str(name), "assistant") == "assistant"
     thought = "\n".join(filter(None, (thought_in(item.first(fields.THOUGHTS)), thought))) if answers else ""
     # The text comes first, and the calls after it.
@@ -124,7 +131,13 @@ def _turns_of(item: Fields, reasoning: bool, roles: tuple[str, ...]) -> list[Tur
         offer = tools.offer(offered)
         turns = [Turn(name, "\n\n".join(filter(None, (turns[0].said, offer))))] if name == "system" else turns
         turns += [Turn("system", offer)] if name != "system" else []
-    return turns + [Turn("tool", said) for kind, said in parts if kind == "result"]
+    results = [Turn("tool", said) for kind, said in parts if kind == "result"]
+    return results + turns if SPEAKERS.get(str(name)) == "user" else turns + results
+
+
+def _is_thought(item: Fields) -> bool:
+    """Whether a message is a thought, as gpt-oss has it in a message of its own."""
+    return "channel" in item and item.peek("channel") == "analysis" and item.get("channel") == "analysis"
 
 
 def _tool_turns(name: str | None, item: Fields, said: Any) -> list[Turn]:
@@ -168,8 +181,11 @@ def _by_speakers(item: Fields, supervised: bool) -> list[Turn]:
 
 
 def is_learnt(item: Fields) -> bool:
-    """Whether a turn, or a row, is learnt, by the flags that people give it. ValueError for weights but 0 and 1."""
+    """Whether a turn, or a row, is learnt, by the flags that people give it. ValueError for weights but 0 and 1, and
+    for flags of parts of it."""
     learnt = True
+    if any(name in item and is_filled(item.peek(name)) for name in fields.LEARNT_PARTS):
+        raise ValueError("a turn of which only parts are to be learnt")
     for name in fields.LEARNT:
         flag = item.first((name,))
         if is_filled(flag):

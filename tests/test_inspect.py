@@ -619,6 +619,9 @@ def test_lengths_by_a_model(grown, mengya):
     result = mengya("inspect", "conversations.jsonl", "--json", "--model", "run/sft")
     tokens = json.loads(result.out)["tokens"]
     assert tokens["exact"] and tokens["longest"] >= tokens["median"] > 5 and tokens["total"] > len(rows) * 5
+    whole_run = mengya("inspect", "conversations.jsonl", "--model", "run")
+    assert whole_run.code == 2 and "no tokenizer.json in run; give a directory that" in whole_run.err
+    assert ", such as run/" in whole_run.err
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not beside this repository")

@@ -106,6 +106,70 @@ SHAPES: dict[str, tuple[Any, list[dict[str, str]]]] = {
         },
         talk("s:守则", "u:天气？", "a:" + call({"name": "w"}), "t:晴", "a:今天晴。"),
     ),
+    "gemini": (
+        {
+            "systemInstruction": {"role": "system", "parts": [{"text": "守则"}]},
+            "contents": [
+                {"role": "user", "parts": [{"text": "天气？"}]},
+                {
+                    "role": "model",
+                    "parts": [{"text": "想想", "thought": True}, {"functionCall": {"name": "w", "args": {}}}],
+                },
+                {"role": "function", "parts": [{"functionResponse": {"name": "w", "response": {"t": 3}}}]},
+                {"role": "model", "parts": [{"text": "今天"}, {"text": "三度。"}]},
+                {"role": "user", "parts": [{"functionResponse": {"name": "w", "response": {"t": 4}}}]},
+                {"role": "model", "parts": [{"text": "四度。"}]},
+            ],
+        },
+        talk(
+            *(
+                "s:守则",
+                "u:天气？",
+                "a:<think>\n想想\n</think>\n\n" + call({"name": "w"}),
+                't:{"t": 3}',
+                "a:今天\n三度。",
+            ),
+            *('t:{"t": 4}', "a:四度。"),
+        ),
+    ),
+    "moss": (
+        {
+            "meta_instruction": "守则",
+            "num_turns": 2,
+            "chat": {
+                "turn_1": {
+                    "Human": "<|Human|>: 问一<eoh>\n",
+                    "Inner Thoughts": "<|Inner Thoughts|>: None<eot>\n",
+                    "Commands": "<|Commands|>: None<eoc>\n",
+                    "Tool Responses": "<|Results|>: None<eor>\n",
+                    "MOSS": "<|MOSS|>: 答一<eom>\n",
+                },
+                "turn_2": {
+                    "Human": "<|Human|>: 天气？<eoh>\n",
+                    "Commands": '<|Commands|>: Search("天气")<eoc>\n',
+                    "Tool Responses": "<|Results|>: 晴<eor>\n",
+                    "MOSS": "<|MOSS|>: 今天晴。<eom>\n",
+                },
+            },
+        },
+        talk("s:守则", "u:问一", "a:答一", "u:天气？", 'a:Search("天气")', "t:晴", "a:今天晴。"),
+    ),
+    "moss, as one text": (
+        {"plain_text": "[Human]: 问一<eoh> [MOSS]: 答一<eoa> [Human]: 问二<eoh> [MOSS]: 答二<eoa> "},
+        TWO,
+    ),
+    "glaive": (
+        {
+            "system": "SYSTEM: 守则",
+            "chat": "USER: 天气？\n\n\nASSISTANT: 我看看。 <functioncall> "
+            """{"name": "w", "arguments": '{"city": "King\\'s"}'} <|endoftext|>\n\n\nFUNCTION RESPONSE: 晴\n\n\n"""
+            "ASSISTANT: 今天晴。 <|endoftext|>\n\n\nUSER: 谢谢\n\n\nASSISTANT: 不谢 <|endoftext|>",
+        },
+        talk(
+            *("s:守则", "u:天气？", "a:我看看。\n" + call({"name": "w", "arguments": {"city": "King's"}}), "t:晴"),
+            *("a:今天晴。", "u:谢谢", "a:不谢"),
+        ),
+    ),
     "untidy": (
         {
             "system": "",
@@ -173,7 +237,7 @@ def test_any_sequence_of_turns_comes_out_in_order() -> None:
             continue
         roles = [message["role"] for message in messages]
         assert roles[0] == "user" and roles[-1] == "assistant"
-        assert all(one != two for one, two in pairwise(roles))
+        assert all(one != two or one == "tool" for one, two in pairwise(roles))
         said = "\n".join(message["content"] for message in messages).split("\n")
         # Nothing is lost or moved between the first question and the last answer.
         whole = [(SPEAKERS[t["from"]], t["value"].strip("\x00\n ")) for t in turns if t["value"].strip()]

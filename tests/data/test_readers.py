@@ -296,6 +296,24 @@ def test_json_files_that_hold_lines_or_one_value(tmp_path: Path, quarantine: Int
     assert [line for line, _ in entries(quarantine)] == [2]
 
 
+def test_a_field_that_stands_twice_is_not_lost_in_silence(tmp_path: Path, quarantine: Intake) -> None:
+    twice = '{"id": 1, "text": "a", "text": "b"}'
+    inner = '{"text": "c", "m": [{"k": 1, "k": 2}]}'
+    fine = ['{"text": "d", "text": "d"}', '{"text": "", "text": "e"}', '{"text": "say \\"text\\": \\"text\\":"}']
+    for name, text in {
+        "a.jsonl": "\n".join((twice, inner, *fine)),
+        "b.json": "[\n" + ",\n".join((twice, inner, *fine)).replace(", ", ",\n    ") + "\n]",
+        "a.csv": "id,text,text,,\n1,a,b,x,y\n1,c,d,,\n1,d,d,,\n1,,e,,\n1,f,f,p,q\n",
+    }.items():
+        (tmp_path / name).write_text(text, "utf-8")
+        values = [row.value["text"] for row in rows_of(tmp_path / name, quarantine)]
+        assert values[:2] == ["d", "e"] and len(values) == 3, name
+    reasons = [reason for _, reason in entries(quarantine)]
+    assert len(reasons) == 6 and all(
+        "stands twice in one object, with different values" in reason for reason in reasons
+    )
+
+
 # --- size -------------------------------------------------------------------------------------------------------------
 
 

@@ -39,8 +39,8 @@ def read_conversations(paths: Paths, intake: Intake, reasoning: bool = True) -> 
 
 
 def parse_conversation(value: Any, notes: Notes | None = None, reasoning: bool = True) -> list[Message]:
-    """The messages of one row: no empty ones, no two of one role in a row (they are joined by a newline), an optional
-    system message, then a user's; the last one is an assistant's. ValueError(reason) if there is no answer in it.
+    """The messages of one row: no empty ones, no two of one role in a row but tools' (they are joined by a newline), an
+    optional system message, then a user's; the last one is an assistant's. ValueError(reason) if it has no answer.
 
     An assistant's message that is context, and not learnt, has "supervised": False. `notes` is told which fields were
     read. `reasoning`: whether a thought is written before its answer, or left out.
@@ -67,7 +67,7 @@ def is_supervised(message: Message) -> bool:
 
 def merge_turns(messages: list[Message], notes: Notes) -> list[Message]:
     """`messages` cleaned: control characters and empty ones removed, those of one role in a row joined unless only one
-    is learnt, and what an assistant says before anybody asked left out, and counted."""
+    is learnt or tools say them, and what an assistant says before anybody asked left out, and counted."""
     merged: list[Message] = []
     asked = False
     for message in messages:
@@ -79,7 +79,7 @@ def merge_turns(messages: list[Message], notes: Notes) -> list[Message]:
             notes.lost_turns += 1
             continue
         last = merged[-1] if merged else {}
-        if last.get("role") == role and is_supervised(last) == is_supervised(message):
+        if last.get("role") == role != "tool" and is_supervised(last) == is_supervised(message):
             if role != "system" or content not in last["content"]:
                 last["content"] += "\n" + content
         else:
@@ -157,7 +157,7 @@ def _answer(row: Fields) -> Any:
         answer = structured_messages(row.get(name))
         if isinstance(answer, dict) and "aliases" in answer:  # TriviaQA
             return answer.get("value", answer)
-        return answer
+        return _completed(answer)
     paired = row.find((*fields.CHOSEN, *fields.REJECTED))
     if paired and is_filled(row.peek(paired)):
         raise ValueError("a preference pair, not one answer: use it for dpo.path")
@@ -174,6 +174,17 @@ def _answer(row: Fields) -> Any:
     if row.find(fields.THOUGHTS) and row.find(("content",)):
         return row.first(("content",))
     return None
+
+
+def _completed(answer: Any) -> Any:
+    """The message in what a server answered, as logs of requests have it; any other answer as it is."""
+    inner = answer.get("body", answer) if isinstance(answer, dict) else None
+    choices = inner.get("choices") if isinstance(inner, dict) else None
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        return answer
+    if len(choices) > 1:
+        raise ValueError("several answers in one row: preference data")
+    return choices[0].get("message", answer)
 
 
 def prompt_messages(row: Fields, notes: Notes, reasoning: bool = True) -> list[Message]:
@@ -264,7 +275,7 @@ def _listed(row: Fields, notes: Notes, reasoning: bool) -> list[Message] | None:
         if looks_like_messages(value) or (name in fields.LOOSE_LISTS and _looks_like_turns(value)):
             row.get(name)
             return list_messages(value, notes, f"{row.place(name)}.", reasoning)
-        if name in fields.TEXTS and isinstance(value, str) and (turns := turns_of(value)):
+        if name in (*fields.TEXTS, *fields.LOOSE_LISTS) and isinstance(value, str) and (turns := turns_of(value)):
             row.get(name)
             return map_roles(turns)
     return None
@@ -302,7 +313,9 @@ def looks_like_messages(value: Any) -> bool:
 
 
 def _looks_like_turns(value: Any) -> bool:
-    """Whether it is a list of strings in turn, of pairs of strings, or of objects with a field for each speaker."""
+    """Whether it is a list of strings in turn, of pairs of strings, or of objects with a field for each speaker; or an
+    object of such objects."""
+    value = list(value.values()) if isinstance(value, dict) else value
     if not isinstance(value, list) or not value:
         return False
     if all(isinstance(item, str) for item in value):
@@ -318,12 +331,13 @@ def system_messages(row: Fields) -> list[Message]:
     offer = tools.offer(row.peek(offered)) if offered is not None else ""
     if offer and offered is not None:
         row.get(offered)
-    words = [_text_of(_texts(row.first(fields.SYSTEMS))), offer]
+    words = [_text_of(_texts(row.first(fields.SYSTEMS))).removeprefix("SYSTEM:").lstrip(), offer]
     return [{"role": "system", "content": "\n\n".join(filter(None, words))}]
 
 
 def _texts(value: Any) -> Any:
-    """Parts of type text as a list of texts, any other value as it is."""
-    if isinstance(value, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+    """Parts of type text, perhaps inside an object, as a list of texts, any other value as it is."""
+    value = value["parts"] if isinstance(value, dict) and "parts" in value else value
+    if isinstance(value, list) and all(isinstance(p, dict) and p.get("type", "text") == "text" for p in value):
         return [part.get("text", "") for part in value]
     return value

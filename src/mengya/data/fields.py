@@ -17,10 +17,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 LISTS = _names("messages conversations conversation dialogue dialog turns 对话")
-LOOSE_LISTS = _names("data items chat chats session rounds utterances talk")
-"""Names under which a list of strings or of pairs is a conversation, if the row holds no other."""
+LOOSE_LISTS = _names("data items chat chats session rounds utterances talk plain_text")
+"""Names under which a list of strings or of pairs, or a text, is a conversation, if the row holds no other."""
 ROLES = _names("role from speaker sender author 角色")
-CONTENTS = _names("content value message text utterance 内容")
+CONTENTS = _names("content value message text utterance parts 内容")
 INSTRUCTIONS = _names("instruction 指令")
 PROMPTS = _names("instruction prompt question query problem ask human user q inputs 指令 问题 题目 提问 问")
 INPUTS = _names("input 输入")
@@ -31,7 +31,7 @@ THOUGHTS = _names(
     " 思考 思考过程 推理过程"
 )
 HISTORIES = _names("history 历史")
-SYSTEMS = _names("system system_prompt 系统")
+SYSTEMS = _names("system system_prompt systeminstruction system_instruction meta_instruction 系统")
 OPTIONS = _names("options choices 选项")
 TOOLS = _names("tools functions")
 CHOSEN = _names("chosen response_chosen chosen_response answer_chosen preferred_output pos_resp better win")
@@ -46,6 +46,8 @@ TEXTS = _names(
 )
 LEARNT = _names("loss weight train training train_on_turn trainable output_with_loss loss_scale")
 """Flags that say whether a turn, or a row, is learnt."""
+LEARNT_PARTS = _names("train_detail training_detail")
+"""Lists of such flags for parts of a turn."""
 PICTURES = re.compile(r"(?:images?|imgs?|pictures?|audios?|videos?)(?:_(?:paths?|urls?|files?|list))?")
 
 _SUFFIX = re.compile(r"(.+?)_((?:zh|cn|en)(?:_\w{2,4})?|chinese|english|text|str)")
@@ -86,6 +88,8 @@ class Fields:
             name = str(key).strip("\ufeff\u200b \t\r\n").lower().replace("-", "_").replace(" ", "_")
             if not is_filled(self._values.get(name)):
                 self._values[name], self._keys[name] = value, str(key)
+            elif is_filled(value) and value != self._values[name]:  # such as "Question" beside "question"
+                notes.not_read.add(prefix + str(key))
         self._suffixed: dict[str, list[str]] = {}
         for name in self._values:
             if match := _SUFFIX.fullmatch(name):
@@ -198,6 +202,13 @@ def structured(value: Any) -> Any:
     if _LIKE_MESSAGES.match(text):
         raise ValueError("messages written as text that is neither JSON nor Python")
     return value
+
+
+def without_nulls(value: Any) -> Any:
+    """Without the fields that are None: columnar files give every object the fields of all others."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def of_columns(value: Any) -> list[dict[str, Any]] | None:

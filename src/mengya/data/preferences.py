@@ -122,6 +122,8 @@ def _answers(row: Fields) -> tuple[Any, Any]:
         if chosen is None and answer and is_filled(row.peek(answer)):
             return row.get(answer), rejected
         if chosen is None and row.find(fields.LISTS):
+            if _are_strings(rejected):
+                raise ValueError("several answers on one side of a pair: a row for each of them is needed")
             return None, rejected
     if chosen is not None and rejected is not None:
         raise ValueError("an empty answer")

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from mengya.data.fields import as_json, structured
+from mengya.data.fields import as_json, structured, without_nulls
 from mengya.text.tools import OFFER
 
 
@@ -11,7 +11,7 @@ def offer(tools: Any) -> str:
     """What a system prompt says of the tools in a row: objects, also as JSON; "" if there are none."""
     tools = decoded(tools)
     listed = [decoded(tool) for tool in tools] if isinstance(tools, list) else [tools]
-    lines = [as_json(tool) for tool in listed if isinstance(tool, dict) and tool]
+    lines = [as_json(without_nulls(tool)) for tool in listed if isinstance(tool, dict) and tool]
     return OFFER.format(tools="\n".join(lines)) if lines else ""
 
 

@@ -3,6 +3,7 @@
 import re
 from typing import NamedTuple
 
+from mengya.data import tools
 from mengya.data.turns import SPEAKERS, Turn, prefixed
 
 
@@ -23,7 +24,8 @@ _STYLES = (
     _Style(
         re.compile(r"### ?(Human|Assistant|User|System|Instruction|Input|Response|Question|Answer) ?[:：]"), ("</s>",)
     ),
-    _Style(re.compile(r"(?:^|\n)(Human|User|USER|用户|问)[ \t]?[:：]"), ("</s>",), plain=True),
+    _Style(re.compile(r"\[(Human|MOSS)\]: ?"), ("<eoh>", "<eoa>")),
+    _Style(re.compile(r"(?:^|\n)(Human|User|USER|用户|问)[ \t]?[:：]"), ("</s>", "<|endoftext|>"), plain=True),
 )
 _PARTNERS = {"Human": "Assistant", "User": "Assistant", "USER": "ASSISTANT", "用户": "助手", "问": "答"}
 _BEGINNINGS = ("<|begin_of_text|>", "<|endoftext|>", "<s>")
@@ -71,14 +73,16 @@ def _of_style(text: str, style: _Style) -> list[Turn] | None:
     if style.plain:
         # hh-rlhf: a blank line stands before each turn, so that what is like a mark in a turn is none.
         break_ = r"\n\n" if f"\n\n{_PARTNERS[first[1]]}:" in text else r"\n"
-        mark = re.compile(rf"(?:^|{break_})({first[1]}|{_PARTNERS[first[1]]})[ \t]?[:：]")
+        mark = re.compile(rf"(?:^|{break_})({first[1]}|{_PARTNERS[first[1]]}|FUNCTION RESPONSE)[ \t]?[:：]")
     marks = list(mark.finditer(text))
     turns = [Turn("system", before)] if before else []
     for match, following in zip(marks, [*marks[1:], None], strict=True):
         said = text[match.end() : following.start() if following else len(text)].strip()
         for end in style.end:
             said = said.removesuffix(end).rstrip()
-        turns.append(Turn(match[1].lower(), said))
+        said, call, called = said.partition("<functioncall>")  # Glaive
+        words = "\n".join(filter(None, (said.strip(), tools.calls(called) if call else "")))
+        turns.append(Turn(match[1].lower().replace(" ", "_"), words))
     return turns if all(turn.speaker in SPEAKERS for turn in turns) else None
 
 

@@ -24,10 +24,10 @@ SPEAKERS = {
         "user": "user human usr client customer patient question query prompt instruction input q"
         " 用户 客户 顾客 患者 病人 来访者 求助者 学生 人类 问 问题 提问 甲",
         # In task-oriented corpora the machine's side is called "sys"; the prompt is always called "system" in full.
-        "assistant": "assistant gpt chatgpt bot ai model sys counselor counsellor therapist doctor lawyer agent"
-        " answer response output function_call tool_call a"
+        "assistant": "assistant gpt chatgpt bot moss commands ai model sys counselor counsellor therapist doctor lawyer"
+        " agent answer response output function_call tool_call a"
         " 助手 助理 机器人 客服 律师 医生 咨询师 心理咨询师 老师 答 回答 答案 回复 乙",
-        "tool": "tool function observation tool_response function_response ipython 工具",
+        "tool": "tool function observation tool_response tool_responses function_response ipython 工具",
     }.items()
     for name in names.split()
 }
@@ -38,7 +38,12 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def thinking(thought: str, said: str) -> str:
-    """An answer with the thought that leads to it, as reasoning models write it (DeepSeek-R1, Qwen3)."""
+    """An answer with the thought that leads to it, as reasoning models write it (DeepSeek-R1, Qwen3).
+
+    What such a model has said may lack the mark before the thought, as its prompt ended with it.
+    """
+    if "</think>" in said and "<think>" not in said:
+        said = f"<think>\n{said.lstrip()}"
     if not thought or thought in said or said.lstrip().startswith("<think>"):
         return said
     return f"<think>\n{thought}\n</think>\n\n{said}".rstrip()
@@ -69,11 +74,14 @@ def list_messages(items: Any, notes: Notes, prefix: str = "", reasoning: bool = 
 
 
 def as_items(value: Any) -> list[Any]:
-    """The items of a list of turns: a list, the columns of one, or an object around one. ValueError for others."""
+    """The items of a list of turns: a list, the columns of one, an object around one, or one of turns. ValueError for
+    others."""
     if isinstance(value, dict):
         around = next((value[name] for name in fields.LISTS if name in value), None)
         if around is not None:
             return as_items(structured(around))
+        if value and all(isinstance(turn, dict) for turn in value.values()):  # MOSS: {"turn_1": {...}, "turn_2": ...}
+            return list(value.values())
         columns = of_columns(value)
         return [value] if columns is None else columns
     if isinstance(value, list | tuple):
@@ -110,6 +118,8 @@ def _turns_of(item: Fields, reasoning: bool, roles: tuple[str, ...]) -> list[Tur
     if SPEAKERS.get(str(name)) == "tool":
         return _tool_turns(name, item, said)
     thought, parts = _parts(said)
+    if _is_thought(item):
+        thought, parts = "\n".join(said for _, said in parts), []
     answers = reasoning and SPEAKERS.get(str(name), "assistant") == "assistant"
     thought = "\n".join(filter(None, (thought_in(item.first(fields.THOUGHTS)), thought))) if answers else ""
     # The text comes first, and the calls after it.
@@ -121,7 +131,13 @@ def _turns_of(item: Fields, reasoning: bool, roles: tuple[str, ...]) -> list[Tur
         offer = tools.offer(offered)
         turns = [Turn(name, "\n\n".join(filter(None, (turns[0].said, offer))))] if name == "system" else turns
         turns += [Turn("system", offer)] if name != "system" else []
-    return turns + [Turn("tool", said) for kind, said in parts if kind == "result"]
+    results = [Turn("tool", said) for kind, said in parts if kind == "result"]
+    return results + turns if SPEAKERS.get(str(name)) == "user" else turns + results
+
+
+def _is_thought(item: Fields) -> bool:
+    """Whether a message is a thought, as gpt-oss has it in a message of its own."""
+    return "channel" in item and item.peek("channel") == "analysis" and item.get("channel") == "analysis"
 
 
 def _tool_turns(name: str | None, item: Fields, said: Any) -> list[Turn]:
@@ -131,10 +147,13 @@ def _tool_turns(name: str | None, item: Fields, said: Any) -> list[Turn]:
     if is_filled(given):
         turns.append(Turn("assistant", tools.call({"name": item.first(("name",)) or "", "arguments": given})))
     result = said if is_filled(said) else item.first(("observation",))
-    texts = isinstance(result, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in result)
-    if texts:
-        result = "\n".join(str(part.get("text", "")) for part in result)
+    if isinstance(result, list) and all(map(_is_result, result)):
+        result = "\n".join(said for _, said in _parts(result)[1])
     return [*turns, Turn(name, as_json(result) if isinstance(result, dict | list) else plain_text(result))]
+
+
+def _is_result(part: Any) -> bool:
+    return isinstance(part, dict) and ((part.get("type") == "text" and "text" in part) or "functionResponse" in part)
 
 
 def _exchange(item: Fields, supervised: bool, reasoning: bool) -> list[Turn]:
@@ -148,17 +167,25 @@ def _exchange(item: Fields, supervised: bool, reasoning: bool) -> list[Turn]:
     ]
 
 
+_MOSS = re.compile(r"^<\|[\w ]+\|>: ?|\s*<eo\w>$")
+"""What MOSS writes around the words of each speaker."""
+
+
 def _by_speakers(item: Fields, supervised: bool) -> list[Turn]:
     """The turns of an object with a field for each speaker."""
-    turns = [Turn(name, plain_text(item.get(name)), supervised) for name in item if name in SPEAKERS]
+    said = {name: _MOSS.sub("", plain_text(item.get(name))) for name in item if name in SPEAKERS}
+    turns = [Turn(name, "" if words == "None" else words, supervised) for name, words in said.items()]
     if not turns:
         raise ValueError("a turn without content")
     return turns
 
 
 def is_learnt(item: Fields) -> bool:
-    """Whether a turn, or a row, is learnt, by the flags that people give it. ValueError for weights but 0 and 1."""
+    """Whether a turn, or a row, is learnt, by the flags that people give it. ValueError for weights but 0 and 1, and
+    for flags of parts of it."""
     learnt = True
+    if any(name in item and is_filled(item.peek(name)) for name in fields.LEARNT_PARTS):
+        raise ValueError("a turn of which only parts are to be learnt")
     for name in fields.LEARNT:
         flag = item.first((name,))
         if is_filled(flag):
@@ -174,10 +201,16 @@ def _parts(content: Any) -> tuple[str, list[tuple[str, str]]]:
     thoughts, parts = [], []
     for part in content if isinstance(content, list | tuple) else [content]:
         kind = part.get("type", "text") if isinstance(part, dict) else "text"
-        if kind in _THOUGHT_PARTS:
+        if isinstance(part, dict) and part.get("thought") is True:  # Gemini
+            thoughts.append(plain_text(part.get("text")))
+        elif kind in _THOUGHT_PARTS:
             thoughts.append(next((plain_text(part[key]) for key in (*_THOUGHT_PARTS, "text") if key in part), ""))
         elif kind == "tool_use":
             parts.append(("call", tools.call(part)))
+        elif isinstance(part, dict) and "functionCall" in part:
+            parts.append(("call", tools.call(part["functionCall"])))
+        elif isinstance(part, dict) and "functionResponse" in part:
+            parts.append(("result", as_json(part["functionResponse"].get("response", ""))))
         elif kind == "tool_result":
             said = "\n".join(text for _, text in _parts(part.get("content"))[1])
             parts.append(("result", said))

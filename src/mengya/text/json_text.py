@@ -3,15 +3,32 @@
 import json
 from typing import Any
 
+
+class KeyTwice(ValueError):
+    """An object has one key twice, with different values: all but the last would be lost."""
+
+
+def whole_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """`dict(pairs)`; KeyTwice if something in them is lost by it."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if value not in ("", None, found[key]):
+                raise KeyTwice(f"the field {key[:40]!r} stands twice in one object, with different values")
+    return found
+
+
 DECODER = json.JSONDecoder(strict=False)  # a raw tab or newline inside a string harms nobody
+CAREFUL = json.JSONDecoder(strict=False, object_pairs_hook=whole_object)
+"""Raises `KeyTwice`."""
 MAX_DEPTH = 100
 """Lists and objects inside one another; deeper values, which no data need, would break what walks through them."""
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, decoder: json.JSONDecoder = DECODER) -> Any:
     """`json.loads`; every error is a ValueError whose message has no position, so that reasons can be counted."""
     try:
-        value = DECODER.decode(text)
+        value = decoder.decode(text)
     except (ValueError, RecursionError) as error:
         raise invalid(error) from error
     check_depth(text, value)
@@ -42,5 +59,7 @@ def check_depth(text: str, value: Any) -> None:
 
 def invalid(error: Exception) -> ValueError:
     """The error of a decoder, without its position."""
+    if isinstance(error, KeyTwice):
+        return error
     reason = error.msg if isinstance(error, json.JSONDecodeError) else "a number with too many digits"
     return ValueError(f"invalid JSON: {'nested too deeply' if isinstance(error, RecursionError) else reason}")

@@ -251,7 +251,10 @@ def _parse(files: Mapping[str, bytes], origin: str) -> tokenizers.Tokenizer:
     if "tokenizer.json" not in files:
         others = [name for name in files if name.endswith((".model", ".tiktoken")) or name.startswith("vocab.")]
         if not others:
-            raise UserError(f"no tokenizer.json in {origin}; give a directory that the tokenizer stage wrote")
+            below = Path(origin).glob("*/tokenizer.json")  # as that of a run has them
+            newest = max(below, key=lambda path: path.stat().st_mtime, default=None)
+            example = f", such as {newest.parent}" if newest else ""
+            raise UserError(f"no tokenizer.json in {origin}; give a directory that the tokenizer stage wrote{example}")
         raise UserError(
             f"no tokenizer.json in {origin}; make it of {others[0]}, once: pip install transformers sentencepiece "
             'tiktoken; python -c "from transformers import AutoTokenizer as T; '

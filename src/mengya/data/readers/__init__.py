@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from mengya.data.fields import without_nulls
 from mengya.data.files import TAGGED, ByteSource, NotText, TextSource, file_format
 from mengya.data.readers.json_rows import begins_with_objects, read_json
 from mengya.data.readers.layouts import spread
@@ -84,6 +85,6 @@ def _read_parquet(file: Path) -> Iterator[Row | Rejected]:
             for batch in table.iter_batches(batch_size=256):
                 for value in batch.to_pylist():
                     number += 1
-                    yield Row(str(file), number, value)
+                    yield Row(str(file), number, {name: without_nulls(cell) for name, cell in value.items()})
         except (pyarrow.ArrowException, OSError) as error:
             yield Rejected(str(file), number, "damaged Parquet file", str(error))

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from mengya.data.readers.rows import BAD_BYTES, Rejected, Row, TextFile, decoded, is_whole, iter_lines
-from mengya.text.json_text import DECODER, check_depth, invalid, parse_json
+from mengya.text.json_text import CAREFUL, DECODER, KeyTwice, check_depth, invalid, parse_json
 
 MAX_VALUE_CHARS = 1 << 25
 """Longest single value; about 64 MB of Chinese UTF-8, and the maximum in memory."""
@@ -31,7 +31,7 @@ def begins_with_objects(head: str, whole: bool) -> bool:
 
 
 class Value(NamedTuple):
-    """A decoded value; or, if `error` is set, the beginning of a text that could not be decoded."""
+    """A decoded value; or, if `error` is set, the beginning of a text that could not be decoded, or is refused."""
 
     line: int
     value: Any
@@ -65,7 +65,7 @@ def iter_json(pieces: Iterator[str]) -> Iterator[Value]:
             return
         line, margin = buffer.line, buffer.margin()
         try:
-            yield Value(line, buffer.take())
+            yield buffer.take()
         except ValueError as error:
             raw = buffer.peek(_MARGIN_CHARS)
             found = buffer.resume_at(margin)
@@ -121,11 +121,15 @@ class _Buffer:
         indentation = self.text[start : self.pos]
         return "\n" + ("" if indentation.strip() else indentation) + self.text[self.pos]
 
-    def take(self) -> Any:
+    def take(self) -> Value:
         """The value at `pos`, which moves behind it; ValueError, and `pos` stays, if it is malformed or too long."""
+        decoder, refused = CAREFUL, None
         while True:
             try:
-                value, end = DECODER.raw_decode(self.text, self.pos)
+                value, end = decoder.raw_decode(self.text, self.pos)
+            except KeyTwice as error:
+                decoder, refused = DECODER, str(error)  # which finds its end
+                continue
             except (ValueError, RecursionError) as error:
                 if isinstance(error, json.JSONDecodeError):
                     if len(self.text) - self.pos > MAX_VALUE_CHARS:
@@ -141,8 +145,9 @@ class _Buffer:
             if not is_whole(written):
                 raise ValueError(BAD_BYTES)
             check_depth(written, value)
+            line = self.line
             self.advance(end - self.pos)
-            return value
+            return Value(line, written[:_MARGIN_CHARS] if refused else value, refused)
 
     def resume_at(self, margin: str) -> bool:
         """Move to the next place where a line begins with `margin` (which starts with the newline); False if there is
@@ -165,7 +170,7 @@ def read_lines(text: TextFile) -> Iterator[Row | Rejected]:
         try:
             content = line.decode(text.source.encoding).removeprefix("\ufeff")
             if content.strip():
-                yield _row(text, number, parse_json(content.strip(" \t\r\n")))
+                yield _row(text, number, parse_json(content.strip(" \t\r\n"), CAREFUL))
         except UnicodeDecodeError:
             yield Rejected(text.file, number, BAD_BYTES, line)
         except ValueError as error:

@@ -5,6 +5,7 @@ import csv
 from collections.abc import Iterator
 
 from mengya.data.readers.rows import BAD_BYTES, Rejected, Row, TextFile, is_whole, iter_lines
+from mengya.text.json_text import KeyTwice, whole_object
 
 MAX_CELL_CHARS = 16 << 20
 Line = tuple[int, bytes]
@@ -41,7 +42,8 @@ def read_table(text: TextFile, delimiter: str) -> Iterator[Row | Rejected]:
         if cells is None:
             return
         if not header:
-            header = [cell.removeprefix("\ufeff").strip() for cell in cells]
+            names = (cell.removeprefix("\ufeff").strip() for cell in cells)
+            header = [name or f"column {number}" for number, name in enumerate(names, 1)]
             continue
         line, raw = record[0]
         if cells and len(cells) != len(header):
@@ -51,7 +53,10 @@ def read_table(text: TextFile, delimiter: str) -> Iterator[Row | Rejected]:
             cells = _lenient_cells(raw.decode(text.source.encoding, "surrogateescape"), delimiter)
         if len(cells) == len(header) and all(map(is_whole, cells)):
             values = ("" if cell in _EMPTY else cell for cell in cells)
-            yield Row(text.file, line, dict(zip(header, values, strict=True)))
+            try:
+                yield Row(text.file, line, whole_object(list(zip(header, values, strict=True))))
+            except KeyTwice as error:
+                yield Rejected(text.file, line, str(error), raw)
         elif cells:
             reason = f"invalid CSV: {problem}" if len(cells) != len(header) else BAD_BYTES
             yield Rejected(text.file, line, reason, raw)

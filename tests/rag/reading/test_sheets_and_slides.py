@@ -284,3 +284,15 @@ def test_slides(read):
         ("text", "讲稿", 1),
     ]
     assert [page.state for page in document.pages] == ["text", "blank", "unread"]
+
+
+def test_comments_on_slides_and_their_replies_are_counted(read):
+    made = pptx.Presentation()
+    made.slides.add_slide(made.slide_layouts[5]).shapes.title.text = "题"
+    content, name = saved(made), "ppt/slides/_rels/slide1.xml.rels"
+    kind = "http://schemas.microsoft.com/office/2018/10/relationships/comments"
+    more = f'<Relationship Id="c" Type="{kind}" Target="/ppt/comments.xml"/></Relationships>'
+    buffer = io.BytesIO(with_part(content, name, part(content, name).replace("</Relationships>", more)))
+    with zipfile.ZipFile(buffer, "a") as file:
+        file.writestr("ppt/comments.xml", "<cmLst><cm><replyLst><reply/></replyLst></cm></cmLst>")
+    assert read(buffer.getvalue(), "a.pptx").notes == ("left out: comments (2)",)

@@ -1,5 +1,6 @@
 """Numbers as Excel shows them: dates of both epochs, Chinese formats, percents, currencies."""
 
+import math
 import operator
 import re
 from datetime import datetime, timedelta
@@ -36,8 +37,10 @@ _COMPARED = {
 _FRACTION = re.compile(
     r"(?:(?P<whole>[0#?]+)[ \ue000-\uf8ff]+)?[0#?]+ */ *(?:(?P<named>[1-9]\d{0,5})|(?P<below>[0#?]{1,5}))"
 )
-_DIGITS = Context(prec=400)
-"""As many as the largest number and the longest format may have."""
+_LONGEST = 255
+"""Characters of a format, which Excel does not allow to be longer."""
+_DIGITS = Context(prec=500)
+"""More than a number of a hundred digits and ten percent signs in the longest format can have."""
 _MONTHS = "January February March April May June July August September October November December".split()
 _DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
@@ -49,6 +52,8 @@ def shown(text: str, number_format: int, code: str | None, from_1904: bool) -> s
     except ValueError:
         return text
     code = (code if code is not None else _BUILT_IN.get(number_format, "")).replace("G/通用格式", "General")
+    if not math.isfinite(number) or abs(number) > 1e100 or len(code) > _LONGEST or code.count("%") > 9:
+        return text
     sections = _sections(code)
     section, number, negative = _chosen(number, sections)
     if _is_date(sections[0]):
@@ -178,11 +183,11 @@ def _number(number: float, code: str) -> str | None:
     if "General" in plain:
         return _filled(plain, literal).replace("General", _general(repr(number)))
     spread = re.search(r"[0#?][0#?,]*(?:[^0#?,.%E]+[0#?][0#?,]*)+(?!\.)", plain)
-    if spread and "/" not in plain:
+    if spread:
         placed = _placed(number, spread[0])
         return _filled(plain[: spread.start()] + placed + plain[spread.end() :], literal).strip()
-    if not found or "/" in plain:
-        return _filled(plain, literal).strip() if literal and "@" not in plain and not found else None
+    if not found:
+        return _filled(plain, literal).strip() if literal and "@" not in plain else None
     digits = found[0]
     whole, _, fraction = digits.partition(".")
     scale = len(digits) - len(digits.rstrip(","))

@@ -47,6 +47,20 @@ def test_what_is_quoted_stands_as_it_is():
     assert Names("《红楼梦》是谁写的？").are_in(["曹雪芹写了红楼梦。"])
 
 
+@pytest.mark.parametrize(
+    ("question", "told", "named"),
+    [
+        ("wifi密码是多少？", "Wi-Fi 密码", True), ("Wi-Fi密码是多少？", "WiFi密码", True),
+        ("175cm的人", "身高175 cm", True), ("3.5GB够吗？", "3.5 GB 内存", True), ("3.5GB够吗？", "35 GB 内存", False),
+        ("no5是什么？", "No.5 香水", True), ("GBT19001-2016是什么？", "GB/T 19001-2016", True),
+        ("订单SO202400123到哪了？", "订单 SO-2024-00123", True),
+        ("订单SO202400123到哪了？", "订单 SO-2024-00124", False),
+    ],
+)  # fmt: skip
+def test_hyphens_and_spaces_within_names_do_not_count(question, told, named):
+    assert Names(question).are_in([told]) == named
+
+
 def test_common_words_are_no_names():
     assert Names("这座城市一共有多少家医院，分别叫什么名字？").all <= {"多少家"}
     assert Names("张三丰在2024年去了哪里？").all >= {"张三丰", "2024"}

@@ -44,4 +44,14 @@ def test_every_letter_is_in_a_term():
     places = {place for term in terms for place in range(term.begin, term.end)}
     assert all(place in places for place, character in enumerate(text) if character.isalnum())
     assert searched(text) == tuple(" ".join(t.text for t in terms if t.whole == whole) for whole in (True, False))
-    assert {"itgc", "清零", "c++", "c", "100%", "100", "a4", "x"} <= {term.text for term in terms}
+    assert {"itgc", "genitgc", "清零", "c++", "c", "100%", "100", "a4", "x"} <= {term.text for term in terms}
+
+
+@pytest.mark.parametrize(("one", "other", "shared"), [
+    ("Wi-Fi", "wifi", "wifi"), ("e‐mail", "Email", "email"), ("COVID-19", "covid19", "covid19"),
+    ("订单SO-2024-00123", "SO202400123", "so202400123"), ("libc-c++", "C++", "c++"),
+])  # fmt: skip
+def test_words_that_hyphens_join_are_one_as_well(one, other, shared):
+    """MisakaNet PR#1584, knowledge-rag#140: with the hyphen, without it, and by a part."""
+    first, second = ({term.text for term in terms_of(normal(text).text)} for text in (one, other))
+    assert shared in first & second

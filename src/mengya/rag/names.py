@@ -18,6 +18,8 @@ _QUOTED = re.compile('[“「『《〈"]([^“”「」『』《》〈〉"]{1,30
 _SHORT = re.compile(r"\d{1,2}")
 """Numbers that may as well be written in words."""
 _EXACT = re.compile(r"[\da-z]")
+_JOINT = re.compile(r"(?<=[a-z0-9])-(?=[a-z0-9])|(?<=[a-z])[ ./]+(?=[a-z0-9])|(?<=[0-9])[ ./]+(?=[a-z])")
+"""What some write in a name and others do not: Wi-Fi, 175 cm, No.5, GB/T 19001."""
 
 
 class Names:
@@ -76,6 +78,8 @@ def _goes_on(character: str) -> bool:
 
 def _stands(text: str, name: str) -> bool:
     """Two characters that stand together are enough of a longer one: the segmenter may have cut it wrongly."""
-    if len(name) < 3 or _EXACT.search(name):
+    if _EXACT.search(name):
+        return name in text or _JOINT.sub("", name) in _JOINT.sub("", text)
+    if len(name) < 3:
         return name in text
     return any(name[i : i + 2] in text for i in range(len(name) - 1))

@@ -13,8 +13,15 @@ from mengya.rag.characters import fold_radicals
 _INSTALL = "searching documents needs rjieba and OpenCC; install them: pip install 'mengya[documents]'"
 _DENSE = "々〆〇\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Scripts without spaces: Han and kana."""
-_RUNS = re.compile(rf"([{_DENSE}]+)|((?:(?![{_DENSE}])[^\W_])+)([+#%]*)|([^\x00-\x7f\w\s])")
-"""A run of such a script; a word of another, and perhaps what makes a name of it, as in C++; a symbol."""
+_HYPHENED = (
+    r"(?<![a-z0-9-])(?=[0-9-]*[a-z])[a-z0-9]+(?:[-\u2010][a-z0-9]+){1,3}(?![a-z0-9+#%-])"  # not slugs of addresses
+)
+_RUNS = re.compile(
+    rf"([{_DENSE}]+)|(?P<hyphened>{_HYPHENED})|(?P<word>(?:(?![{_DENSE}])[^\W_])+)(?P<mark>[+#%]*)"
+    r"|(?P<symbol>[^\x00-\x7f\w\s])"
+)
+"""A run of such a script; words that hyphens join; a word of another script, and perhaps what makes a name of it, as in
+C++; a symbol."""
 _MIXED = re.compile(r"[^\W\d_]+|\d+")
 _PLURAL = re.compile("(?:(?<=x)|(?<=ss)|(?<=zz)|(?<=sh)|(?<=[tnr]ch))es$|(?<=[^aeiou])(?:ies|y)$|(?<![sui])s$")
 """And y, as it stands for ies."""
@@ -214,11 +221,15 @@ def _pairs(run: str) -> list[str]:
 
 
 def _others(match: re.Match[str]) -> list[Term]:
-    """Of a script with spaces, or a symbol."""
+    """Of a script with spaces, or a symbol. Words that hyphens join are one word as well: wi-fi is wifi."""
     begin, end = match.span()
-    if word := match[2]:
-        return _word(word, begin) + ([Term(word + match[3], begin, end)] if match[3] else [])
-    return [Term(match[4], begin, end)] if unicodedata.category(match[4])[0] == "S" else []
+    if hyphened := match["hyphened"]:
+        parts = [term for one in re.finditer("[a-z0-9]+", hyphened) for term in _word(one[0], begin + one.start())]
+        return [*parts, Term(re.sub("[-\u2010]", "", hyphened), begin, end)]
+    if word := match["word"]:
+        return _word(word, begin) + ([Term(word + match["mark"], begin, end)] if match["mark"] else [])
+    symbol = match["symbol"]
+    return [Term(symbol, begin, end)] if unicodedata.category(symbol)[0] == "S" else []
 
 
 def _word(word: str, begin: int) -> list[Term]:

@@ -117,6 +117,26 @@ def test_a_sheet_of_pictures_is_not_blank(read):
     assert document.pages[0].note.startswith("pictures, whose text is not read") and not document.pages[1].note
 
 
+def test_newer_charts_are_tables(read):
+    """Waterfall, funnel, treemap and the like, which lie in parts of another kind; labels may have levels."""
+    from .office_maker import docx_drawing
+
+    def points(*texts: str) -> str:
+        return "".join(f'<cx:pt idx="{i}">{text}</cx:pt>' for i, text in enumerate(texts))
+
+    content = (
+        '<cx:chartSpace xmlns:cx="cx" xmlns:a="a"><cx:chartData><cx:data id="0"><cx:strDim type="cat">'
+        f"<cx:lvl>{points('上海', '北京')}</cx:lvl><cx:lvl>{points('东', '北')}</cx:lvl></cx:strDim>"
+        f'<cx:numDim type="size"><cx:lvl>{points("3", "0.30000000000000004")}</cx:lvl></cx:numDim>'
+        "</cx:data></cx:chartData>"
+        "<cx:chart><cx:title><cx:tx><cx:rich><a:p><a:r><a:t>各地</a:t></a:r></a:p></cx:rich></cx:tx></cx:title>"
+        '<cx:plotArea><cx:plotAreaRegion><cx:series layoutId="treemap"><cx:tx><cx:txData><cx:v>销量</cx:v></cx:txData>'
+        '</cx:tx><cx:dataId val="0"/></cx:series></cx:plotAreaRegion></cx:plotArea></cx:chart></cx:chartSpace>'
+    )
+    data = docx_drawing('<a:graphic><c:chart r:id="rId9"/></a:graphic>', "chartEx", "chartEx1.xml", content)
+    assert texts(read(data, "a.docx")) == ["前", "各地", " | 销量\n东 / 上海 | 3\n北 / 北京 | 0.3", "后"]
+
+
 def test_raised_and_crossed_out_letters_of_cells(read):
     openpyxl = pytest.importorskip("openpyxl")
     from openpyxl.cell.rich_text import CellRichText, TextBlock

@@ -80,3 +80,11 @@ def test_what_a_page_says_of_its_encoding_counts(read):
 def test_deep_nesting_does_not_end_the_reader(read):
     document = read(b"<html><body>" + b"<div>" * 5000 + "深处。".encode() + b"</div>" * 5000, "a.html")
     assert document.kind == "html"
+
+
+def test_what_is_nested_too_deep_is_told(read):
+    """trafilatura#430: deeply nested pages lose parts. Tags that are never closed nest."""
+    document = read(f"<body><p>前面</p>{'<font>' * 5000}深处<p>后面</p></body>".encode(), "a.html")
+    assert texts(document) == ["前面"] and "nested too deep" in document.notes[0]
+    document = read(f"<body><p>前面</p>{'<font>' * 200}深处<p>后面</p></body>".encode(), "a.html")
+    assert texts(document) == ["前面", "深处", "后面"] and not document.notes

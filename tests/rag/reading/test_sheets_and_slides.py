@@ -66,6 +66,24 @@ def workbook(rows, title="表"):
         ("1234", 0, '0!.0,"万"', False, "0.1万"),
         ("-5551234", 0, "000-0000", False, "-555-1234"),
         ("13800001111", 0, "000 0000 0000", False, "138 0000 1111"),
+        ("0.5", 12, None, False, "1/2"),
+        ("-1.25", 13, None, False, "-1 1/4"),
+        ("3", 0, "# ?/?", False, "3"),
+        ("1.5", 0, "?/?", False, "3/2"),
+        ("0.12", 0, "#\\ ??/100", False, "12/100"),
+        ("0.5", 0, '# ?/?"英寸"', False, "1/2英寸"),
+        ("2", 0, '[=1]"男";[=2]"女"', False, "女"),
+        ("500", 0, '[>=10000]0!.0,"万";0', False, "500"),
+        ("12345", 0, '[>=10000]0!.0,"万";0', False, "1.2万"),
+        ("7", 0, '[>=100]"高";"负"0;0', False, "7"),
+        ("2.5", 0, "0", False, "3"),
+        ("12.5", 0, "0.00元/㎡", False, "12.50元/㎡"),
+        ("1.005", 0, "0.00", False, "1.01"),
+        ("0", 0, '¥#,##0.00;-¥#,##0.00;¥"-"??', False, "¥-"),
+        ("1e99", 0, "0.00", False, "1" + "0" * 99 + ".00"),
+        *((text, 0, form, False, text) for text in ("inf", "nan", "1e300") for form in ("0.00", "# ?/?", "0%")),
+        ("1", 0, "0." + "0" * 600, False, "1"),
+        ("1", 0, "0" + "%" * 200, False, "1"),
     ],
 )
 def test_numbers_as_excel_shows_them(text, number_format, code, from_1904, expected):
@@ -167,6 +185,24 @@ def test_hidden_rows_comments_and_many_merged_cells(read):
     assert read(saved(book), "a.xlsx").pages[0].note
 
 
+def test_threads_of_comments_are_read_without_the_notice(read):
+    """A thread stands in the file twice: whole, and in an old form under a notice, which blank lines break."""
+    notice = "[Threaded comment]\n\nYour version of Excel\n\nComment:\n    旧一\n\n旧二"
+    book = workbook([["名", "价"]])
+    for cell in ("A1", "B1"):
+        book.active[cell].comment = openpyxl.comments.Comment(notice if cell == "B1" else "平常", "甲")
+    content = saved(book)
+    relations = part(content, "xl/worksheets/_rels/sheet1.xml.rels")
+    kind = "http://schemas.microsoft.com/office/2017/10/relationships/threadedComment"
+    more = f'<Relationship Id="t" Type="{kind}" Target="/xl/threads.xml"/></Relationships>'
+    content = with_part(content, "xl/worksheets/_rels/sheet1.xml.rels", relations.replace("</Relationships>", more))
+    buffer = io.BytesIO(content)
+    one = '<threadedComment ref="B1"><text>{}</text></threadedComment>'.format
+    with zipfile.ZipFile(buffer, "a") as file:
+        file.writestr("xl/threads.xml", f"<ThreadedComments>{one('含税吗？')}{one('含。')}</ThreadedComments>")
+    assert read(buffer.getvalue(), "a.xlsx").blocks[1].text == "名〔注：平常〕 | 价〔注：含税吗？；含。〕"
+
+
 def test_a_cell_far_away_and_a_title_above_the_table(read):
     book = workbook([["二〇二四年报表"], ["名", "价"], ["竹", 3]])
     book.active["XFD1048576"] = "远"
@@ -252,3 +288,15 @@ def test_slides(read):
         ("text", "讲稿", 1),
     ]
     assert [page.state for page in document.pages] == ["text", "blank", "unread"]
+
+
+def test_comments_on_slides_and_their_replies_are_counted(read):
+    made = pptx.Presentation()
+    made.slides.add_slide(made.slide_layouts[5]).shapes.title.text = "题"
+    content, name = saved(made), "ppt/slides/_rels/slide1.xml.rels"
+    kind = "http://schemas.microsoft.com/office/2018/10/relationships/comments"
+    more = f'<Relationship Id="c" Type="{kind}" Target="/ppt/comments.xml"/></Relationships>'
+    buffer = io.BytesIO(with_part(content, name, part(content, name).replace("</Relationships>", more)))
+    with zipfile.ZipFile(buffer, "a") as file:
+        file.writestr("ppt/comments.xml", "<cmLst><cm><replyLst><reply/></replyLst></cm></cmLst>")
+    assert read(buffer.getvalue(), "a.pptx").notes == ("left out: comments (2)",)

@@ -37,13 +37,10 @@ def read(source: Source, draft: Draft) -> None:
 
 def add_html(draft: Draft, data: bytes, name: str = "") -> None:
     """A whole page. `name`: its address, perhaps."""
-    from lxml import html
-
     text, notes = _decoded(data)
     for note in notes:
         draft.note(note)
-    text = _PROLOG.sub("", text, count=1).replace("\0", "")
-    root = html.document_fromstring(text or "<p></p>", parser=html.HTMLParser(remove_comments=True, remove_pis=True))
+    root = _parsed(_PROLOG.sub("", text, count=1).replace("\0", "") or "<p></p>", draft)
     title = " ".join((root.findtext(".//title") or "").split())
     _see_from(root, name)
     left_out: Counter[str] = Counter()
@@ -73,12 +70,21 @@ def _see_from(root: Any, name: str) -> None:
 
 def add_fragment(draft: Draft, text: str) -> None:
     """HTML that stands in a text of another kind."""
-    from lxml import html
-
-    root = html.document_fromstring(f"<div>{text}</div>", parser=html.HTMLParser(remove_comments=True, remove_pis=True))
+    root = _parsed(f"<div>{text}</div>", draft)
     write_formulas(root)
     _drop_unseen(root, Counter())
     add_blocks(draft, root)
+
+
+def _parsed(text: str, draft: Draft) -> Any:
+    """The root of a page. What is nested too deep the parser drops without an exception, and all that follows it."""
+    from lxml import html
+
+    parser = html.HTMLParser(remove_comments=True, remove_pis=True)
+    root = html.document_fromstring(text, parser=parser)
+    if any("depth" in error.message for error in parser.error_log):
+        draft.note("its elements are nested too deep, perhaps because many are never closed; what follows was not read")
+    return root
 
 
 def _decoded(data: bytes) -> tuple[str, tuple[str, ...]]:

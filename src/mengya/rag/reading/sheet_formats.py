@@ -1,13 +1,18 @@
 """Numbers as Excel shows them: dates of both epochs, Chinese formats, percents, currencies."""
 
+import math
+import operator
 import re
 from datetime import datetime, timedelta
+from decimal import ROUND_HALF_UP, Context, Decimal
+from fractions import Fraction
 from functools import lru_cache
 
 from mengya.rag.reading.numerals import numeral
 
 _BUILT_IN = {
     **{1: "0", 2: "0.00", 3: "#,##0", 4: "#,##0.00", 9: "0%", 10: "0.00%", 11: "0.00E+00"},
+    **{12: "# ?/?", 13: "# ??/??"},
     **{14: "yyyy-mm-dd", 15: "d-mmm-yy", 16: "d-mmm", 17: "mmm-yy", 18: "h:mm AM/PM", 19: "h:mm:ss AM/PM"},
     **{20: "h:mm", 21: "h:mm:ss", 22: "yyyy-mm-dd h:mm", 45: "mm:ss", 46: "[h]:mm:ss", 47: "mm:ss.0", 48: "##0.0E+0"},
     **{5: "#,##0", 6: "#,##0", 7: "#,##0.00", 8: "#,##0.00", **dict.fromkeys((37, 38, 41, 42), "#,##0")},
@@ -24,6 +29,18 @@ _TOKEN = re.compile(
     r"|(AM/PM|A/P|上午/下午)|(y+|m+|d+|h+|s+|e+(?![+-])|a{3,4})|(\.0+)|(.)",
     re.IGNORECASE | re.DOTALL,
 )
+_CONDITION = re.compile(r"\[(<=|>=|<>|<|>|=)(-?\d+(?:\.\d+)?)\]")
+_COMPARED = {
+    **{"<=": operator.le, ">=": operator.ge, "<>": operator.ne},
+    **{"<": operator.lt, ">": operator.gt, "=": operator.eq},
+}
+_FRACTION = re.compile(
+    r"(?:(?P<whole>[0#?]+)[ \ue000-\uf8ff]+)?[0#?]+ */ *(?:(?P<named>[1-9]\d{0,5})|(?P<below>[0#?]{1,5}))"
+)
+_LONGEST = 255
+"""Characters of a format, which Excel does not allow to be longer."""
+_DIGITS = Context(prec=500)
+"""More than a number of a hundred digits and ten percent signs in the longest format can have."""
 _MONTHS = "January February March April May June July August September October November December".split()
 _DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
@@ -35,14 +52,10 @@ def shown(text: str, number_format: int, code: str | None, from_1904: bool) -> s
     except ValueError:
         return text
     code = (code if code is not None else _BUILT_IN.get(number_format, "")).replace("G/通用格式", "General")
+    if not math.isfinite(number) or abs(number) > 1e100 or len(code) > _LONGEST or code.count("%") > 9:
+        return text
     sections = _sections(code)
-    section = sections[0]
-    if number < 0 and len(sections) > 1:
-        section, number = sections[1], -number
-        negative = "(" not in section and "-" not in section
-    else:
-        negative = False
-        section = sections[2] if number == 0 and len(sections) > 2 else section
+    section, number, negative = _chosen(number, sections)
     if _is_date(sections[0]):
         return _in_han(_date(number, sections[0], from_1904), sections[0]) if not negative else _general(text)
     result = _number(number, section)
@@ -64,6 +77,23 @@ def _in_han(shown: str, code: str) -> str:
         return numeral(int(found[1]), "ideographDigital" if digits else form) + (f".{part}" if part else "")
 
     return re.sub(r"(\d+)(?:\.(\d+))?", written, shown)
+
+
+def _chosen(number: float, sections: tuple[str, ...]) -> tuple[str, float, bool]:
+    """(the part of a format that is meant for a number, the number to be shown in it, whether a minus is added)"""
+    if any(map(_CONDITION.search, sections)):
+        fits = (one for i, one in enumerate(sections) if _holds(number, one, i, len(sections)))
+        return next(fits, "General"), number, False
+    if number < 0 and len(sections) > 1:
+        return sections[1], -number, "(" not in sections[1] and "-" not in sections[1]
+    return sections[2] if number == 0 and len(sections) > 2 else sections[0], number, False
+
+
+def _holds(number: float, section: str, index: int, count: int) -> bool:
+    """Whether a number is shown in a section: without a condition the second of three is for those below zero."""
+    if condition := _CONDITION.search(section):
+        return bool(_COMPARED[condition[1]](number, float(condition[2])))
+    return number < 0 if index == 1 and count > 2 else True
 
 
 @lru_cache(maxsize=256)
@@ -144,18 +174,20 @@ def _unit(moment: datetime, unit: str, noon: bool) -> str:
 
 
 def _number(number: float, code: str) -> str | None:
-    """None: the format says nothing of its own, or something rare, such as a fraction."""
+    """None: the format says nothing of its own, or something rare."""
     literal: list[str] = []
     plain = "".join(_mark(match, literal) for match in _TOKEN.finditer(code))
+    if part := _FRACTION.search(plain):
+        return _filled(plain[: part.start()] + _fraction(number, part) + plain[part.end() :], literal).strip()
     found = re.search(r"[0#?][0#?,.]*", plain)
     if "General" in plain:
         return _filled(plain, literal).replace("General", _general(repr(number)))
     spread = re.search(r"[0#?][0#?,]*(?:[^0#?,.%E]+[0#?][0#?,]*)+(?!\.)", plain)
-    if spread and "/" not in plain:
+    if spread:
         placed = _placed(number, spread[0])
         return _filled(plain[: spread.start()] + placed + plain[spread.end() :], literal).strip()
-    if not found or "/" in plain:
-        return _filled(plain, literal).strip() if literal and "@" not in plain and not found else None
+    if not found:
+        return _filled(plain, literal).strip() if literal and "@" not in plain else None
     digits = found[0]
     whole, _, fraction = digits.partition(".")
     scale = len(digits) - len(digits.rstrip(","))
@@ -165,7 +197,8 @@ def _number(number: float, code: str) -> str | None:
     if exponent:
         text = f"{number:.{len(fraction)}E}"
     else:
-        text = f"{number:{',' if ',' in whole.rstrip(',') else ''}.{len(fraction)}f}"
+        exact = Decimal(f"{number:.15g}").quantize(Decimal(1).scaleb(-len(fraction)), ROUND_HALF_UP, _DIGITS)
+        text = f"{exact:{',' if ',' in whole.rstrip(',') else ''}f}"
         for mark in reversed(fraction):  # a # shows no zero
             if mark != "#" or not text.endswith("0"):
                 break
@@ -173,8 +206,26 @@ def _number(number: float, code: str) -> str | None:
         text = text.rstrip(".") if fraction else text
         least = whole.count("0")
         text = ("-" if number < 0 else "") + text.lstrip("-").zfill(least)
+        if number == 0 and not least and not fraction and literal:
+            text = ""  # as "-"?? is a dash alone
     rest = plain[found.end() :].replace(exponent[0], "", 1) if exponent else plain[found.end() :]
     return _filled(plain[: found.start()] + text + rest, literal).strip()
+
+
+def _fraction(number: float, places: re.Match[str]) -> str:
+    """1 1/2, or 3/2 where the format has no place for what is whole; of a denominator that the format names, or of the
+    nearest one with as many digits as it has places."""
+    exact = Fraction(str(abs(number)))
+    if places["named"]:
+        below = int(places["named"])
+        above = round(exact * below)
+    else:
+        above, below = exact.limit_denominator(10 ** len(places["below"]) - 1).as_integer_ratio()
+    whole, above = divmod(above, below) if places["whole"] else (0, above)
+    parts = [str(whole)] * bool(places["whole"] and (whole or not above)) + [f"{above}/{below}"] * bool(
+        above or not places["whole"]
+    )
+    return "-" * (number < 0 and (whole or above) != 0) + " ".join(parts)
 
 
 def _placed(number: float, places: str) -> str:

@@ -136,11 +136,18 @@ class _Reader:
                 sheet.cells[number][column] = linked(text, link[1]) if link else text
 
     def _comments(self, part: str) -> Iterator[tuple[str, str]]:
-        """(cell, what somebody wrote beside it)."""
+        """(cell, what somebody wrote beside it). Of a thread the old form, too, stands in the file, under a notice."""
+        threads: dict[str, list[str]] = defaultdict(list)
+        for name in self._parts.related(part, "threadedComment"):
+            for comment in self._parts.xml(name).iter("{*}threadedComment"):
+                threads[attribute(comment, "ref")].append(_text_below(comment, "text"))
+        yield from ((place, one_line("；".join(filter(None, texts)))) for place, texts in threads.items())
         for name in self._parts.related(part, "comments"):
             for comment in self._parts.xml(name).iter("{*}comment"):
-                text = "".join(t.text or "" for t in comment.iter("{*}t")).strip()
-                if text.startswith("["):  # newer Excel tells older ones here that they cannot show what follows
+                if attribute(comment, "ref") in threads:
+                    continue
+                text = _text_below(comment, "t")
+                if text.startswith("["):  # a thread, in a file that another program has saved without it
                     text = text.rpartition("\n\n")[2].partition(":")[2] or text
                 yield attribute(comment, "ref"), one_line(text)
 
@@ -191,6 +198,10 @@ def _text(element: Any) -> str:
         "".join(_run(one) if tag(one) == "r" else one.text or "" for one in element if tag(one) in ("t", "r"))
     )
     return re.sub("_x([0-9A-Fa-f]{4})_", lambda match: chr(int(match[1], 16)), text)
+
+
+def _text_below(element: Any, name: str) -> str:
+    return "".join(one.text or "" for one in element.iter(f"{{*}}{name}")).strip()
 
 
 def _run(run: Any) -> str:

@@ -55,7 +55,7 @@ class _Slide:
                 if _placeholder(shape) == "body":
                     self._draft.text(text_of(child(shape, "txBody"), links), self._number)
         for comments in self._parts.related(self._name, "comments"):
-            self._left_out["comments"] += sum(1 for _ in self._parts.xml(comments).iter("{*}cm"))
+            self._left_out["comments"] += sum(1 for _ in self._parts.xml(comments).iter("{*}cm", "{*}reply"))
         found = len(self._draft.blocks) > before
         note = "hidden slide" if attribute(root, "show") in ("0", "false") else ""
         if self._pictures and not found:

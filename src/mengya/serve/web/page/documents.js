@@ -1,6 +1,7 @@
 // Files of the conversation and of knowledge bases: adding, progress, removing; and the passage that a citation opens.
 
 import { $, call, icon, make, notice, post } from "./calls.js";
+import { told } from "./told.js";
 import { say } from "./words.js";
 
 let most = 20e6; // bytes of a file
@@ -136,7 +137,7 @@ async function chips() {
     make("button", { class: "icon-button", label, on: async () => { await remove(); refreshFiles(); } }, icon("close")));
   $("chips").replaceChildren(
     ...found.files.map((file) => entry(file.name, pagesOf(file), say("remove", file.name), () => call("remove_file", place, file.name))),
-    ...found.jobs.map((job) => entry(job.name, job.error || progress(job), say("cancel_file", job.name), () => call("cancel_file", job.id), job.state === "error" ? "failed" : "busy")),
+    ...found.jobs.map((job) => entry(job.name, told(job.error) || progress(job), say("cancel_file", job.name), () => call("cancel_file", job.id), job.state === "error" ? "failed" : "busy")),
     ...comingTo(place).map(([name, control]) => entry(name, say("uploading"), say("cancel_file", name), () => control.abort(), "busy")),
     ...mine().map((picture) => {
       const chip = entry(picture.name, "", say("remove", picture.name), async () => { mine().splice(mine().indexOf(picture), 1); });
@@ -204,8 +205,8 @@ function listOf(place, found, pick) {
     make("div", { class: "name", text: name }), make("div", { class: "quiet", text: [about, ...notes].filter(Boolean).join(" · ") })),
     pick ? make("button", { class: "icon-button", label, on: async () => { await remove(); refreshFiles(); } }, icon("close")) : "");
   const list = make("ul", { class: "files" },
-    ...found.files.map((file) => entry(file.name, pagesOf(file), say("remove", file.name), () => call("remove_file", place, file.name), "", file.notes)),
-    ...found.jobs.map((job) => entry(job.name, job.error || progress(job), say("cancel_file", job.name), () => call("cancel_file", job.id), job.state === "error" ? "failed" : "busy")));
+    ...found.files.map((file) => entry(file.name, pagesOf(file), say("remove", file.name), () => call("remove_file", place, file.name), "", file.notes.map(told))),
+    ...found.jobs.map((job) => entry(job.name, told(job.error) || progress(job), say("cancel_file", job.name), () => call("cancel_file", job.id), job.state === "error" ? "failed" : "busy")));
   if (!list.children.length) list.append(make("li", { class: "quiet", text: say("no_files") }));
   return make("div", {}, list, pick ? make("button", { class: "plain-button", text: say("add_files"), on: pick }) : "");
 }

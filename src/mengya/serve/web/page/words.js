@@ -16,6 +16,7 @@ const WORDS = {
     done: "回答完毕", stopped: "已停止", failed: "出错了", nothing: "没有写出任何内容", none: "还没有会话", not_found: "没有找到",
     hello: "你好，想聊点什么？", more: (t) => `“${t}”的操作`, busy: "正在回答", tokens: (n) => `${n} 词元`,
     rate: (r) => `${r} 词元/秒`, prompt_tokens: (n) => `提示 ${n} 词元`, lost: "连接断了，正在重试……", gone: "这个会话已被删除。", offline: "连不上服务器，请稍后再试。",
+    http: (n) => (n === 413 ? "中间的代理服务器不让这么大的文件通过（HTTP 413）。" : `服务器或中间的代理没有正常回答（HTTP ${n}），请稍后再试。`),
     signed_out: "登录已失效。请重新载入页面并登录；没发出的文字会保留。", not_copied: "浏览器不允许复制，请选中文字后复制。",
     unreadable: (n) => `${n} 读不了：如果是文件夹，请选中其中的文件添加；如果文件移动过，请重新选择。`,
     documents: "资料", attach: "添加文件", files_here: "本会话的文件", bases: "资料库", base_name: "新资料库的名字", address: "网页地址 https://…", add_address: "添加", make: "新建",
@@ -48,6 +49,7 @@ const WORDS = {
     hello: "Hello! What shall we talk about?", more: (t) => `Actions for “${t}”`, busy: "answering",
     tokens: (n) => `${n} tokens`, rate: (r) => `${r} tokens/s`, prompt_tokens: (n) => `prompt ${n} tokens`,
     lost: "The connection is lost; trying again…", gone: "This chat was deleted.", offline: "The server cannot be reached; try again later.",
+    http: (n) => (n === 413 ? "A proxy in between lets nothing so large pass (HTTP 413)." : `The server, or a proxy in between, gave no proper answer (HTTP ${n}); try again later.`),
     signed_out: "You are signed out. Load the page anew and sign in; what you have not sent is kept.",
     not_copied: "The browser does not allow copying; select the text and copy it.",
     unreadable: (n) => `${n} cannot be read: of a folder, add the files in it; a file that was moved, choose anew.`,
@@ -72,6 +74,8 @@ const WORDS = {
 const saved = localStorage.getItem("language");
 const browser = (navigator.languages || [navigator.language]).find((l) => /^(zh|en)/i.test(l)) || "en";
 let language = saved in WORDS ? saved : browser.toLowerCase().startsWith("zh") ? "zh" : "en";
+
+export const inChinese = () => language === "zh";
 
 export const say = (name, ...values) => {
   const found = WORDS[language][name];

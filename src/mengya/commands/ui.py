@@ -88,8 +88,8 @@ def run(config: Config) -> None:
     keys = Keys.read(config.keys) if config.keys else None
     with contextlib.ExitStack() as stack:
         bound = stack.enter_context(listen(config.host, config.port))  # before models are loaded, which takes a while
-        users = Users(secret_of(data), keys)
         store = stack.enter_context(contextlib.closing(Store(data / "conversations.sqlite3")))
+        users = Users(secret_of(data), store, keys)
         shared = KnowledgeFolder(config.knowledge.resolve()) if config.knowledge else None
         retriever = config.finding.open(shared.bases() if shared else ())
         limits = Limits(file_bytes=round(config.max_file_mb * 1e6))

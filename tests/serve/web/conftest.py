@@ -46,7 +46,7 @@ class Page:
         limits = site.pop("limits", Limits(file_bytes=20_000_000))
         self.library = Library(folder / "documents", limits, **site.pop("library", {}))
         self.backend = backends[0]
-        users = Users(SECRET, site.pop("keys", None))
+        users = Users(SECRET, self.store, site.pop("keys", None))
         self.site = Site({b.name: b for b in backends}, self.store, self.answers, self.library, users, **site)
         self._bound: socket.socket = listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self._bound.getsockname()[1]}"

@@ -1,5 +1,6 @@
 """The application over HTTP: who may do what, and what it never hands out."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from mengya.serve.api.keys import Keys
+from mengya.serve.web.store import Store
 from mengya.serve.web.users import Guesses, Users, secret_of
 
 from ..api.scripted import Say, soon
@@ -276,12 +278,60 @@ def test_a_cookie_that_came_over_https_stays_there(page):
     assert "Secure" in cookie and "HttpOnly" in cookie
 
 
-def test_cookies_of_those_who_left_are_worth_nothing():
-    signed = Users(SECRET, keys())
-    assert signed.owner(signed.sign("user:amy")) == "user:amy"
-    assert signed.owner(signed.sign("user:eve")) is None and signed.owner(signed.sign("browser:x")) is None
-    assert Users(SECRET).owner(signed.sign("user:amy")) is None
-    assert Users(b"t" * 32, keys()).owner(signed.sign("user:amy")) is None
+@pytest.fixture
+def store(tmp_path):
+    with contextlib.closing(Store(tmp_path / "sessions.sqlite3")) as made:
+        yield made
+
+
+def test_cookies_of_those_who_left_are_worth_nothing(store):
+    signed = Users(SECRET, store, keys())
+    visitor = signed.visitor(signed.sign("user:amy"))
+    assert visitor and visitor.owner == "user:amy"
+    assert signed.visitor(signed.sign("user:eve")) is None and signed.visitor(signed.sign("browser:x")) is None
+    assert Users(SECRET, store).visitor(signed.sign("user:amy")) is None
+    assert Users(b"t" * 32, store, keys()).visitor(signed.sign("user:amy")) is None
+
+
+def test_a_session_ends_wherever_its_cookie_was_copied_and_others_go_on(serve):
+    """What was copied before signing out was good for a year."""
+    page = serve(keys=keys())
+    a, elsewhere = page.visitor(), page.visitor()
+    for visitor in (a, elsewhere):
+        visitor.post("/sign-in", data={"key": "amy-key"})
+    copied = [dict(a.cookies)]
+    a.get("/")  # the page is loaded anew, with another cookie of the same session
+    copied.append(dict(a.cookies))
+    view = a.talk("我的")
+    assert all(httpx.get(f"{page.url}/export/{view['id']}.md", cookies=each).status_code == 200 for each in copied)
+    a.post("/sign-out")
+    for each in copied:
+        assert httpx.get(f"{page.url}/export/{view['id']}.md", cookies=each).status_code == 401
+        assert 'name="key"' in httpx.get(page.url, cookies=each).text
+    assert elsewhere.call("open", view["id"]) == view
+    again = Users(SECRET, page.store, keys())  # the server is started anew
+    assert again.visitor(next(iter(copied[0].values()))) is None
+    assert again.visitor(next(iter(elsewhere.cookies.values()))) is not None
+    assert a.post("/sign-out").status_code == 303  # once more, in another tab
+
+
+def test_a_browser_from_before_there_were_sessions_keeps_its_conversations(page):
+    users = page.site.users
+    words = f"{b'browser:old'.hex()}.9999999999"
+    old = httpx.Cookies({users.cookie: f"{words}.{users._seal(words)}"})
+    renewed = httpx.get(page.url, cookies=old).cookies
+    assert users.visitor(renewed[users.cookie]).owner == "browser:old"
+
+
+def test_following_ends_with_the_session(serve):
+    page = serve(lambda request, choice: [Say("字", wait=0.02) for _ in range(1000)], keys=keys())
+    a = page.visitor()
+    a.post("/sign-in", data={"key": "amy-key"})
+    message = a.call("send", "", "", "写", {})["messages"][-1]["id"]
+    told = a.events(message)
+    assert next(told)["state"] == "answering"
+    assert a.post("/sign-out").status_code == 303
+    assert all(each["state"] == "answering" for each in told)  # to its end
 
 
 def test_the_secret_stays_and_is_private(tmp_path):

@@ -182,19 +182,69 @@ def test_an_upload_is_cancelled(browse, documents):
     ask(tab, "还在吗")
 
 
-def test_a_folder_that_is_dropped_is_said(browse, tmp_path):
-    """mattermost#10064, anything-llm#2188: it was taken for a lost connection, or nothing was said."""
-    (tmp_path / "资料夹").mkdir()
-    (tmp_path / "一.txt").write_text("食堂中午供应面条。", encoding="utf-8")
-    tab = browse()
-    names = [str(tmp_path / "资料夹"), str(tmp_path / "一.txt")]
+@pytest.fixture
+def folder(tmp_path):
+    """With more files than are told at a time, some of them in its depths."""
+    top = tmp_path / "资料夹"
+    for number in range(101):
+        path = top / f"第{number // 40}部分" / f"{number}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"食堂第{number}天供应面条。", encoding="utf-8")
+    (top / "深" / "更深").mkdir(parents=True)
+    (top / "深" / "更深" / "0.txt").write_text(
+        "员工每年休假二十八天。", encoding="utf-8"
+    )  # of a name that is there already
+    (top / ".git").mkdir()
+    (top / ".git" / "config").write_text("x")
+    (top / "安装.exe").write_bytes(b"MZ\x90")
+    return top
+
+
+def drop(tab, *paths):
     devtools = tab.context.new_cdp_session(tab)
     for kind in ("dragEnter", "dragOver", "drop"):
-        data = {"items": [], "files": names, "dragOperationsMask": 1}
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
         devtools.send("Input.dispatchDragEvent", {"type": kind, "x": 700, "y": 300, "data": data})
-    until(tab, "document.querySelectorAll('.chip').length === 1")
-    assert "资料夹 读不了" in tab.locator("#notice").inner_text()
-    assert "一.txt" in tab.locator(".chip").inner_text()
+
+
+def test_a_folder_is_read_to_its_depths(browse, page_server, folder, tmp_path, pictures):
+    """mattermost#10064, anything-llm#2188, chatbox#2675: nothing was said, or only what lies on top was added."""
+    (tmp_path / "一.txt").write_text("食堂中午供应面条。", encoding="utf-8")
+    tab = browse()
+    drop(tab, folder, tmp_path / "一.txt")
+    until(tab, "document.querySelector('#notice').innerText.includes('安装.exe')")
+    until(tab, "document.querySelector('#chips').innerText.includes('还有')")
+    pictures(tab, "folder-coming")
+    assert tab.locator("#title").inner_text() == "资料夹"
+    until(tab, "document.querySelector('#chips').innerText.includes('全部 103 个文件')")
+    until(tab, "!document.querySelector('.chip.busy')")
+    tab.click("#chips button:has-text('全部')")
+    until(tab, "document.querySelectorAll('#own-files li').length === 103")
+    names = tab.locator("#own-files .name").all_inner_texts()
+    assert {"资料夹/第0部分/0.txt", "资料夹/深/更深/0.txt", "资料夹/第2部分/100.txt", "一.txt"} <= {*names}
+    pictures(tab, "folder")
+    ask(tab, "员工每年休假多少天？")
+    assert tab.locator(".sources .source").inner_text() == "[1] 资料夹/深/更深/0.txt"
+
+
+def test_a_folder_is_chosen(browse, folder):
+    """dify PR 17026, anything-llm#3320."""
+    tab = browse()
+    chosen_base(tab, "制度")
+    tab.click(".base summary")
+    with tab.expect_file_chooser() as chooser:
+        tab.click(".base button:has-text('添加文件夹')")
+    chooser.value.set_files(folder / "深")
+    until(tab, "document.querySelectorAll('.base .files li:not(.busy):not(.quiet)').length === 1")
+    assert tab.locator(".base .files .name").inner_text() == "深/更深/0.txt"
+
+
+def test_an_empty_folder_is_said(browse, tmp_path):
+    (tmp_path / "空").mkdir()
+    tab = browse()
+    drop(tab, tmp_path / "空")
+    until(tab, "document.querySelector('#notice').innerText === '里面没有可以添加的文件。'")
+    assert tab.locator(".chip").count() == 0
 
 
 def test_pictures_that_a_model_does_not_see_are_said(browse, tmp_path):

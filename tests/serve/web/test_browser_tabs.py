@@ -161,3 +161,22 @@ def test_a_window_beside_this_one_has_written_on(browse):
     until(one, "document.querySelectorAll('.message').length === 4")
     ask(one, "丙")
     assert one.locator(".message").count() == 6 and one.locator(".versions").count() == 0
+
+
+def test_a_seventh_tab_opens_and_can_stop_its_answer(browse):
+    """freenet-core#5213, Chorus#521: with an answer in each of six, it was never loaded."""
+    first = browse()
+    tabs = [first, *(beside(first) for _ in range(6))]
+    for number, tab in enumerate(tabs):
+        tab.fill("#text", f"慢，第{number}个")
+        tab.press("#text", "Enter")
+        until(tab, "document.querySelector('.message.assistant .body')?.innerText.length > 2")
+    for tab in (tabs[-1], first):
+        length = len(last(tab))
+        until(tab, f"document.querySelector('.message.assistant .body').innerText.length > {length + 10}")
+        tab.press("#text", "Escape")
+        whole(tab)
+        assert set(last(tab)) == {"字"} and "已停止" in tab.locator(".state").inner_text()
+    for tab in tabs[1:-1]:
+        tab.press("#text", "Escape")
+        whole(tab)

@@ -11,12 +11,13 @@ SAFE = {
     "p", "strong", "em", "s", "code", "pre", "ul", "ol", "li", "blockquote", "hr", "br", "h2", "h3", "h4", "h5", "h6",
     "div", "span", "button", "table", "thead", "tbody", "tr", "th", "td", "math", "mrow", "mi", "mn", "mo", "mtext",
     "msup", "msub", "mfrac", "msqrt", "mspace", "mstyle", "mtable", "mtr", "mtd", "munderover", "msubsup", "munder",
-    "mover",
+    "mover", "mpadded",
 }  # fmt: skip
 ATTRIBUTES = {
     "class", "type", "tabindex", "role", "aria-label", "data-source", "xmlns", "display", "start", "stretchy", "fence",
     "form", "displaystyle", "scriptlevel", "mathvariant", "width", "movablelimits", "columnalign", "align", "accent",
-    "largeop", "separator", "linethickness", "rowspacing", "columnspacing", "minsize", "maxsize", "lspace", "rspace",
+    "largeop", "separator", "depth", "linethickness", "rowspacing", "columnspacing", "minsize",
+    "maxsize", "lspace", "rspace",
 }  # fmt: skip
 
 
@@ -66,6 +67,44 @@ def test_nothing_becomes_a_tag_or_an_address(text):
 def test_links_and_pictures_are_words_with_their_address():
     words = drawn("看[这里](https://host.test/a)和![图](https://host.test/b.png)，<https://host.test/c>").words
     assert words == "看这里 (https://host.test/a)和图 (https://host.test/b.png)，https://host.test/c\n"
+
+
+@pytest.mark.parametrize(
+    ("formula", "words"),
+    [
+        ("2H2 + O2 -> 2H2O", "2H2+O2⟶2H2O"), ("SO4^2- + Ba^2+ -> BaSO4 v", "SO42−+Ba2+⟶BaSO4↓"),
+        ("CaCO3 ->[\\Delta] CaO + CO2 ^", "CaCO3→ΔCaO+CO2↑"), ("[Fe(CN)6]^3-", "[Fe(CN)6]3−"),
+        ("N2 + 3H2 <=>[催化剂][高温] 2NH3", "N2+3H2⇌高温催化剂2NH3"), ("CuSO4.5H2O", "CuSO4·5H2O"),
+        ("^{227}_{90}Th+", "90227Th+"), ("MnO4- + 8H+ + 5e- -> Mn^2+", "MnO4−+8H++5e−⟶Mn2+"),
+        ("1/2O2(g)", "12O2(g)"), ("HC#CH, CH2=CH2", "HC≡CH,CH2=CH2"), ("C_nH_{2n+2}", "CnH2n+2"),
+    ],
+)  # fmt: skip
+def test_chemical_formulas_are_set(formula, words):
+    """Markpad#745, milkdown#1140: they were shown as they are written, or not at all."""
+    tags = drawn(rf"$\ce{{{formula}}}$")
+    assert "math" in tags.tags and "".join(tags.words.split()) == words
+
+
+@pytest.mark.parametrize("formula", [r"\ce{H2O", r"\ce{@}", r"\pu{5 m/s}", r"\ce{$x$}"])
+def test_chemistry_that_is_not_understood_is_shown_as_it_is_written(formula):
+    tags = drawn(rf"\({formula}\)")
+    assert "math" not in tags.tags and "code" in tags.tags and tags.words.strip() == formula
+
+
+def test_words_above_an_arrow_have_their_width():
+    made = "".join(blocks(r"$\xrightarrow[\text{高温}]{\text{催化剂}}$"))
+    assert "催化剂" in made and "width" not in made
+
+
+def test_one_upright_letter_is_upright():
+    assert "<mtext>d</mtext>" in "".join(blocks(r"$\frac{\mathrm{d}y}{\mathrm{d}x}$"))
+
+
+def test_numbers_and_signs_in_chemistry_stand_where_they_belong():
+    assert "<msubsup>" in (made := "".join(blocks(r"$\ce{SO4^2-}$")))
+    assert re.search(
+        r"<mtext>O</mtext>(?:</mrow>)?<mrow><mn>4</mn></mrow><mrow><mn>2</mn><mo>−</mo></mrow></msubsup>", made
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Two tabs on one conversation, and readers who come back: nothing is lost, nothing lands where it was not meant."""
 
+import itertools
 import threading
 import time
 
@@ -150,3 +151,17 @@ def test_the_end_of_a_branch_is_found_whatever_the_clock_says(tabs):
     one.call("send", view["id"], "", "别的", {})
     assert texts(one.call("choose", view["id"], first)) == ["一", "答：一", "二", "答：二"]
     assert time.time() - one.call("conversations", "")[0]["updated"] < 60
+
+
+def test_who_follows_many_answers_asks_again(serve):
+    """freenet-core#5213, Chorus#521: browsers have six connections to a server, and a seventh tab did not open."""
+    page = serve(lambda request, choice: [Say("字", wait=0.02) for _ in range(400)])
+    a = page.visitor()
+    answers = [a.call("send", "", "", f"写{n}", {})["messages"][-1]["id"] for n in range(5)]
+    following = [a.events(answer) for answer in answers[:3]]
+    assert all(next(told)["state"] == "answering" for told in following)
+    for answer in answers[3:]:
+        once = a.get(f"/answers/{answer}").text
+        assert once.count("data:") == 2 and '"answering"' in once and once.endswith("event: later\ndata: {}\n\n")
+    following.pop().close()
+    soon(lambda: len(list(itertools.islice(a.events(answers[3]), 2))) == 2, 10)  # as one of them has gone

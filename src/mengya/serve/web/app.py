@@ -13,6 +13,7 @@ import re
 import sqlite3
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ from mengya.serve.web import archive, pictures
 from mengya.serve.web.actions import Actions, place_of, shown_live, shown_saved
 from mengya.serve.web.answers import Answer, Answers
 from mengya.serve.web.backup import to_json
-from mengya.serve.web.gate import GRADIO, OWNER, Gate, log, refused
+from mengya.serve.web.gate import GRADIO, OWNER, SESSION, Gate, log, refused
 from mengya.serve.web.library import Library
 from mengya.serve.web.markdown import to_markdown
 from mengya.serve.web.store import Missing, Store, in_words, new_id
@@ -43,6 +44,8 @@ from mengya.serve.web.users import Guesses, Users
 PAGE = Path(__file__).parent / "page"
 _EVERY = 0.08
 """Seconds between two looks at an answer that is being written."""
+_FOLLOWED = 3
+"""Answers that an owner follows at a time."""
 _FORM = 10_000
 """Bytes of a form with a key."""
 _BACKUP = 2_000_000_000
@@ -128,8 +131,8 @@ def _pages(app: FastAPI, site: Site) -> None:
     users, guesses = site.users, Guesses()
     files = {path.name: path for path in PAGE.iterdir() if path.suffix in _TYPES}
 
-    def signed(request: Request, response: Response, owner: str) -> Response:
-        secure, value = request.url.scheme == "https", users.sign(owner)
+    def signed(request: Request, response: Response, owner: str, session: str = "") -> Response:
+        secure, value = request.url.scheme == "https", users.sign(owner, session)
         response.set_cookie(users.cookie, value, users.seconds, secure=secure, httponly=True, samesite="lax")
         return response
 
@@ -137,7 +140,7 @@ def _pages(app: FastAPI, site: Site) -> None:
     def page(request: Request) -> Response:
         owner = request.scope[OWNER] or users.newcomer()
         response = FileResponse(files["index.html" if owner else "sign-in.html"], headers={"Cache-Control": "no-store"})
-        return signed(request, response, owner) if owner else response
+        return signed(request, response, owner, request.scope[SESSION]) if owner else response
 
     @app.get("/page/{name}")
     def part(name: str) -> Response:
@@ -166,7 +169,11 @@ def _pages(app: FastAPI, site: Site) -> None:
         return signed(request, RedirectResponse("/", 303), owner)
 
     @app.post("/sign-out")
-    def sign_out() -> Response:
+    def sign_out(request: Request) -> Response:
+        try:
+            users.end(request.scope[SESSION])
+        except sqlite3.Error as error:
+            log.error("a session has ended only until the server is started anew: %s", in_words(error))
         response = RedirectResponse("/", 303)
         response.delete_cookie(users.cookie)
         return response
@@ -179,18 +186,36 @@ def _field(form: str, name: str) -> str:
 
 
 def _streams(app: FastAPI, site: Site) -> None:
+    following: Counter[str] = Counter()  # owner -> answers that they follow
+
     @app.get("/answers/{message}")
     async def follow(request: Request, message: str) -> Response:
-        events = _followed(site, request.scope[OWNER], message)
+        events = _followed(site, following, request.scope[OWNER], request.scope[SESSION], message)
         return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
 
-async def _followed(site: Site, owner: str, message: str) -> AsyncIterator[str]:
-    """An answer as it grows; the whole of one that has ended; or that it is gone."""
+async def _followed(site: Site, following: Counter[str], owner: str, session: str, message: str) -> AsyncIterator[str]:
+    """An answer as it grows; the whole of one that has ended; that it is gone; or, for who follows many, what there is
+    of it now, and to ask again later: browsers have six connections to a server for all tabs together."""
+    if following[owner] >= _FOLLOWED and (live := site.answers.get(owner, message)) and live.state == "answering":
+        yield _event(shown_live(live) | {"from": 0, "thought_from": 0})
+        yield "event: later\ndata: {}\n\n"
+        return
+    following[owner] += 1
+    try:
+        async for event in _events(site, owner, session, message):
+            yield event
+    finally:
+        following[owner] -= 1
+
+
+async def _events(site: Site, owner: str, session: str, message: str) -> AsyncIterator[str]:
     while True:
         live, last = site.answers.get(owner, message), None
         if live is not None:
             async for told in _growth(live):
+                if site.users.ended(session):
+                    return
                 if told is not None and told["state"] != "answering":
                     last = told
                 else:

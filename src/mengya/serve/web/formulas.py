@@ -5,6 +5,8 @@ import html
 import re
 from xml.etree.ElementTree import Element, tostring
 
+from mengya.serve.web.chemistry import with_chemistry
+
 LONGEST = 2_000
 """Characters of a formula that is set."""
 _ALIKE = {
@@ -17,6 +19,8 @@ _ENVIRONMENT = re.compile(r"\\(begin|end)\{(" + "|".join(map(re.escape, _ALIKE))
 _NUMBERED = re.compile(r"(\\begin\{align(?:ed)?at\*?\})\s*\{\d+\}")
 _WITHOUT = re.compile(r"\\(?:begin|end)\{equation\*?\}|\\(?:nonumber|notag|middle)(?![A-Za-z])|\\label\{[^{}]*\}")
 """What only a whole document has a use for, or the size of a bracket."""
+_UPRIGHT = re.compile(r"\\mathrm\s*\{([A-Za-z])\}")
+"""One letter, which the converter would slant."""
 _NUMBERS = re.compile(r"\\([NZQRC])(?![A-Za-z])")
 
 
@@ -37,7 +41,8 @@ def mathml(formula: str, display: bool) -> str:
 
 def _known(formula: str) -> str:
     """In words that the converter knows."""
-    plain = _WITHOUT.sub(" ", _NUMBERED.sub(r"\1", formula))
+    plain = _WITHOUT.sub(" ", _NUMBERED.sub(r"\1", with_chemistry(formula)))
+    plain = _UPRIGHT.sub(r"\\text{\1}", plain)
     plain = _ENVIRONMENT.sub(lambda found: f"\\{found[1]}{{{_ALIKE[found[2]]}}}", plain)
     return _NUMBERS.sub(r"\\mathbb{\1}", plain)
 
@@ -45,6 +50,8 @@ def _known(formula: str) -> str:
 def _clean(element: Element) -> None:
     """The converter writes characters as entities, and takes addresses and styles from formulas."""
     element.text = html.unescape(element.text) if element.text else None
+    if element.attrib.get("width", "").startswith("+"):  # more than its content, which browsers do not know any more
+        element.attrib.clear()
     for name in list(element.attrib):
         if name not in _ATTRIBUTES:
             del element.attrib[name]

@@ -18,16 +18,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mengya.serve.api.asgi import host_name, plain_method, replay, where
-from mengya.serve.web.users import Users
+from mengya.serve.web.users import Users, Visitor
 from mengya.text.json_text import parse_json, whole_characters
 
 log = logging.getLogger("mengya.web")
 OWNER = "mengya.owner"
 """Where the owner stands in the scope of a request."""
+SESSION = "mengya.session"
+"""And the session; "" where there is none."""
 GRADIO = "/gradio"
 CALL = f"{GRADIO}/gradio_api/run/"
 """And the name of an endpoint."""
-_OPEN = re.compile(r"/|/sign-in|/page/[a-z.-]+|/favicon\.ico")
+_OPEN = re.compile(r"/|/sign-in|/sign-out|/page/[a-z.-]+|/favicon\.ico")
 """Routes without an owner."""
 _BODY = 4_000_000
 """Bytes of a call."""
@@ -67,7 +69,9 @@ class Gate:
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        scope = dict(scope) | {OWNER: self._owner(scope), "method": plain_method(scope)}
+        visitor = self._visitor(scope)
+        owner, session = visitor or (None, "")
+        scope = dict(scope) | {OWNER: owner, SESSION: session, "method": plain_method(scope)}
         try:
             refusal = self._refusal(scope)
             if refusal is None and scope["path"].startswith(GRADIO):
@@ -83,14 +87,14 @@ class Gate:
                 raise
             await refused(500, "the server failed; its log says where")(scope, receive, sending)
 
-    def _owner(self, scope: Scope) -> str | None:
+    def _visitor(self, scope: Scope) -> Visitor | None:
         cookies: SimpleCookie = SimpleCookie()
         try:
             cookies.load(Headers(scope=scope).get("cookie", ""))
         except CookieError:
             return None
         found = cookies.get(self._users.cookie)
-        return self._users.owner(found.value) if found else None
+        return self._users.visitor(found.value) if found else None
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers, path = Headers(scope=scope), scope["path"]

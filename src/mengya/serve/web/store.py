@@ -42,6 +42,7 @@ CREATE TABLE IF NOT EXISTS pictures (
     id TEXT PRIMARY KEY, conversation TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
     name TEXT NOT NULL, data BLOB NOT NULL
 );
+CREATE TABLE IF NOT EXISTS ended (session TEXT PRIMARY KEY, at REAL NOT NULL);
 CREATE INDEX IF NOT EXISTS messages_conversation ON messages (conversation, created);
 """
 

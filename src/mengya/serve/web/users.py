@@ -7,9 +7,11 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from mengya.errors import UserError
 from mengya.serve.api.keys import Keys
+from mengya.serve.web.store import Store
 
 _GUESSES, _GUESSES_SECONDS = 10, 60
 """Wrong keys that one address may give in so many seconds."""
@@ -34,11 +36,19 @@ class Guesses:
         self._wrong.setdefault(address, []).append(self._clock())
 
 
+class Visitor(NamedTuple):
+    owner: str
+    session: str
+    """From signing in to signing out; "": a browser's from before there were sessions, which does not end."""
+
+
 class Users:
     """With keys, each name in their file is a user; without, each browser is one."""
 
-    def __init__(self, secret: bytes, keys: Keys | None = None):
-        self._secret, self._keys = secret, keys
+    def __init__(self, secret: bytes, store: Store, keys: Keys | None = None):
+        """`store`: for the sessions that have ended."""
+        self._secret, self._store, self._keys = secret, store, keys
+        self._ended = {row["session"] for row in store.read("SELECT session FROM ended")}
         self.cookie = f"mengya-{hashlib.sha256(b'cookie' + secret).hexdigest()[:8]}"
         """Its name: a browser sends the cookies of all ports of a machine to each of them."""
 
@@ -55,21 +65,37 @@ class Users:
         name = self._keys.name_of(f"Bearer {key}") if self._keys else None
         return None if name is None else f"user:{name}"
 
-    def sign(self, owner: str) -> str:
-        """The value of a cookie."""
-        words = f"{owner.encode().hex()}.{int(time.time()) + _DAYS * 86400}"
+    def sign(self, owner: str, session: str = "") -> str:
+        """The value of a cookie, of a session that goes on, or of a new one."""
+        until = int(time.time()) + _DAYS * 86400
+        words = f"{owner.encode().hex()}.{until}.{session or secrets.token_urlsafe(16)}"
         return f"{words}.{self._seal(words)}"
 
-    def owner(self, cookie: str | None) -> str | None:
-        """Whom a cookie names; None if it is not ours, too old, or of a user that is no more."""
+    def visitor(self, cookie: str | None) -> Visitor | None:
+        """Whom a cookie names; None if it is not ours, too old, of a user that is no more, or of a session that has
+        ended."""
         words, _, seal = (cookie or "").rpartition(".")
         if not hmac.compare_digest(self._seal(words).encode(), seal.encode("utf-8", "replace")):
             return None
-        name, _, until = words.partition(".")
+        name, until, *more = words.split(".")
+        session = more[0] if more else ""
         owner = bytes.fromhex(name).decode()
         kind, _, user = owner.partition(":")
-        known = self._keys.has(user) and kind == "user" if self._keys else kind == "browser"
-        return owner if known and int(until) > time.time() else None
+        known = self._keys.has(user) and kind == "user" and session if self._keys else kind == "browser"
+        return Visitor(owner, session) if known and int(until) > time.time() and not self.ended(session) else None
+
+    def end(self, session: str) -> None:
+        """No cookie of it is good any more, in whatever browser. sqlite3.Error: only until the server is started
+        anew."""
+        if not session:
+            return
+        self._ended.add(session)
+        with self._store.write() as db:
+            db.execute("DELETE FROM ended WHERE at < ?", (time.time() - self.seconds,))  # no cookie lives so long
+            db.execute("INSERT OR IGNORE INTO ended VALUES (?, ?)", (session, time.time()))
+
+    def ended(self, session: str) -> bool:
+        return session in self._ended
 
     @property
     def seconds(self) -> int:

@@ -1,5 +1,6 @@
 // Calls of the server's endpoints, and small tools for the page.
 
+import { told } from "./told.js";
 import { say } from "./words.js";
 
 export const $ = (id) => document.getElementById(id);
@@ -25,9 +26,9 @@ async function answerOf(response) {
     body = await response.json();
   } catch { /* not ours: a proxy's page */ }
   if (response.status === 401) throw new Refused(say("signed_out"));
-  const told = body.data ? body.data[0] : body;
-  if (!response.ok || told.error) throw new Refused(told.error || `HTTP ${response.status}`, told.missing);
-  return told.value;
+  const answer = body.data ? body.data[0] : body;
+  if (!response.ok || answer.error) throw new Refused(told(answer.error) || say("http", response.status), answer.missing);
+  return answer.value;
 }
 
 // The value, or a Refused that was shown already. A conversation that is missing is told to the page, too.

@@ -1,6 +1,8 @@
 // Files of the conversation and of knowledge bases: adding, progress, removing; and the passage that a citation opens.
 
 import { $, call, icon, make, notice, post } from "./calls.js";
+import { chosen as sorted, dropped, inFolder, nameOf as pathOf } from "./folders.js";
+import { told } from "./told.js";
 import { say } from "./words.js";
 
 let most = 20e6; // bytes of a file
@@ -10,6 +12,8 @@ const nameOf = (place) => place.slice(place.indexOf(":") + 1);
 let timer = 0;
 const pictures = {}; // conversation -> those that go with its next question: {id, name}
 const coming = new Map(); // files that are on their way -> {place, control: AbortController}
+const waiting = new Map(); // place -> files that go after those
+const AT_A_TIME = 2, AHEAD = 20; // files that are sent, and that the server has still to read before more are
 let uploads = Promise.resolve();
 export const uploaded = () => uploads; // a question that follows waits for its files
 
@@ -49,9 +53,8 @@ export function connectDocuments(given) {
     $("drop").classList.add("hidden");
     if (!files(event)) return;
     event.preventDefault();
-    const base = event.target.closest?.("[data-place]");
-    if (base) add(base.dataset.place, [...event.dataTransfer.files]);
-    else addHere([...event.dataTransfer.files]);
+    const place = event.target.closest?.("[data-place]")?.dataset.place, given = dropped(event.dataTransfer);
+    place ? add(place, given) : addHere(given);
   });
 }
 
@@ -72,8 +75,8 @@ function addHere(files) {
 async function takeHere(files) {
   const fit = await usable(files);
   if (!fit.length) return;
-  const conversation = hooks.conversation() || await hooks.begin(fit[0].name); // whichever is in sight when all are sent
-  const seen = hooks.sees() ? fit.filter((file) => file.type.startsWith("image/")) : [];
+  const conversation = hooks.conversation() || await hooks.begin(pathOf(fit[0]).split("/")[0]); // whichever is in sight when all are sent
+  const seen = hooks.sees() ? fit.filter((file) => file.type.startsWith("image/") && !inFolder(file)) : [];
   const place = `conversation:${conversation}`;
   for (const file of seen) {
     const going = sent(`/pictures?${new URLSearchParams({ conversation, name: file.name })}`, place, file);
@@ -90,19 +93,42 @@ export const clearPictures = (conversation) => delete pictures[conversation];
 
 const add = async (place, files) => upload(place, await usable(files));
 
-// Those that are not too large and can be read: a folder cannot, nor a file that was moved meanwhile.
-async function usable(files) {
+// Those that are not too large and can be read: a file that was moved meanwhile cannot.
+async function usable(given) {
+  const all = await given;
+  const { wanted: files, never, more } = sorted(all);
   const read = await Promise.allSettled(files.map((file) => file.slice(0, 1).arrayBuffer()));
-  const wrong = files.map((file, n) => (read[n].status === "rejected" ? say("unreadable", file.name) : file.size > most ? say("too_large", file.name, megabytes()) : ""));
-  if (wrong.some(Boolean)) notice(wrong.filter(Boolean).join(" "));
+  const wrong = files.map((file, n) => (read[n].status === "rejected" ? say("unreadable", pathOf(file)) : file.size > most ? say("too_large", pathOf(file), megabytes()) : ""));
+  if (more) wrong.push(say("too_many", files.length));
+  if (never.length) wrong.push(say("not_documents", never));
+  if (!files.length && !never.length) wrong.push(say("no_files_inside"));
+  const told = wrong.filter(Boolean);
+  if (told.length) notice(told.length > 5 ? `${told.slice(0, 5).join(" ")} …` : told.join(" "));
   return files.filter((_, n) => !wrong[n]);
 }
 
+// A few at a time: browsers have six connections to a server, and the server takes a hundred files at a time.
 async function upload(place, files) {
-  const going = files.map((file) => sent(`/files?${new URLSearchParams({ place, name: file.name })}`, place, file));
-  refreshFiles();
-  await Promise.allSettled(going);
+  const left = waiting.get(place) || [];
+  left.push(...files);
+  waiting.set(place, left);
+  const send = async () => {
+    for (let refused = 0; left.length && refused < 3;) {
+      if (files.length > AHEAD) await room(place);
+      const file = left.shift();
+      if (!file) break;
+      const going = sent(`/files?${new URLSearchParams({ place, name: pathOf(file) })}`, place, file);
+      refreshFiles();
+      await going.catch((error) => { refused += error.message ? 1 : 0; }); // why is shown
+    }
+  };
+  await Promise.allSettled(Array.from({ length: AT_A_TIME }, send));
+  if (left.length) notice(`${$("notice").textContent} ${say("left_files", left.splice(0).length)}`);
   await refreshFiles();
+}
+
+async function room(place) {
+  while ((await call("files", place)).jobs.filter((job) => job.state !== "error").length >= AHEAD) await new Promise((resolve) => setTimeout(resolve, 500));
 }
 
 async function sent(path, place, file) {
@@ -115,7 +141,7 @@ async function sent(path, place, file) {
   }
 }
 
-const comingTo = (place) => [...coming].filter(([, on]) => on.place === place).map(([file, { control }]) => [file.name, control]);
+const comingTo = (place) => [...coming].filter(([, on]) => on.place === place).map(([file, { control }]) => [pathOf(file), control]);
 
 // Everything that shows files; again as long as something is being read.
 export async function refreshFiles() {
@@ -125,6 +151,7 @@ export async function refreshFiles() {
   if (busy.some(Boolean)) timer = setTimeout(refreshFiles, 800);
 }
 
+const SHOWN = 8; // files of the conversation beside what is written; all are in the panel
 const reading = (found) => found.jobs.some((job) => job.state !== "error");
 const progress = (job) => (job.state === "waiting" ? say("waiting_file") : say("reading", job.done, job.pages));
 
@@ -135,9 +162,11 @@ async function chips() {
     make("span", { class: "name", text: name }), about ? make("span", { class: "quiet", text: about }) : "",
     make("button", { class: "icon-button", label, on: async () => { await remove(); refreshFiles(); } }, icon("close")));
   $("chips").replaceChildren(
-    ...found.files.map((file) => entry(file.name, pagesOf(file), say("remove", file.name), () => call("remove_file", place, file.name))),
-    ...found.jobs.map((job) => entry(job.name, job.error || progress(job), say("cancel_file", job.name), () => call("cancel_file", job.id), job.state === "error" ? "failed" : "busy")),
+    ...found.files.slice(0, SHOWN).map((file) => entry(file.name, pagesOf(file), say("remove", file.name), () => call("remove_file", place, file.name))),
+    ...(found.files.length > SHOWN ? [make("li", {}, make("button", { class: "plain-button chip", text: say("all_files", found.files.length), on: () => hooks.panel("library", true) }))] : []),
+    ...found.jobs.map((job) => entry(job.name, told(job.error) || progress(job), say("cancel_file", job.name), () => call("cancel_file", job.id), job.state === "error" ? "failed" : "busy")),
     ...comingTo(place).map(([name, control]) => entry(name, say("uploading"), say("cancel_file", name), () => control.abort(), "busy")),
+    ...(waiting.get(place)?.length ? [entry(say("more_files", waiting.get(place).length), "", say("cancel_rest"), () => waiting.get(place).splice(0), "busy")] : []),
     ...mine().map((picture) => {
       const chip = entry(picture.name, "", say("remove", picture.name), async () => { mine().splice(mine().indexOf(picture), 1); });
       chip.querySelector("svg").replaceWith(make("img", { src: `/pictures/${picture.id}`, alt: "" }));
@@ -161,7 +190,7 @@ export async function shelf() {
   let busy = false;
   for (const [id, place] of places) {
     const found = place ? await call("files", place) : { files: [], jobs: [] };
-    $(id).replaceChildren(listOf(place, found, () => addFrom(place ? (files) => add(place, files) : addHere)));
+    $(id).replaceChildren(listOf(place, found, (folder) => addFrom(place ? (files) => add(place, files) : addHere, folder)));
     if (place) $(id).dataset.place = place;
     else delete $(id).dataset.place;
     busy ||= reading(found);
@@ -187,14 +216,14 @@ async function base(place) {
     refreshFiles();
   } }, icon("close"));
   const more = make("details", { class: "place", "data-place": shared ? null : place }, make("summary", { text: `${name} (${found.files.length})` }),
-    listOf(place, found, shared ? null : () => addFrom((files) => { opened.add(place); add(place, files); })));
+    listOf(place, found, shared ? null : (folder) => addFrom((files) => { opened.add(place); add(place, files); }, folder)));
   more.open = opened.has(place);
   more.addEventListener("toggle", () => (more.open ? opened.add(place) : opened.delete(place)));
   return make("div", { class: "base" }, use, more, shared ? "" : sure);
 }
 
-function addFrom(take) {
-  const input = make("input", { type: "file", multiple: true });
+function addFrom(take, folder) {
+  const input = make("input", { type: "file", multiple: true, webkitdirectory: folder });
   input.addEventListener("change", () => take([...input.files]));
   input.click();
 }
@@ -204,10 +233,11 @@ function listOf(place, found, pick) {
     make("div", { class: "name", text: name }), make("div", { class: "quiet", text: [about, ...notes].filter(Boolean).join(" · ") })),
     pick ? make("button", { class: "icon-button", label, on: async () => { await remove(); refreshFiles(); } }, icon("close")) : "");
   const list = make("ul", { class: "files" },
-    ...found.files.map((file) => entry(file.name, pagesOf(file), say("remove", file.name), () => call("remove_file", place, file.name), "", file.notes)),
-    ...found.jobs.map((job) => entry(job.name, job.error || progress(job), say("cancel_file", job.name), () => call("cancel_file", job.id), job.state === "error" ? "failed" : "busy")));
+    ...found.files.map((file) => entry(file.name, pagesOf(file), say("remove", file.name), () => call("remove_file", place, file.name), "", file.notes.map(told))),
+    ...found.jobs.map((job) => entry(job.name, told(job.error) || progress(job), say("cancel_file", job.name), () => call("cancel_file", job.id), job.state === "error" ? "failed" : "busy")));
   if (!list.children.length) list.append(make("li", { class: "quiet", text: say("no_files") }));
-  return make("div", {}, list, pick ? make("button", { class: "plain-button", text: say("add_files"), on: pick }) : "");
+  const button = (name, folder) => make("button", { class: "plain-button", text: say(name), on: () => pick(folder) });
+  return make("div", {}, list, pick ? make("div", { class: "row" }, button("add_files", false), "webkitdirectory" in HTMLInputElement.prototype ? button("add_folder", true) : "") : "");
 }
 
 export async function openSource(conversation, message, number, from) {

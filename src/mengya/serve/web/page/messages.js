@@ -2,6 +2,7 @@
 
 import { $, call, copy, icon, make, notice } from "./calls.js";
 import { morph } from "./morph.js";
+import { told as inWords } from "./told.js";
 import { say } from "./words.js";
 
 let source = null; // of the answer that is followed
@@ -25,7 +26,7 @@ export const answering = () => followed;
 
 // Once, when it is whole: nobody wants to hear an answer grow.
 function announce(told) {
-  const how = told.info.error ? `${say("failed")} ${told.info.error}` : told.state === "stopped" ? say("stopped") : say("done");
+  const how = told.info.error ? `${say("failed")} ${inWords(told.info.error)}` : told.state === "stopped" ? say("stopped") : say("done");
   $("status").textContent = `${how} ${told.text.slice(0, 4000)}`;
 }
 
@@ -162,7 +163,7 @@ function grow(article, told) {
     } else body.append(block);
   }
   const thought = article.querySelector(".thought"), text = thought.querySelector(".thought-text");
-  if (!told.thought_from) text.textContent = told.thought;
+  if (!told.thought_from) morph(text, make("div", { class: "thought-text", dir: "auto", text: told.thought }));
   else if (told.thought) text.append(told.thought);
   thought.classList.toggle("hidden", !text.textContent && !told.thinking);
   thought.querySelector("summary").textContent = told.thinking ? say("thinking") : say("thought");
@@ -179,7 +180,7 @@ function state(told) {
   if (["quotation", "refusal"].includes(told.info.kind)) parts.push(make("p", { class: "quiet", text: say(told.info.kind) }));
   for (const name of ["absent", "unread", "unseen"]) if (told.info[name]) parts.push(make("p", { class: "quiet", text: say(name, told.info[name]) }));
   if (told.state === "stopped") parts.push(make("p", { class: "quiet", text: say("stopped") }));
-  if (told.info.error) parts.push(make("p", { class: "error" }, make("strong", { text: say("failed") }), ` ${told.info.error}`));
+  if (told.info.error) parts.push(make("p", { class: "error" }, make("strong", { text: say("failed") }), ` ${inWords(told.info.error)}`));
   else if (told.state === "done" && !told.blocks.length && !told.from && !told.thought) parts.push(make("p", { class: "quiet", text: say("nothing") }));
   return parts;
 }
@@ -235,6 +236,10 @@ function follow(view, id) {
       hooks.ended();
     }
     if (down && !selecting(box)) box.scrollTop = box.scrollHeight;
+  });
+  stream.addEventListener("later", () => { // other tabs follow enough answers already
+    stream.close();
+    setTimeout(() => { if (stream === source) follow(view, id); }, 1000);
   });
   stream.addEventListener("gone", () => {
     if (stream !== source) return;

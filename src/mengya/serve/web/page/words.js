@@ -16,8 +16,11 @@ const WORDS = {
     done: "回答完毕", stopped: "已停止", failed: "出错了", nothing: "没有写出任何内容", none: "还没有会话", not_found: "没有找到",
     hello: "你好，想聊点什么？", more: (t) => `“${t}”的操作`, busy: "正在回答", tokens: (n) => `${n} 词元`,
     rate: (r) => `${r} 词元/秒`, prompt_tokens: (n) => `提示 ${n} 词元`, lost: "连接断了，正在重试……", gone: "这个会话已被删除。", offline: "连不上服务器，请稍后再试。",
+    http: (n) => (n === 413 ? "中间的代理服务器不让这么大的文件通过（HTTP 413）。" : `服务器或中间的代理没有正常回答（HTTP ${n}），请稍后再试。`),
     signed_out: "登录已失效。请重新载入页面并登录；没发出的文字会保留。", not_copied: "浏览器不允许复制，请选中文字后复制。",
-    unreadable: (n) => `${n} 读不了：如果是文件夹，请选中其中的文件添加；如果文件移动过，请重新选择。`,
+    unreadable: (n) => `${n} 读不了；如果文件移动过，请重新选择。`, add_folder: "添加文件夹",
+    too_many: (n) => `文件太多，只添加前 ${n} 个。`, not_documents: (names) => `没有添加不是资料的 ${names.length} 个文件：${names.slice(0, 3).join("、")}${names.length > 3 ? "……" : ""}`,
+    no_files_inside: "里面没有可以添加的文件。", left_files: (n) => `还有 ${n} 个文件没有添加。`, more_files: (n) => `还有 ${n} 个文件`, cancel_rest: "取消其余文件", all_files: (n) => `全部 ${n} 个文件`,
     documents: "资料", attach: "添加文件", files_here: "本会话的文件", bases: "资料库", base_name: "新资料库的名字", address: "网页地址 https://…", add_address: "添加", make: "新建",
     documents_hint: (mb) => `PDF、Word、PowerPoint、Excel、网页、Markdown、文本和图片，每个不超过 ${mb} MB。文件只存在这台服务器上。`,
     add_files: "添加文件", use_base: (n) => `回答时使用资料库“${n}”`, remove: (n) => `移除 ${n}`, remove_base: (n) => `删除资料库“${n}”`,
@@ -48,9 +51,12 @@ const WORDS = {
     hello: "Hello! What shall we talk about?", more: (t) => `Actions for “${t}”`, busy: "answering",
     tokens: (n) => `${n} tokens`, rate: (r) => `${r} tokens/s`, prompt_tokens: (n) => `prompt ${n} tokens`,
     lost: "The connection is lost; trying again…", gone: "This chat was deleted.", offline: "The server cannot be reached; try again later.",
+    http: (n) => (n === 413 ? "A proxy in between lets nothing so large pass (HTTP 413)." : `The server, or a proxy in between, gave no proper answer (HTTP ${n}); try again later.`),
     signed_out: "You are signed out. Load the page anew and sign in; what you have not sent is kept.",
     not_copied: "The browser does not allow copying; select the text and copy it.",
-    unreadable: (n) => `${n} cannot be read: of a folder, add the files in it; a file that was moved, choose anew.`,
+    unreadable: (n) => `${n} cannot be read; if it was moved, choose it anew.`, add_folder: "Add a folder",
+    too_many: (n) => `These are too many files; the first ${n} are added.`, not_documents: (names) => `${names.length} files that are no documents were not added: ${names.slice(0, 3).join(", ")}${names.length > 3 ? "…" : ""}`,
+    no_files_inside: "There is no file in it that can be added.", left_files: (n) => `${n} more files were not added.`, more_files: (n) => `${n} more files`, cancel_rest: "Cancel the other files", all_files: (n) => `All ${n} files`,
     documents: "Documents", attach: "Add files", files_here: "Files of this chat", bases: "Knowledge bases",
     base_name: "Name of a new base", address: "Web address https://…", add_address: "Add", make: "Create",
     documents_hint: (mb) => `PDF, Word, PowerPoint, Excel, web pages, Markdown, text and pictures, up to ${mb} MB each. They stay on this server.`,
@@ -72,6 +78,8 @@ const WORDS = {
 const saved = localStorage.getItem("language");
 const browser = (navigator.languages || [navigator.language]).find((l) => /^(zh|en)/i.test(l)) || "en";
 let language = saved in WORDS ? saved : browser.toLowerCase().startsWith("zh") ? "zh" : "en";
+
+export const inChinese = () => language === "zh";
 
 export const say = (name, ...values) => {
   const found = WORDS[language][name];

@@ -33,8 +33,9 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "no norm of queries and keys": ("pretrain.model.qk_norm=false",),
     "no replay": (),  # two lines of the recipe are left out
     "replay of 0.3": ("sft.replay_share=0.3",),
-    "half the pretraining, more fine-tuning": ("pretrain.steps=180", "sft.steps=600"),
-    "steps of 4,096 tokens, half as many": (*_both("batch_tokens=4096"), "pretrain.steps=180", "sft.steps=200"),
+    "half the pretraining, more fine-tuning": ("pretrain.steps=45", "sft.steps=290"),
+    "steps of 2,048 tokens, twice as many": (*_both("batch_tokens=2048"), "pretrain.steps=180", "sft.steps=520"),
+    "six layers": ("pretrain.model.num_hidden_layers=6",),
 }
 """Overrides of the recipe."""
 SHOWN = ("facts", "addition", "unknown", "identity", "first")

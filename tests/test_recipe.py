@@ -301,6 +301,12 @@ def test_a_recipe_that_cannot_be_read(tmp_path, content, message):
         load_recipe(path, [])
 
 
+def test_a_link_to_itself_is_no_recipe(tmp_path):
+    (tmp_path / "r.toml").symlink_to(tmp_path / "r.toml")
+    with pytest.raises(UserError, match="there is no recipe"):
+        load_recipe(tmp_path / "r.toml", [])
+
+
 def test_a_folder_is_no_recipe(tmp_path):
     with pytest.raises(UserError, match=r"is a folder; give the path of a \.toml file"):
         load_recipe(tmp_path, [])

@@ -1,5 +1,6 @@
 """The tables of a recipe: its TOML file laid over its base, and overrides from the command line laid over both."""
 
+import os
 import re
 import tomllib
 from collections.abc import Callable
@@ -18,8 +19,9 @@ def read_tables(path: Path, above: tuple[Path, ...] = ()) -> dict:
     `above`: the recipes that have led here. UserError: a file that is missing or is not TOML; a base that leads back
     to a recipe above it.
     """
-    if path.resolve() in above:
-        circle = " -> ".join(p.name for p in (*above[above.index(path.resolve()) :], path))
+    place = Path(os.path.realpath(path))
+    if place in above:
+        circle = " -> ".join(p.name for p in (*above[above.index(place) :], path))
         raise UserError(f"{above[-1]}: its base leads back to itself ({circle}); remove one of these `base` keys")
     tables = _read_toml(path, above)
     base = tables.pop(BASE, None)
@@ -27,7 +29,7 @@ def read_tables(path: Path, above: tuple[Path, ...] = ()) -> dict:
         return tables
     if not isinstance(base, str) or not base:
         raise UserError(f'{path}: base={base!r} must be the path of a recipe, e.g. base = "../small.toml"')
-    return laid_over(read_tables(path.parent / Path(base).expanduser(), (*above, path.resolve())), tables)
+    return laid_over(read_tables(path.parent / Path(base).expanduser(), (*above, place)), tables)
 
 
 def _read_toml(path: Path, above: tuple[Path, ...]) -> dict:

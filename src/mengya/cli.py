@@ -108,13 +108,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _set_environment() -> None:
-    """What torch and OpenMP read when they are loaded, unless the user has set it."""
+    """What OpenMP reads when it is loaded, unless the user has set it."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPINS)
-    if capability := os.environ.get("ATEN_CPU_CAPABILITY"):
-        # torch takes what it compiled for other instructions, and computes nonsense with it (2.13).
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(cache, "mengya", f"compiled-{capability}"))
 
 
 def _machine_fault(error: Exception) -> str | None:

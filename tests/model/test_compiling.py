@@ -1,15 +1,21 @@
-"""What compiled code keeps for its backward pass."""
+"""What compiled code keeps for its backward pass, and where it is kept itself."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import mengya
 from mengya.model.compiling import compiled, recomputed
 from mengya.model.native.transformer import RMSNorm
 from mengya.runtime import compiler_missing
 
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 pytestmark = pytest.mark.skipif(compiler_missing("cpu") is not None, reason="no C++ compiler")
 
 
@@ -50,3 +56,22 @@ def test_gradients_are_those_of_what_is_kept():
     found = torch.autograd.grad(compiled(layer)(x), (x, weight))
     expected = torch.autograd.grad((x.tanh() @ weight).sin().sum(), (x, weight))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "torchinductor_*-*"), ({"ATEN_CPU_CAPABILITY": "avx2"}, "torchinductor_*-AVX2"), ({CACHE: "/d"}, "/d")],
+)
+def test_each_instruction_set_has_a_cache(given, found, tmp_path):
+    """What torch compiled for others writes behind the end of tensors."""
+    code = f"""import os
+from mengya.runtime import compiler_missing
+from mengya.model.compiling import compiled
+compiler_missing("cpu")
+compiled(len)
+print(os.environ[{CACHE!r}])"""
+    environment = {k: v for k, v in os.environ.items() if k not in (CACHE, "ATEN_CPU_CAPABILITY")} | given
+    environment |= {"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(mengya.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert Path(done.stdout.strip()).match(found)

@@ -1,5 +1,6 @@
 """torch.compile, imported only where something is compiled: its import takes two seconds, which no chat should wait."""
 
+import os
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
@@ -20,7 +21,15 @@ def decision(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def compiled(function: Callable[P, R], **options: Any) -> Callable[P, R]:
-    """`torch.compile(function, **options)`, which knows the decisions."""
+    """`torch.compile(function, **options)`, which knows the decisions, with a cache for each instruction set.
+
+    torch 2.13 takes what it compiled for AVX-512 from its cache where there is AVX2 alone (a machine that was moved, a
+    shared folder, ATEN_CPU_CAPABILITY), and the other way round, and then writes behind the end of tensors.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{default_cache_dir()}-{torch.backends.cpu.get_cpu_capability()}"
     for each in _decisions:
         torch.compiler.assume_constant_result(each)
     return torch.compile(function, **options)

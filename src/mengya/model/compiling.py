@@ -26,10 +26,11 @@ def compiled(function: Callable[P, R], **options: Any) -> Callable[P, R]:
     torch 2.13 takes what it compiled for AVX-512 from its cache where there is AVX2 alone (a machine that was moved, a
     shared folder, ATEN_CPU_CAPABILITY), and the other way round, and then writes behind the end of tensors.
     """
-    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{default_cache_dir()}-{torch.backends.cpu.get_cpu_capability()}"
+    default = default_cache_dir()
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR", default) == default:  # torch itself sets it
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{default}-{torch.backends.cpu.get_cpu_capability()}"
     for each in _decisions:
         torch.compiler.assume_constant_result(each)
     return torch.compile(function, **options)

@@ -239,6 +239,18 @@ def test_a_folder_is_chosen(browse, folder):
     assert tab.locator(".base .files .name").inner_text() == "深/更深/0.txt"
 
 
+def test_what_is_left_out_of_a_folder_does_not_count(browse, tmp_path):
+    """A project's .git and caches hold more files than are added at once, and come before its documents."""
+    for name, count in ((".git", 2100), ("b", 2100)):
+        (tmp_path / "项目" / name).mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / "项目" / name / f"{number}{'.pyc' if name == 'b' else ''}").touch()
+    (tmp_path / "项目" / "笔记.txt").write_text("食堂中午供应面条。", encoding="utf-8")
+    tab = browse()
+    drop(tab, tmp_path / "项目")
+    until(tab, "document.querySelector('.chip:not(.busy)')?.innerText.includes('笔记.txt')")
+
+
 def test_an_empty_folder_is_said(browse, tmp_path):
     (tmp_path / "空").mkdir()
     tab = browse()

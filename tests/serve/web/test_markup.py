@@ -107,6 +107,16 @@ def test_numbers_and_signs_in_chemistry_stand_where_they_belong():
     )
 
 
+@pytest.mark.parametrize("formula", ["Na+(aq)", "Na+, Cl-", "2Na+(aq) + CO3^2-(aq)"])
+def test_a_charge_is_raised(formula):
+    assert re.search(r">a</mi></mrow><mrow><mo>\+</mo></mrow></msup>", "".join(blocks(rf"$\ce{{{formula}}}$")))
+
+
+@pytest.mark.parametrize("formula", ["(CH3)2C=C(CH3)2", "CH3-(CH2)4-CH3", "NaCl+(NH4)2CO3"])
+def test_a_sign_before_a_group_is_not_a_charge(formula):
+    assert "<msup>" not in "".join(blocks(rf"$\ce{{{formula}}}$"))
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -207,6 +207,8 @@ async def _followed(site: Site, following: Counter[str], owner: str, session: st
             yield event
     finally:
         following[owner] -= 1
+        if not following[owner]:
+            del following[owner]
 
 
 async def _events(site: Site, owner: str, session: str, message: str) -> AsyncIterator[str]:

@@ -9,6 +9,7 @@ const NEVER = /\.(exe|dll|so|dylib|o|class|jar|pyc|zip|rar|7z|gz|xz|bz2|tar|iso|
 // "folder/part/file.txt", or the name alone of a file that lies in none.
 export const nameOf = (file) => names.get(file) || file.webkitRelativePath || file.name;
 export const inFolder = (file) => nameOf(file) !== file.name;
+const isLeft = (path) => path.includes("/") && LEFT.test(path);
 
 // Of a drop; what is dropped is known only while the event lasts, so it is asked for at once.
 export function dropped(transfer) {
@@ -17,12 +18,19 @@ export function dropped(transfer) {
   return below(entries);
 }
 
+// What is left out is not looked into, and does not count: a project's .git may hold more than its documents.
 async function below(entries) {
   const found = [], left = [...entries];
-  while (left.length && found.length <= MOST) {
+  let wanted = 0;
+  while (left.length && wanted <= MOST) {
     const entry = left.shift();
+    if (isLeft(entry.fullPath.replace(/^\//, "") + (entry.isDirectory ? "/" : ""))) continue;
     if (entry.isDirectory) left.unshift(...await listed(entry));
-    else found.push(await fileOf(entry));
+    else {
+      const file = await fileOf(entry);
+      found.push(file);
+      if (!NEVER.test(file.name)) wanted++;
+    }
   }
   return found;
 }
@@ -53,7 +61,7 @@ function unreadable(path) {
 
 // {wanted, never: names of what is left out because nothing reads it, more: whether there were too many}
 export function chosen(files) {
-  const seen = files.filter((file) => !(inFolder(file) && LEFT.test(nameOf(file))));
+  const seen = files.filter((file) => !isLeft(nameOf(file)));
   const never = seen.filter((file) => inFolder(file) && NEVER.test(file.name));
   const wanted = seen.filter((file) => !never.includes(file));
   return { wanted: wanted.slice(0, MOST), never: never.map(nameOf), more: wanted.length > MOST };

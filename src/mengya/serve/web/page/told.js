@@ -106,6 +106,7 @@ const CHINESE = {
   "its reader gave too much text; split the file": "读出的文字太多，请拆分文件",
   "reading it needs more than {} MB of memory; split the file": "读取需要超过 {0} MB 内存，请拆分文件",
   "it cannot be read and may be damaged ({}); open it and save it again": "读不了，可能已损坏（{0}），请打开后另存",
+  "its elements are nested too deep, perhaps because many are never closed; what follows was not read": "网页的元素嵌套太深，可能有很多没有闭合；后面的内容没有读取",
   "{} files need the library {}; pip install 'mengya[documents]'": "读 {0} 文件需要安装 {1}：pip install 'mengya[documents]'",
   "it is encrypted; open it with its password and save it without": "文件已加密，请用密码打开，另存为不加密的文件",
   "this is binary data, neither text nor a format that is read here; convert it to PDF or text: {}": "这是二进制数据，既不是文字，也不是能读的格式，请转换为 PDF 或文本。{0!}",

@@ -137,7 +137,10 @@ def _turns_of(item: Fields, reasoning: bool, roles: tuple[str, ...]) -> list[Tur
 
 def _is_thought(item: Fields) -> bool:
     """Whether a message is a thought, as gpt-oss has it in a message of its own."""
-    return "channel" in item and item.peek("channel") == "analysis" and item.get("channel") == "analysis"
+    thought = "channel" in item and item.peek("channel") == "analysis"
+    if thought:
+        item.get("channel")  # so that it counts as read
+    return thought
 
 
 def _tool_turns(name: str | None, item: Fields, said: Any) -> list[Turn]:

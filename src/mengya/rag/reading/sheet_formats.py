@@ -221,11 +221,13 @@ def _fraction(number: float, places: re.Match[str]) -> str:
         above = round(exact * below)
     else:
         above, below = exact.limit_denominator(10 ** len(places["below"]) - 1).as_integer_ratio()
-    whole, above = divmod(above, below) if places["whole"] else (0, above)
-    parts = [str(whole)] * bool(places["whole"] and (whole or not above)) + [f"{above}/{below}"] * bool(
-        above or not places["whole"]
-    )
-    return "-" * (number < 0 and (whole or above) != 0) + " ".join(parts)
+    sign = "-" if number < 0 and above else ""
+    if not places["whole"]:
+        return f"{sign}{above}/{below}"
+    whole, above = divmod(above, below)
+    if not above:
+        return f"{sign}{whole}"
+    return f"{sign}{whole} {above}/{below}" if whole else f"{sign}{above}/{below}"
 
 
 def _placed(number: float, places: str) -> str:

@@ -24,8 +24,6 @@ _PART = re.compile(
     re.VERBOSE,
 )
 
-_STATE = re.compile(r"\((?:aq|s|l|g|cr)\)")
-
 
 def with_chemistry(formula: str) -> str:
     r"""With each \ce{…} in plain TeX. ValueError for one that is not understood."""
@@ -43,7 +41,8 @@ def _plain(text: str) -> str:
         if found is None or found.lastgroup is None:
             raise ValueError(text[at:])
         kind, at = next(name for name in _KINDS if found[name] is not None), found.end()
-        ends = at == len(text) or text[at] in " ])<^," or _STATE.match(text, at) is not None
+        following = _PART.match(text, at)
+        ends = at == len(text) or text[at] in " ])<^," or bool(following and following["state"])
         made.append(_part(kind, found, before, ends))
         before = before if kind == "mark" and before != "space" else "isotope" if kind == "mark" else kind
     return "".join(made)

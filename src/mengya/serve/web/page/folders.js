@@ -9,6 +9,7 @@ const NEVER = /\.(exe|dll|so|dylib|o|class|jar|pyc|zip|rar|7z|gz|xz|bz2|tar|iso|
 // "folder/part/file.txt", or the name alone of a file that lies in none.
 export const nameOf = (file) => names.get(file) || file.webkitRelativePath || file.name;
 export const inFolder = (file) => nameOf(file) !== file.name;
+const pathOf = (entry) => entry.fullPath.replace(/^\//, "");
 const isLeft = (path) => path.includes("/") && LEFT.test(path);
 
 // Of a drop; what is dropped is known only while the event lasts, so it is asked for at once.
@@ -24,7 +25,7 @@ async function below(entries) {
   let wanted = 0;
   while (left.length && wanted <= MOST) {
     const entry = left.shift();
-    if (isLeft(entry.fullPath.replace(/^\//, "") + (entry.isDirectory ? "/" : ""))) continue;
+    if (isLeft(pathOf(entry) + (entry.isDirectory ? "/" : ""))) continue;
     if (entry.isDirectory) left.unshift(...await listed(entry));
     else {
       const file = await fileOf(entry);
@@ -47,7 +48,7 @@ async function listed(folder) {
 }
 
 async function fileOf(entry) {
-  const path = entry.fullPath.replace(/^\//, "");
+  const path = pathOf(entry);
   const file = await new Promise((resolve) => entry.file(resolve, () => resolve(null))) || unreadable(path);
   if (path !== file.name) names.set(file, path);
   return file;

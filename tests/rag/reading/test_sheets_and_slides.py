@@ -137,6 +137,17 @@ def with_part(content: bytes, name: str, text: str) -> bytes:
     return buffer.getvalue()
 
 
+def with_relation(content: bytes, relations: str, kind: str, name: str, text: str) -> bytes:
+    """With one more part, which a part names by a relation of this kind."""
+    kind = f"http://schemas.microsoft.com/office/{kind}"
+    more = f'<Relationship Id="more" Type="{kind}" Target="/{name}"/></Relationships>'
+    named = part(content, relations).replace("</Relationships>", more)
+    buffer = io.BytesIO(with_part(content, relations, named))
+    with zipfile.ZipFile(buffer, "a") as file:
+        file.writestr(name, text)
+    return buffer.getvalue()
+
+
 def test_formulas_need_a_stored_result(read):
     content = saved(workbook([["和"], ["=1+2"], ["=2+3"]]))
     sheet = part(content, "xl/worksheets/sheet1.xml")
@@ -191,16 +202,11 @@ def test_threads_of_comments_are_read_without_the_notice(read):
     book = workbook([["名", "价"]])
     for cell in ("A1", "B1"):
         book.active[cell].comment = openpyxl.comments.Comment(notice if cell == "B1" else "平常", "甲")
-    content = saved(book)
-    relations = part(content, "xl/worksheets/_rels/sheet1.xml.rels")
-    kind = "http://schemas.microsoft.com/office/2017/10/relationships/threadedComment"
-    more = f'<Relationship Id="t" Type="{kind}" Target="/xl/threads.xml"/></Relationships>'
-    content = with_part(content, "xl/worksheets/_rels/sheet1.xml.rels", relations.replace("</Relationships>", more))
-    buffer = io.BytesIO(content)
     one = '<threadedComment ref="B1"><text>{}</text></threadedComment>'.format
-    with zipfile.ZipFile(buffer, "a") as file:
-        file.writestr("xl/threads.xml", f"<ThreadedComments>{one('含税吗？')}{one('含。')}</ThreadedComments>")
-    assert read(buffer.getvalue(), "a.xlsx").blocks[1].text == "名〔注：平常〕 | 价〔注：含税吗？；含。〕"
+    threads = f"<ThreadedComments>{one('含税吗？')}{one('含。')}</ThreadedComments>"
+    relations, kind = "xl/worksheets/_rels/sheet1.xml.rels", "2017/10/relationships/threadedComment"
+    content = with_relation(saved(book), relations, kind, "xl/threads.xml", threads)
+    assert read(content, "a.xlsx").blocks[1].text == "名〔注：平常〕 | 价〔注：含税吗？；含。〕"
 
 
 def test_a_cell_far_away_and_a_title_above_the_table(read):
@@ -293,10 +299,7 @@ def test_slides(read):
 def test_comments_on_slides_and_their_replies_are_counted(read):
     made = pptx.Presentation()
     made.slides.add_slide(made.slide_layouts[5]).shapes.title.text = "题"
-    content, name = saved(made), "ppt/slides/_rels/slide1.xml.rels"
-    kind = "http://schemas.microsoft.com/office/2018/10/relationships/comments"
-    more = f'<Relationship Id="c" Type="{kind}" Target="/ppt/comments.xml"/></Relationships>'
-    buffer = io.BytesIO(with_part(content, name, part(content, name).replace("</Relationships>", more)))
-    with zipfile.ZipFile(buffer, "a") as file:
-        file.writestr("ppt/comments.xml", "<cmLst><cm><replyLst><reply/></replyLst></cm></cmLst>")
-    assert read(buffer.getvalue(), "a.pptx").notes == ("left out: comments (2)",)
+    relations, kind = "ppt/slides/_rels/slide1.xml.rels", "2018/10/relationships/comments"
+    comments = "<cmLst><cm><replyLst><reply/></replyLst></cm></cmLst>"
+    content = with_relation(saved(made), relations, kind, "ppt/comments.xml", comments)
+    assert read(content, "a.pptx").notes == ("left out: comments (2)",)
